@@ -1,0 +1,155 @@
+"""The error tree. Every error of Emberbox names what happened, to which input, and what to do about it.
+
+    VmExecutionError
+    ├── ConfigError             a setting, role file or template is wrong
+    ├── ValidationFailed        the code or the request was refused before it ran
+    │   └── UnsupportedLanguage
+    ├── PolicyBlocked           a hook refused the code
+    ├── VmNotAvailable          no back end, no capacity, or the machine is gone
+    ├── VmConnectionError       the channel to a machine or a server broke
+    ├── ExecutionTimeout        a deadline of Emberbox itself passed
+    ├── ExecutionFailed         the machine could not carry out a request
+    │   └── GuestFileError      a file operation in the machine failed
+    ├── SessionNotFound         an unknown sandbox or context
+    ├── ImageError              a template could not be built or read
+    └── Internal                a defect of Emberbox
+
+`code` is stable and made for programs; `remediation` is one sentence for people. `retryable` is true only where the
+request certainly never ran, so that trying again is safe.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class VmExecutionError(Exception):
+    """Base of all errors that Emberbox raises on purpose.
+
+    Args:
+        message: what happened, naming the input.
+        remediation: what the caller can do; the class has a default.
+        retryable: the request never ran, so repeating it is safe.
+        details: facts for programs (numbers, names), JSON-compatible.
+    """
+
+    code: ClassVar[str] = "execution_error"
+    default_remediation: ClassVar[str] = "Look at the message; run `emberbox doctor` if the host may be the cause."
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remediation: str | None = None,
+        retryable: bool | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remediation = remediation if remediation is not None else self.default_remediation
+        self.retryable = self.default_retryable if retryable is None else retryable
+        self.details = details or {}
+
+    def __str__(self) -> str:
+        return self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        """The wire form: `{"code", "message", "remediation", "retryable", "details"}`."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "remediation": self.remediation,
+            "retryable": self.retryable,
+            "details": self.details,
+        }
+
+
+class ConfigError(VmExecutionError):
+    """A setting, a role file or a template file is wrong; the message names the key."""
+
+    code = "config_error"
+    default_remediation = "Correct the named key; `emberbox doctor` shows the settings in force."
+    default_retryable = True
+
+
+class ValidationFailed(VmExecutionError):
+    """The code or the request was refused before anything ran. `details["findings"]` lists every reason."""
+
+    code = "validation_failed"
+    default_remediation = "Correct the code at the named place, or switch the named rule off in the configuration."
+    default_retryable = True
+
+
+class UnsupportedLanguage(ValidationFailed):
+    """The language is unknown, or not allowed by the configuration."""
+
+    code = "unsupported_language"
+    default_remediation = "Use one of: python, javascript, bash, rust (or their aliases), and allow it in the settings."
+
+
+class PolicyBlocked(VmExecutionError):
+    """A hook refused the code, or nobody approved it in time. `details["hook"]` says which hook."""
+
+    code = "blocked_by_policy"
+    default_remediation = "Change the code, or change the policy that the message names."
+    default_retryable = True
+
+
+class VmNotAvailable(VmExecutionError):
+    """No usable back end, no capacity, or the machine that was asked for is gone."""
+
+    code = "vm_not_available"
+    default_remediation = "Run `emberbox doctor`: it says what is missing and how to install it."
+    default_retryable = True
+
+
+class VmConnectionError(VmExecutionError):
+    """The channel to the machine (or to the server) broke; whether the request ran is unknown."""
+
+    code = "connection_error"
+    default_remediation = "Create a new sandbox; the old machine was killed."
+
+
+class ExecutionTimeout(VmExecutionError):
+    """A deadline of Emberbox passed (start of a machine, answer of the guest). A time-out of user code is no error:
+    it is the `termination_reason` of the execution."""
+
+    code = "timeout"
+    default_remediation = "Try again with a longer time-out; a loaded host may need one."
+
+
+class ExecutionFailed(VmExecutionError):
+    """The machine could not carry out the request."""
+
+    code = "execution_failed"
+
+
+class GuestFileError(ExecutionFailed):
+    """A file operation inside the machine failed; `details["errno"]` has the name of the error, such as `ENOENT`."""
+
+    code = "file_error"
+    default_remediation = "Check the path; it is a path inside the sandbox, relative ones start in the work directory."
+
+
+class SessionNotFound(VmExecutionError):
+    """There is no such sandbox, context or command."""
+
+    code = "session_not_found"
+    default_remediation = "List what exists first; a context ends with its sandbox."
+    default_retryable = True
+
+
+class ImageError(VmExecutionError):
+    """A template could not be built, found or read."""
+
+    code = "image_error"
+    default_remediation = "Run `emberbox image build NAME` again; the message has the end of the build's own output."
+    default_retryable = True
+
+
+class Internal(VmExecutionError):
+    """A defect of Emberbox. Please report it with the message."""
+
+    code = "internal"
+    default_remediation = "Please report this with the message and the output of `emberbox doctor --json`."

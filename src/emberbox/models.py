@@ -1,0 +1,299 @@
+"""Wire and domain types. Everything that crosses a border (SDK, CLI, HTTP, files) is one of these.
+
+Units: `*_ms` are milliseconds, `*_mb` are MiB, `timeout*` without a suffix are seconds, offsets count characters.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Language = Literal["python", "javascript", "bash", "rust"]
+
+
+class Model(BaseModel):
+    """Base: unknown keys are an error that names the key."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class TerminationReason(StrEnum):
+    """Why an execution ended. Anything but `completed` and `output-truncated` means that the code was cut short or
+    could not get what it asked for."""
+
+    COMPLETED = "completed"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    PROCESSES = "processes"
+    DISK = "disk"
+    OUTPUT_TRUNCATED = "output-truncated"
+    KILLED = "killed"
+    CRASHED = "crashed"
+    INTERRUPTED = "interrupted"
+
+
+# --- configuration ------------------------------------------------------------------------------------------------
+
+
+class HistoryConfig(Model):
+    """What is recorded and when snapshots are taken (REFERENCE: HistoryConfig)."""
+
+    enabled: bool = True
+    snapshot_on_execution: bool = False
+    snapshot_on_failure: bool = True
+    auto_rollback_on_failure: bool = False
+    max_history_entries: int = Field(default=100, ge=1)
+    persist_history: bool = True
+    integration_mode: Literal["http", "direct"] = "http"
+
+
+class ResourceLimits(Model):
+    """The most that one execution may use."""
+
+    max_memory_mb: int = Field(default=2048, ge=64)
+    max_execution_time_seconds: int = Field(default=60, ge=1)
+
+
+class SecuritySettings(Model):
+    dangerous_patterns_check: bool = True
+    resource_limits: ResourceLimits = ResourceLimits()
+
+
+class VmExecutionConfig(Model):
+    """Settings of code execution, as they stand in a role file or under `[vm_execution]` of emberbox.toml."""
+
+    enabled: bool = False
+    api_base_url: str = "http://localhost:8080"
+    vm_pool_size: int = Field(default=1, ge=0)
+    default_vm_type: str = "default"
+    execution_timeout_ms: int = Field(default=30_000, ge=1)
+    allowed_languages: list[Language] = Field(default_factory=lambda: ["python", "javascript", "bash", "rust"])
+    auto_provision: bool = True
+    code_validation: bool = True
+    max_code_length: int = Field(default=10_000, ge=1, description="characters")
+    disabled_restrictions: list[str] = Field(default_factory=list, description="ids of language rules switched off")
+    history: HistoryConfig = HistoryConfig()
+    security_settings: SecuritySettings = SecuritySettings()
+
+
+class LanguageConfig(Model):
+    """One language: its names, its files and how its code runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Language
+    aliases: tuple[str, ...]
+    file_extension: str
+    run_command: tuple[str, ...]
+    timeout_multiplier: float = Field(default=1.0, gt=0)
+    restrictions: tuple[str, ...] = ()
+
+
+# --- extraction -----------------------------------------------------------------------------------------------------
+
+
+class CodeBlock(Model):
+    """A piece of code found in a text."""
+
+    language: str
+    code: str
+    execution_confidence: float = Field(ge=0, le=1)
+    start_pos: int = Field(ge=0)
+    end_pos: int = Field(ge=0)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ExecutionIntent(Model):
+    """How strongly a text asks for its code to be run."""
+
+    confidence: float = Field(ge=0, le=1)
+    trigger_keywords: list[str] = Field(default_factory=list)
+    context_clues: list[str] = Field(default_factory=list)
+    suggested_action: Literal["auto-execute", "ask", "show", "none"] = "none"
+
+
+class Finding(Model):
+    """One reason why a validation refused a piece of code. Lines and columns count from 1."""
+
+    rule: str
+    message: str
+    line: int = Field(ge=1)
+    column: int = Field(ge=1)
+    snippet: str = ""
+    remediation: str = ""
+
+
+# --- execution ------------------------------------------------------------------------------------------------------
+
+
+class Result(Model):
+    """A rich result: the last expression of a cell, a `display()` call, or a figure. Binary formats are base64."""
+
+    text: str | None = None
+    html: str | None = None
+    markdown: str | None = None
+    svg: str | None = None
+    png: str | None = None
+    jpeg: str | None = None
+    pdf: str | None = None
+    latex: str | None = None
+    # the name of the MIME type's own format, as the field's SDKs have it
+    json: Any = None  # type: ignore[assignment]
+    javascript: str | None = None
+    extra: dict[str, Any] = Field(default_factory=dict, description="other MIME types by name")
+    is_main_result: bool = False
+
+    def formats(self) -> list[str]:
+        """Names of the formats that this result has, in order of declaration."""
+        names = ("text", "html", "markdown", "svg", "png", "jpeg", "pdf", "latex", "json", "javascript")
+        return [n for n in names if getattr(self, n) is not None] + list(self.extra)
+
+
+class Logs(Model):
+    """What the code printed, in the order of arrival within each stream."""
+
+    stdout: list[str] = Field(default_factory=list)
+    stderr: list[str] = Field(default_factory=list)
+
+
+class ExecutionError(Model):
+    """An uncaught error of the user's code. `traceback` names lines of the user's code only."""
+
+    name: str
+    value: str
+    traceback: str = ""
+
+
+class Execution(Model):
+    """What one execution did."""
+
+    execution_id: str
+    sandbox_id: str
+    backend: str
+    language: Language
+    context_id: str | None = None
+    results: list[Result] = Field(default_factory=list)
+    logs: Logs = Field(default_factory=Logs)
+    error: ExecutionError | None = None
+    exit_code: int
+    termination_reason: TerminationReason = TerminationReason.COMPLETED
+    context_survived: bool = True
+    execution_count: int | None = None
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    results_truncated: bool = False
+    memory_peak_mb: float | None = None
+    duration_ms: float
+    started_at: datetime
+    completed_at: datetime
+
+    @property
+    def text(self) -> str | None:
+        """Text of the main result: what an interpreter would have printed for the last expression."""
+        return next((r.text for r in self.results if r.is_main_result), None)
+
+    @property
+    def stdout(self) -> str:
+        return "".join(self.logs.stdout)
+
+    @property
+    def stderr(self) -> str:
+        return "".join(self.logs.stderr)
+
+    @property
+    def succeeded(self) -> bool:
+        """Exit code 0, no error, and not cut short."""
+        return self.exit_code == 0 and self.error is None and self.termination_reason in _HARMLESS
+
+
+_HARMLESS = frozenset({TerminationReason.COMPLETED, TerminationReason.OUTPUT_TRUNCATED})
+
+
+class VmExecuteRequest(Model):
+    """A request to run one piece of code."""
+
+    agent_id: str = "local"
+    language: str
+    code: str
+    vm_id: str | None = None
+    requirements: list[str] = Field(default_factory=list, description="packages that the code needs")
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    working_dir: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class VmExecuteResponse(Model):
+    """The answer to a VmExecuteRequest."""
+
+    execution_id: str
+    vm_id: str
+    language: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration_ms: float
+    started_at: datetime
+    completed_at: datetime
+    error: str | None = None
+    backend: str
+    results: list[Result] = Field(default_factory=list)
+    termination_reason: TerminationReason = TerminationReason.COMPLETED
+    context_survived: bool = True
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    memory_peak_mb: float | None = None
+
+    @classmethod
+    def of(cls, run: Execution) -> VmExecuteResponse:
+        """The wire form of an Execution."""
+        error = None if run.error is None else f"{run.error.name}: {run.error.value}"
+        return cls(
+            execution_id=run.execution_id,
+            vm_id=run.sandbox_id,
+            language=run.language,
+            exit_code=run.exit_code,
+            stdout=run.stdout,
+            stderr=run.stderr,
+            duration_ms=run.duration_ms,
+            started_at=run.started_at,
+            completed_at=run.completed_at,
+            error=error,
+            backend=run.backend,
+            results=run.results,
+            termination_reason=run.termination_reason,
+            context_survived=run.context_survived,
+            stdout_truncated=run.stdout_truncated,
+            stderr_truncated=run.stderr_truncated,
+            memory_peak_mb=run.memory_peak_mb,
+        )
+
+
+class ParseExecuteRequest(Model):
+    """An LLM's answer, to be searched for code and run."""
+
+    agent_id: str = "local"
+    llm_response: str
+    auto_execute: bool = True
+    auto_execute_threshold: float = Field(default=0.7, ge=0, le=1)
+    vm_config: VmExecutionConfig | None = None
+
+
+class BlockError(Model):
+    """Why a block was not run (or its run failed before it began). `block` is the block's index in `code_blocks`."""
+
+    block: int | None = None
+    code: str
+    message: str
+    remediation: str = ""
+
+
+class ParseExecuteResponse(Model):
+    """What was found in an LLM's answer, what ran, and what was refused."""
+
+    code_blocks: list[CodeBlock] = Field(default_factory=list)
+    intent: ExecutionIntent
+    execution_results: list[VmExecuteResponse] = Field(default_factory=list)
+    errors: list[BlockError] = Field(default_factory=list)
