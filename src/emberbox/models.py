@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 Language = Literal["python", "javascript", "bash", "rust"]
 
@@ -129,8 +130,12 @@ class Finding(Model):
 # --- execution ------------------------------------------------------------------------------------------------------
 
 
-class Result(Model):
-    """A rich result: the last expression of a cell, a `display()` call, or a figure. Binary formats are base64."""
+@dataclass(config=ConfigDict(extra="forbid"))
+class Result:
+    """A rich result: the last expression of a cell, a `display()` call, or a figure. Binary formats are base64.
+
+    A dataclass, because a field named `json` would hide a method of pydantic's models. `extra` holds other MIME types.
+    """
 
     text: str | None = None
     html: str | None = None
@@ -140,10 +145,9 @@ class Result(Model):
     jpeg: str | None = None
     pdf: str | None = None
     latex: str | None = None
-    # the name of the MIME type's own format, as the field's SDKs have it
-    json: Any = None  # type: ignore[assignment]
+    json: Any = None
     javascript: str | None = None
-    extra: dict[str, Any] = Field(default_factory=dict, description="other MIME types by name")
+    extra: dict[str, Any] = Field(default_factory=dict)
     is_main_result: bool = False
 
     def formats(self) -> list[str]:
