@@ -63,6 +63,21 @@ class SecuritySettings(Model):
     resource_limits: ResourceLimits = ResourceLimits()
 
 
+class MachineLimits(Model):
+    """What one machine may use of the host. Disk is memory here: work directory and /tmp are size-limited and in RAM
+    on gVisor, so that `memory_mb` bounds them too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    memory_mb: int = Field(default=2048, ge=128, le=1 << 20)
+    vcpus: float = Field(default=2.0, ge=0.1, le=256)
+    processes: int = Field(default=256, ge=16, le=32768, description="processes and threads of user code")
+    open_files: int = Field(default=1024, ge=64, le=1 << 20)
+    disk_mb: int = Field(default=1024, ge=8, le=1 << 20, description="home and work directory")
+    tmp_mb: int = Field(default=256, ge=8, le=1 << 20, description="/tmp")
+    output_bytes: int = Field(default=1 << 20, ge=1024, le=64 << 20, description="per stream and execution")
+
+
 class VmExecutionConfig(Model):
     """Settings of code execution, as they stand in a role file or under `[vm_execution]` of emberbox.toml."""
 

@@ -1,0 +1,111 @@
+"""Settings: defaults, then a TOML file, then `EMBERBOX_*` variables, then arguments; the later one wins.
+
+The file is `--config FILE`, or `$EMBERBOX_CONFIG`, or `emberbox.toml` in the current directory, or
+`~/.config/emberbox/emberbox.toml`. A nested key in a variable is written with two underscores:
+`EMBERBOX_VM_EXECUTION__MAX_CODE_LENGTH=20000`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from emberbox.errors import ConfigError
+from emberbox.models import VmExecutionConfig
+
+Backend = Literal["auto", "gvisor"]
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/emberbox`, or `~/.cache/emberbox`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "emberbox"
+
+
+def default_run_dir() -> Path:
+    """Where machines keep sockets and state while they run: `/run/emberbox` for root, else under `$XDG_RUNTIME_DIR`
+    or `/tmp`. Short, because the path of a Unix socket ends at 107 bytes (unix(7))."""
+    if os.getuid() == 0:
+        return Path("/run/emberbox")
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "emberbox" if base else Path(f"/tmp/emberbox-{os.getuid()}")  # noqa: S108 (checked at use)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(env_prefix="EMBERBOX_", env_nested_delimiter="__", extra="forbid")
+
+    backend: Backend = Field(default="auto", description="which isolation to use; auto picks the best that works")
+    cache_dir: Path = Field(default_factory=default_cache_dir, description="images and downloads")
+    run_dir: Path = Field(default_factory=default_run_dir, description="state of running machines")
+    templates_dir: Path | None = Field(default=None, description="folder with own template files (NAME.toml)")
+    debian_mirror: str | None = Field(
+        default=None, pattern=r"^(https?|file|copy):", description="mirror to build images from, instead of the default"
+    )
+    runsc: Path | None = Field(default=None, description="the runsc program to use instead of the one found")
+    boot_timeout_seconds: float = Field(default=60.0, gt=0, description="deadline for the start of a machine")
+    auto_execute_threshold: float = Field(default=0.7, ge=0, le=1, description="confidence from which blocks run")
+    max_input_bytes: int = Field(default=16 << 20, ge=1024, description="longest answer that is read")
+    vm_execution: VmExecutionConfig = VmExecutionConfig(enabled=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over variables over the file; no .env files (they belong to the program that embeds us)."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _FileSource(cls)
+
+
+class _FileSource(PydanticBaseSettingsSource):
+    """The TOML file as the weakest source."""
+
+    def __call__(self) -> dict[str, Any]:
+        path = _config_path()
+        if path is None:
+            return {}
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as exc:
+            raise ConfigError(f"Cannot read the configuration file {path}: {exc.strerror}.") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path} is not valid TOML: {exc}.") from exc
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: the file is read as a whole. The base class wants it."""
+        del field
+        return None, field_name, False
+
+
+def _config_path() -> Path | None:
+    named = os.environ.get("EMBERBOX_CONFIG")
+    if named:
+        return Path(named)
+    for path in (Path("emberbox.toml"), Path.home() / ".config/emberbox/emberbox.toml"):
+        if path.is_file():
+            return path
+    return None
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """The settings in force; `arguments` that are not None win.
+
+    Raises:
+        ConfigError: a wrong key or value; the message names every one.
+    """
+    try:
+        return Settings(**{key: value for key, value in arguments.items() if value is not None})
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in exc.errors())
+        raise ConfigError(f"Wrong settings: {problems}.") from exc

@@ -1,0 +1,243 @@
+"""One control group per machine, on cgroup v1, v2, or none at all.
+
+A machine's processes join before their exec (the spawner writes `0` into the files of `MachineGroup.join`). Where no
+group can be made, the caller watches the memory of the processes itself and says so in `emberbox doctor`.
+
+Formats: cgroups(7), Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst of the Linux kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emberbox.models import MachineLimits
+
+GROUP = "emberbox"
+_V2_CONTROLLERS = "+memory +cpu +pids"
+_PERIOD_US = 100_000
+_HOST_PROCESSES_PER_MACHINE = 4096
+"""gVisor's own threads count as well; the limit on user code is set in the guest, this one only stops a runaway."""
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupRoot:
+    """Where groups of machines are made: per controller a directory (v2: the same for all)."""
+
+    version: Literal["v1", "v2"]
+    directories: Mapping[str, Path]
+
+    def group(self, name: str) -> MachineGroup:
+        """The group of that name, whether it exists or not."""
+        return MachineGroup(self.version, {controller: base / name for controller, base in self.directories.items()})
+
+    def names(self, prefix: str) -> set[str]:
+        """Names of existing groups that begin with `prefix`."""
+        return {path.name for base in self.directories.values() if base.is_dir() for path in base.glob(f"{prefix}*")}
+
+    def remove_if_empty(self) -> None:
+        """Remove the directory that holds all groups, if nobody uses it."""
+        for base in set(self.directories.values()):
+            with contextlib.suppress(OSError):
+                base.rmdir()
+
+    def create(self, name: str, limits: MachineLimits) -> MachineGroup:
+        """Make the group of a machine and set its limits.
+
+        Raises:
+            OSError: the kernel refused; nothing is left behind.
+        """
+        group = self.group(name)
+        try:
+            for path in group.directories:
+                path.parent.mkdir(exist_ok=True)
+                if self.version == "v2":
+                    (path.parent / "cgroup.subtree_control").write_text(_V2_CONTROLLERS)
+                path.mkdir()
+            group.set_limits(limits)
+        except OSError:
+            group.remove(deadline=1.0)
+            raise
+        return group
+
+
+@dataclass(frozen=True, slots=True)
+class MachineGroup:
+    """The group of one machine."""
+
+    version: Literal["v1", "v2"]
+    paths: Mapping[str, Path]
+
+    @property
+    def join(self) -> list[Path]:
+        """Files into which a process writes `0` to become a member."""
+        return sorted({path / "cgroup.procs" for path in self.paths.values()})
+
+    @property
+    def directories(self) -> list[Path]:
+        return sorted(set(self.paths.values()))
+
+    def set_limits(self, limits: MachineLimits) -> None:
+        memory = limits.memory_mb << 20
+        quota = int(limits.vcpus * _PERIOD_US)
+        if self.version == "v1":
+            _write(self.paths, "memory", "memory.limit_in_bytes", memory)
+            _write(self.paths, "memory", "memory.memsw.limit_in_bytes", memory, optional=True)
+            _write(self.paths, "cpu", "cpu.cfs_period_us", _PERIOD_US)
+            _write(self.paths, "cpu", "cpu.cfs_quota_us", quota)
+        else:
+            _write(self.paths, "memory", "memory.max", memory)
+            _write(self.paths, "memory", "memory.swap.max", 0, optional=True)
+            _write(self.paths, "memory", "memory.oom.group", 1, optional=True)
+            _write(self.paths, "cpu", "cpu.max", f"{quota} {_PERIOD_US}")
+        _write(self.paths, "pids", "pids.max", _HOST_PROCESSES_PER_MACHINE)
+
+    def memory_bytes(self) -> int | None:
+        return self._number("memory", "memory.usage_in_bytes" if self.version == "v1" else "memory.current")
+
+    def memory_peak_bytes(self) -> int | None:
+        return self._number("memory", "memory.max_usage_in_bytes" if self.version == "v1" else "memory.peak")
+
+    def reset_memory_peak(self) -> None:
+        """Start the peak anew. Only cgroup v1 can; on v2 the peak is that of the machine's whole life."""
+        if self.version == "v1":
+            _write(self.paths, "memory", "memory.max_usage_in_bytes", 0, optional=True)
+
+    def cpu_seconds(self) -> float | None:
+        if self.version == "v1":
+            nanoseconds = self._number("cpuacct", "cpuacct.usage")
+            return None if nanoseconds is None else nanoseconds / 1e9
+        microseconds = self._field("cpu", "cpu.stat", "usage_usec")
+        return None if microseconds is None else microseconds / 1e6
+
+    def oom_kills(self) -> int:
+        """How often the kernel killed a member for want of memory."""
+        name = "memory.oom_control" if self.version == "v1" else "memory.events"
+        return self._field("memory", name, "oom_kill") or 0
+
+    def pids(self) -> list[int]:
+        """Members of now."""
+        found: set[int] = set()
+        for path in self.join:
+            with contextlib.suppress(OSError):
+                found.update(int(p) for p in path.read_text().split())
+        return sorted(found)
+
+    def remove(self, *, deadline: float = 2.0) -> bool:
+        """Remove the (empty) group; the kernel may need a moment after the last member was reaped."""
+        end = time.monotonic() + deadline
+        for path in self.directories:
+            while True:
+                try:
+                    path.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    if time.monotonic() > end:
+                        return False
+                    time.sleep(0.002)
+                else:
+                    break
+        return True
+
+    def _number(self, controller: str, name: str) -> int | None:
+        path = self.paths.get(controller)
+        if path is None:
+            return None
+        try:
+            return int((path / name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _field(self, controller: str, name: str, field: str) -> int | None:
+        path = self.paths.get(controller)
+        if path is None:
+            return None
+        try:
+            for line in (path / name).read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == field:
+                    return int(value)
+        except (OSError, ValueError):
+            return None
+        return None
+
+
+def _write(paths: Mapping[str, Path], controller: str, name: str, value: int | str, *, optional: bool = False) -> None:
+    path = paths.get(controller)
+    if path is None:
+        return
+    try:
+        (path / name).write_text(str(value))
+    except OSError:
+        if not optional:
+            raise
+
+
+def find_cgroup_root(
+    *, mounts: Path = Path("/proc/self/mounts"), membership: Path = Path("/proc/self/cgroup")
+) -> CgroupRoot | None:
+    """Where this process may make groups with a memory controller, or None. Leaves no directory behind when None.
+
+    Args:
+        mounts: the mount table (a parameter for tests).
+        membership: the cgroups of this process (likewise).
+    """
+    v1, v2 = _read_mounts(mounts)
+    own = _read_membership(membership)
+    if "memory" in v1:
+        found = {}
+        for controller in ("memory", "cpu", "cpuacct", "pids"):
+            if controller in v1:
+                candidates = [v1[controller] / own.get(controller, "/").lstrip("/"), v1[controller]]
+                usable = next((c for c in candidates if c.is_dir() and os.access(c, os.W_OK)), None)
+                if usable is not None:
+                    found[controller] = usable / GROUP
+        return CgroupRoot("v1", found) if "memory" in found else None
+    if v2 is not None and _delegate_v2(v2):
+        return CgroupRoot("v2", {controller: v2 / GROUP for controller in ("memory", "cpu", "pids")})
+    return None
+
+
+def _read_mounts(mounts: Path) -> tuple[dict[str, Path], Path | None]:
+    v1: dict[str, Path] = {}
+    v2: Path | None = None
+    with contextlib.suppress(OSError):
+        for line in mounts.read_text().splitlines():
+            fields = line.split()
+            if len(fields) < 4:
+                continue
+            if fields[2] == "cgroup":
+                for option in fields[3].split(","):
+                    v1.setdefault(option, Path(fields[1]))
+            elif fields[2] == "cgroup2":
+                v2 = Path(fields[1])
+    return v1, v2
+
+
+def _read_membership(membership: Path) -> dict[str, str]:
+    own: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                own[controller] = path
+    return own
+
+
+def _delegate_v2(mount: Path) -> bool:
+    """Turn the controllers on from the mount down to our directory; False where we may not."""
+    try:
+        if "memory" not in (mount / "cgroup.controllers").read_text().split():
+            return False
+        (mount / "cgroup.subtree_control").write_text(_V2_CONTROLLERS)
+        if not os.access(mount, os.W_OK):
+            return False
+    except OSError:
+        return False
+    return True

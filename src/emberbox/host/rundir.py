@@ -1,0 +1,135 @@
+"""Run directories: `<run_dir>/<owner>/` holds everything that one factory's machines keep on the host.
+
+The owner (and its spawner, which shares the descriptor) holds a lock on `<owner>/lock` for life. A directory whose lock
+can be taken belongs to the dead, and `sweep` may clear it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from emberbox.errors import ConfigError
+from emberbox.host.cgroups import CgroupRoot
+
+_LOCK = "lock"
+_LONGEST = 52
+"""107 bytes (unix(7)) less owner, machine id and the name of runsc's control socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The directory of this owner. `lock_fd` keeps it."""
+
+    path: Path
+    lock_fd: int
+
+    @property
+    def owner(self) -> str:
+        return self.path.name
+
+    def release(self) -> None:
+        """Let go of the lock and remove the directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.lock_fd)
+
+
+def make_run_dir(base: Path, *, socket_paths: bool = True) -> RunDir:
+    """Make a locked directory of our own below `base`, private to this user.
+
+    `socket_paths`: Unix sockets will live in it, so that its path must be short.
+
+    Raises:
+        ConfigError: `base` cannot be made, or belongs to somebody else.
+    """
+    _check_base(base, socket_paths=socket_paths)
+    owner = secrets.token_hex(4)
+    building = base / f".{owner}"
+    try:
+        building.mkdir(mode=0o700)
+        lock_fd = os.open(building / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        building.rename(base / owner)
+    except OSError as exc:
+        raise ConfigError(f"Cannot make a directory in {base}: {exc.strerror}.", remediation=_REMEDY) from exc
+    return RunDir(base / owner, lock_fd)
+
+
+_REMEDY = "Set `run_dir` (EMBERBOX_RUN_DIR) to a short path on a local file system that you own."
+
+
+def _check_base(base: Path, *, socket_paths: bool) -> None:
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = base.lstat()
+    except OSError as exc:
+        raise ConfigError(f"Cannot make the run directory {base}: {exc.strerror}.", remediation=_REMEDY) from exc
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
+        raise ConfigError(
+            f"The run directory {base} is not a private directory of this user.", remediation=_REMEDY
+        )
+    if socket_paths and len(os.fsencode(base)) > _LONGEST:
+        raise ConfigError(f"The run directory {base} is too long for Unix sockets in it.", remediation=_REMEDY)
+
+
+def dead_owners(base: Path) -> Iterator[tuple[Path, int]]:
+    """Directories below `base` whose owner is gone, each with its lock taken (the caller closes the descriptor)."""
+    if not base.is_dir():
+        return
+    for path in sorted(base.iterdir()):
+        try:
+            fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            # `make_run_dir` takes its lock within milliseconds; what is older and has none was cut short
+            if path.name.startswith(".") and path.is_dir() and time.time() - path.lstat().st_mtime > 60:
+                shutil.rmtree(path, ignore_errors=True)
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            continue
+        yield path, fd
+
+
+def processes_of(marker: str) -> list[int]:
+    """Pids whose command line names `marker` (a machine's id or an owner's directory)."""
+    needle, found = os.fsencode(marker), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if needle in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
+    return found
+
+
+def clear_owner(path: Path, cgroups: CgroupRoot | None) -> int:
+    """Kill what a dead owner's machines still run, remove their cgroups and files; the number of processes killed."""
+    groups = [cgroups.group(name) for name in cgroups.names(f"{path.name}-")] if cgroups else []
+
+    def ours() -> set[int]:
+        return set(processes_of(f"{path}/")).union(*(group.pids() for group in groups))
+
+    pids = ours()
+    for pid in pids:
+        # pidfd_open + a second look: between finding and killing, the pid may have become a stranger's
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if pid in ours():
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+    for group in groups:
+        group.remove()
+    shutil.rmtree(path, ignore_errors=True)
+    return len(pids)

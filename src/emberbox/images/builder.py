@@ -1,0 +1,257 @@
+"""Builds an image from a template: Debian packages by mmdebstrap, then pip and npm packages and files.
+
+Everything happens in a directory with a locked, random name and a spawner of its own: if Emberbox dies, the spawner
+kills mmdebstrap and removes the directory; if both die, the next build does. The last step is a rename.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from emberbox.config import Settings
+from emberbox.errors import ImageError
+from emberbox.images import contents
+from emberbox.images.store import LOCK, MANIFEST, Image, ImageStore, Manifest
+from emberbox.images.template import Template
+from emberbox.host.rundir import dead_owners, make_run_dir
+from emberbox.host.spawner import Spawner
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done now and, where it is known, the part of the whole that is done (0..1)."""
+
+_BUILD_TIMEOUT = 3600.0
+_ALWAYS = ("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils", "findutils", "grep",
+           "gzip", "hostname", "libc-bin", "login", "mawk", "passwd", "procps", "sed", "tar", "util-linux", "python3")  # fmt: skip
+"""What every image has: a POSIX user land, and Python for the agent."""
+_EXCLUDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+_ENV_PASSED = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE")
+
+
+def no_progress(message: str, part: float | None) -> None:
+    """For callers that do not show progress."""
+    del message, part
+
+
+async def ensure_image(template: Template, settings: Settings, progress: Progress = no_progress) -> Image:
+    """The image of this template, built now if it is not in the cache. Two builders of one key: the second waits.
+
+    Raises:
+        ImageError: the build failed; the message has the end of its output.
+    """
+    store = ImageStore(settings)
+    image = store.find(template)
+    if image is not None:
+        return image
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ImageError(f"Cannot make {store.folder}: {exc.strerror}.") from exc
+    async with _lock(store.folder / f".{template.name}-{template.key()}.lock", progress):
+        image = store.find(template)
+        return image if image is not None else await _build(template, store, progress)
+
+
+@contextlib.asynccontextmanager
+async def _lock(path: Path, progress: Progress) -> AsyncIterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress("waiting for another process that builds the same image", None)
+                await asyncio.sleep(0.2)
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _build(template: Template, store: ImageStore, progress: Progress) -> Image:
+    building = store.folder / "building"
+    for path, fd in dead_owners(building):
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(fd)
+    run_dir = make_run_dir(building, socket_paths=False)
+    spawner = await Spawner.start(run_dir.path, run_dir.lock_fd, user_namespace=False)
+    work = run_dir.path / "image"
+    work.mkdir()
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(_BUILD_TIMEOUT):
+            await _Build(template, store.settings, spawner, work, progress).run()
+        manifest = await asyncio.to_thread(_finish, template, work, time.monotonic() - started)
+        work.rename(store.path_of(template))
+    except TimeoutError as exc:
+        raise ImageError(f"Building {template.name!r} took more than {_BUILD_TIMEOUT:.0f} s.") from exc
+    except OSError as exc:
+        raise ImageError(f"Building {template.name!r} failed: {exc}.") from exc
+    finally:
+        await asyncio.shield(asyncio.ensure_future(spawner.close()))
+        run_dir.release()
+    progress("finished", 1.0)
+    return Image(store.path_of(template), template, manifest, store.guest_dir())
+
+
+class _Build:
+    """One build under way."""
+
+    def __init__(
+        self, template: Template, settings: Settings, spawner: Spawner, work: Path, progress: Progress
+    ) -> None:
+        self.template, self.settings, self.spawner = template, settings, spawner
+        self.work, self.rootfs, self.progress = work, work / "rootfs", progress
+        self.tmp = work.parent / "tmp"
+        self.log = work / "build.log"
+
+    async def run(self) -> None:
+        self.tmp.mkdir(mode=0o755)
+        self.rootfs.mkdir(mode=0o755)
+        await self._debian()
+        if self.template.pip:
+            await self._pip()
+        if self.template.npm:
+            await self._npm()
+        self.progress("preparing the root file system", 0.93)
+        await asyncio.to_thread(contents.prepare_rootfs, self.rootfs, self.template)
+
+    async def _debian(self) -> None:
+        mmdebstrap = _program("mmdebstrap", "Run `emberbox setup`, or install the package mmdebstrap.")
+        packages = sorted({*_ALWAYS, *self.template.packages})
+        argv = [
+            mmdebstrap, "--variant=custom", "--format=tar", f"--include={','.join(packages)}",
+            "--aptopt=APT::Install-Recommends \"false\"",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
+            self.template.suite, "-",
+        ]  # fmt: skip
+        if self.settings.debian_mirror:
+            argv.append(self.settings.debian_mirror)
+        tar = ["tar", "--extract", f"--directory={self.rootfs}", "--exclude=./dev/*", "--no-same-owner"]
+        if os.getuid() == 0:
+            tar[-1] = "--same-owner"
+        read_fd, write_fd = os.pipe()
+        try:
+            runs = [await self._start(argv, stdout=write_fd), await self._start(tar, stdin=read_fd)]
+        finally:
+            os.close(read_fd)
+            os.close(write_fd)
+        watcher = asyncio.ensure_future(self._watch_log())
+        try:
+            statuses = await asyncio.gather(*(asyncio.shield(run) for run in runs))
+        finally:
+            watcher.cancel()
+        self._check("mmdebstrap", statuses[0])
+        self._check("tar", statuses[1])
+
+    async def _watch_log(self) -> None:
+        """Turn mmdebstrap's own lines into progress; the shares of the steps are those of the default template."""
+        steps = (
+            ("running apt-get update", "reading package lists", 0.02),
+            ("downloading packages", "downloading packages", 0.05),
+            ("extracting archives", "unpacking the base system", 0.2),
+            ("installing essential", "installing the base system", 0.25),
+            ("installing remaining", "installing packages", 0.35),
+            ("cleaning package", "cleaning up", 0.7),
+            ("creating tarball", "writing the root file system", 0.75),
+        )
+        while True:
+            text = self._log_tail(2000)
+            done = [(label, part) for needle, label, part in steps if needle in text]
+            if done:
+                self.progress(*done[-1])
+            await asyncio.sleep(0.25)
+
+    async def _pip(self) -> None:
+        self.progress("installing pip packages", 0.85)
+        version = contents.python_version(self.rootfs)
+        platforms = ["manylinux_2_36_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"]
+        target = self.rootfs / f"usr/local/lib/python{version}/dist-packages"
+        argv = [
+            sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
+            "--only-binary=:all:", f"--python-version={version}", "--implementation=cp", f"--target={target}",
+            *(f"--platform={platform}" for platform in platforms), *self.template.pip,
+        ]  # fmt: skip
+        self._check("pip", await (await self._start(argv, passed_prefix="PIP_")))
+
+    async def _npm(self) -> None:
+        self.progress("installing npm packages", 0.9)
+        npm = _program("npm", "Install the package npm: this template lists npm packages.")
+        argv = [
+            npm, "install", f"--prefix={self.rootfs}", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund",
+            "--no-package-lock", "--", *self.template.npm,
+        ]  # fmt: skip
+        self._check("npm", await (await self._start(argv, passed_prefix="npm_config_")))
+
+    async def _start(
+        self, argv: list[str], *, stdin: int | None = None, stdout: int | None = None, passed_prefix: str | None = None
+    ) -> asyncio.Future[int]:
+        env = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "TMPDIR": str(self.tmp), "LC_ALL": "C.UTF-8"}
+        env["HOME"] = str(Path.home())
+        for name, value in os.environ.items():
+            if name in _ENV_PASSED or (passed_prefix and name.startswith(passed_prefix)):
+                env[name] = value
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as null:
+            process = await self.spawner.spawn(
+                argv,
+                stdin=null.fileno() if stdin is None else stdin,
+                stdout=log.fileno() if stdout is None else stdout,
+                stderr=log.fileno(),
+                env=env,
+                cwd=str(self.tmp),
+            )
+        return process.ended
+
+    def _log_tail(self, size: int) -> str:
+        with contextlib.suppress(OSError):
+            data = self.log.read_bytes()[-size:]
+            return data.decode("utf-8", "replace")
+        return ""
+
+    def _check(self, program: str, status: int) -> None:
+        if status != 0:
+            tail = "\n".join(line for line in self._log_tail(3000).splitlines() if line.strip())[-1500:]
+            hint = "Is the network reachable, and is there disk space?" if re.search(r"(?i)resolv|fetch|space", tail) else ""
+            raise ImageError(
+                f"Building {self.template.name!r} failed: {program} ended with status {status}. {hint}\n{tail}",
+                details={"program": program, "status": status},
+            )
+
+
+def _finish(template: Template, work: Path, seconds: float) -> Manifest:
+    rootfs = work / "rootfs"
+    manifest = Manifest(
+        name=template.name,
+        key=template.key(),
+        suite=template.suite,
+        description=template.description,
+        built_at=datetime.now(UTC),
+        build_seconds=round(seconds, 1),
+        size_bytes=contents.size_of(rootfs),
+        languages=template.languages,
+        has_skeleton=(rootfs / contents.SKELETON.lstrip("/")).is_dir(),
+        debian_packages=contents.debian_packages(rootfs),
+        python_packages=contents.python_packages(rootfs),
+        npm_packages=contents.npm_packages(rootfs),
+    )
+    (work / LOCK).touch(mode=0o644)
+    (work / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    work.chmod(0o755)
+    os.sync()  # the rename that follows must not reach the disk before the files
+    return manifest
+
+
+def _program(name: str, remedy: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise ImageError(f"The program {name!r} is needed to build images and was not found.", remediation=remedy)
+    return path

@@ -1,0 +1,160 @@
+"""Templates: TOML files that say what a machine's root file system holds and how its machines start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from emberbox.config import Settings
+from emberbox.errors import ConfigError, ImageError
+from emberbox.models import Language, MachineLimits, Model
+
+BUILD_FORMAT = 3
+"""Raised whenever the builder makes something else of the same template, so that caches are built anew."""
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+"""Debian Policy 5.6.1."""
+NpmPackage = Annotated[str, StringConstraints(pattern=r"^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*(@[\w.^~<>=*-]+)?$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class TemplateFile(Model):
+    """A file to put into the image: its text, or a file beside the template."""
+
+    path: str
+    content: str | None = None
+    source: Path | None = None
+    mode: int = Field(default=0o644, ge=0, le=0o777)
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if not path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
+            raise ValueError("must be an absolute path without '..'")
+        return str(path)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TemplateFile:
+        if (self.content is None) == (self.source is None):
+            raise ValueError("give either `content` or `source`")
+        return self
+
+    def data(self, directory: Path) -> bytes:
+        """The file's bytes; `source` is relative to the template's own folder."""
+        if self.content is not None:
+            return self.content.encode()
+        path = directory / (self.source or "")
+        try:
+            return path.read_bytes()
+        except OSError as exc:
+            raise ImageError(f"Cannot read {path}, which a template puts at {self.path}: {exc.strerror}.") from exc
+
+
+class Template(Model):
+    """A template file. `name` and `directory` come from where it was found."""
+
+    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+    directory: Path
+    description: str = ""
+    suite: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")] = "bookworm"
+    packages: list[PackageName] = Field(default_factory=list)
+    pip: list[str] = Field(default_factory=list)
+    npm: list[NpmPackage] = Field(default_factory=list)
+    files: list[TemplateFile] = Field(default_factory=list)
+    env: dict[EnvName, str] = Field(default_factory=dict)
+    workdir: str = "/home/user"
+    limits: MachineLimits = MachineLimits()
+    languages: list[Language] = Field(default_factory=lambda: ["python", "bash"])
+    warm: list[Literal["python"]] = Field(default_factory=list)
+    warmup: str | None = Field(default=None, description="Python source that runs once before any user code")
+
+    @field_validator("pip")
+    @classmethod
+    def _requirements(cls, value: list[str]) -> list[str]:
+        for line in value:
+            try:
+                requirement = Requirement(line)
+            except InvalidRequirement as exc:
+                raise ValueError(f"{line!r} is no requirement (PEP 508): {exc}") from exc
+            if requirement.url:
+                raise ValueError(f"{line!r}: direct references are not supported, name a release")
+        return value
+
+    @field_validator("workdir")
+    @classmethod
+    def _in_home(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if not re.match(r"^/home/user(/|$)", value) or ".." in path.parts:
+            raise ValueError("must be /home/user or below it: everything else is read-only")
+        return str(path)
+
+    def key(self) -> str:
+        """Cache key: a digest of everything that the image is built from."""
+        inputs = {
+            "format": BUILD_FORMAT,
+            "machine": platform.machine(),
+            "suite": self.suite,
+            "packages": sorted(self.packages),
+            "pip": sorted(self.pip),
+            "npm": sorted(self.npm),
+            "files": [
+                [f.path, f.mode, hashlib.sha256(f.data(self.directory)).hexdigest()]
+                for f in sorted(self.files, key=lambda f: f.path)
+            ],
+        }
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def template_folders(settings: Settings) -> list[Path]:
+    """Where templates are looked for, the user's first."""
+    own = settings.templates_dir or Path.home() / ".config/emberbox/templates"
+    return [own, Path(str(resources.files("emberbox.images") / "templates"))]
+
+
+def list_templates(settings: Settings) -> list[str]:
+    """Names of all templates that can be found."""
+    return sorted({path.stem for folder in template_folders(settings) if folder.is_dir() for path in folder.glob("*.toml")})
+
+
+def load_template(name: str, settings: Settings) -> Template:
+    """Read a template by name, or by the path of its file (`./mine.toml`).
+
+    Raises:
+        ConfigError: unknown, unreadable or wrong; the message names file and key.
+    """
+    if name.endswith(".toml"):
+        return read_template(Path(name))
+    for folder in template_folders(settings):
+        path = folder / f"{name}.toml"
+        if re.match(NAME_PATTERN, name) and path.is_file():
+            return read_template(path)
+    raise ConfigError(
+        f"There is no template {name!r}.",
+        remediation=f"Known templates: {', '.join(list_templates(settings))}. A path must end in .toml.",
+    )
+
+
+def read_template(path: Path) -> Template:
+    """Read one template file."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"Cannot read the template {path}: {exc.strerror}.") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"The template {path} is not valid TOML: {exc}.") from exc
+    try:
+        return Template(**{"name": path.stem, "directory": path.resolve().parent, **fields})
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        raise ConfigError(f"The template {path} is wrong: {problems}.") from exc

@@ -1,0 +1,112 @@
+"""The machine contract: one isolated computer that we own, and the factory that makes them.
+
+Every back end implements these two. Nothing above this room knows which one it is talking to; what a back end can or
+cannot do is said by `Capabilities`, never by its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from emberbox.images.store import Image
+from emberbox.machines.channel import Channel
+from emberbox.models import MachineLimits, TerminationReason
+
+
+class MachineState(StrEnum):
+    """Life of a machine. `next_states` has the arrows."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DEAD = "dead"
+
+
+_ARROWS: dict[MachineState, frozenset[MachineState]] = {
+    MachineState.STARTING: frozenset({MachineState.RUNNING, MachineState.DEAD}),
+    MachineState.RUNNING: frozenset({MachineState.DEAD}),
+    MachineState.DEAD: frozenset(),
+}
+
+
+def next_states(state: MachineState) -> frozenset[MachineState]:
+    """The states that may follow."""
+    return _ARROWS[state]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a machine ended."""
+
+    reason: TerminationReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class MachineStats:
+    """Figures of the host about a machine, in bytes and seconds; None where the host cannot tell."""
+
+    memory_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    cpu_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a back end can do on this host."""
+
+    backend: str
+    usable: bool
+    why: str
+    remedy: str = ""
+    version: str = ""
+    program: str = ""
+    cgroup: str = "none"
+    limitations: tuple[str, ...] = field(default_factory=tuple)
+
+
+@runtime_checkable
+class Machine(Protocol):
+    """One isolated computer."""
+
+    id: str
+    backend: str
+
+    @property
+    def channel(self) -> Channel:
+        """The byte stream to the guest agent, framed."""
+
+    @property
+    def state(self) -> MachineState: ...
+
+    async def wait(self) -> Death:
+        """Wait for the end of the machine, whoever caused it."""
+
+    async def kill(self, death: Death | None = None) -> Death:
+        """End the machine now and remove what it left on the host. Harmless when it is dead already.
+
+        `death` is what to tell others who wait; the first one given stands.
+        """
+
+    def stats(self, *, reset_peak: bool = False) -> MachineStats:
+        """Figures of now; `reset_peak` starts the peak anew where the kernel allows it."""
+
+
+@runtime_checkable
+class MachineFactory(Protocol):
+    """Makes machines of one back end."""
+
+    backend: str
+
+    def capabilities(self) -> Capabilities:
+        """What was found on this host, without starting anything."""
+
+    async def boot(self, image: Image, limits: MachineLimits) -> Machine:
+        """Start a machine from nothing; returns when its channel is open (the agent's hello comes through it)."""
+
+    async def sweep(self) -> int:
+        """Remove what machines of dead owners left behind; the number of machines found."""
+
+    async def close(self) -> None:
+        """Kill every machine that this factory made."""

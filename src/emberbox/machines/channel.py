@@ -1,0 +1,273 @@
+"""The channel to a guest agent: framed, bounded, many requests at once, over a pair of pipe descriptors.
+
+Nothing that arrives is trusted. A frame that breaks the protocol, an answer to a request that was never sent, or more
+waiting events than a request may have, closes the channel with the reason; the owner then kills the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, SessionNotFound, VmConnectionError
+from emberbox.guest.protocol import FINAL_EVENTS, FrameDecoder, Header, ProtocolError, encode
+
+Event = tuple[Header, bytes]
+
+_READ_SIZE = 1 << 18
+_MAX_WAITING_BYTES = 256 << 20
+"""Bytes of events that may wait for one request's reader. Output is capped by the request itself far below this; a
+guest that sends more than it was asked for is broken or hostile."""
+_MAX_WRITE_BUFFER = 16 << 20
+
+
+class _Request:
+    """Events of one request, waiting for their reader."""
+
+    __slots__ = ("events", "failure", "ready", "size")
+
+    def __init__(self) -> None:
+        self.events: deque[Event] = deque()
+        self.size = 0
+        self.failure: VmConnectionError | None = None
+        self.ready = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+        self.size += len(event[1]) + 200
+        self.ready.set()
+
+    def fail(self, error: VmConnectionError) -> None:
+        self.failure = error
+        self.ready.set()
+
+    async def get(self) -> Event:
+        while not self.events:
+            if self.failure is not None:
+                raise self.failure
+            self.ready.clear()
+            await self.ready.wait()
+        event = self.events.popleft()
+        self.size -= len(event[1]) + 200
+        return event
+
+
+class Channel:
+    """One agent. Made on the running loop; owns both descriptors and closes them.
+
+    Args:
+        read_fd: the agent's answers.
+        write_fd: our requests.
+        on_broken: called once, when the channel ends for any reason but `close()`.
+    """
+
+    def __init__(self, read_fd: int, write_fd: int, on_broken: Callable[[str], None]) -> None:
+        os.set_blocking(read_fd, False)
+        os.set_blocking(write_fd, False)
+        self._read_fd, self._write_fd = read_fd, write_fd
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
+        self._decoder = FrameDecoder()
+        self._requests: dict[int, _Request] = {}
+        self._abandoned: set[int] = set()
+        self._next_id = 0
+        self._out: deque[memoryview] = deque()
+        self._out_size = 0
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._closed: str | None = None
+        self._broken_by: str | None = None
+        self.hello: asyncio.Future[Header] = self._loop.create_future()
+        self._loop.add_reader(read_fd, self._readable)
+
+    @property
+    def closed(self) -> str | None:
+        """Why the channel ended, or None while it is open."""
+        return self._closed
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    async def call(self, op: str, payload: bytes = b"", *, timeout: float = 30.0, **fields: Any) -> Event:
+        """One request with one answer.
+
+        Raises:
+            ExecutionTimeout: no answer within `timeout` seconds.
+            VmConnectionError: the channel ended before the answer.
+            ExecutionFailed: the agent refused (subclasses: GuestFileError, SessionNotFound).
+        """
+        try:
+            async with asyncio.timeout(timeout), self.request(op, payload, **fields) as stream:
+                async for header, data in stream:
+                    if header["ev"] in FINAL_EVENTS:
+                        return header, data
+        except TimeoutError as exc:
+            raise ExecutionTimeout(f"The machine did not answer {op!r} within {timeout:g} s.") from exc
+        raise VmConnectionError(f"The machine's answer to {op!r} had no end.")
+
+    @contextlib.asynccontextmanager
+    async def request(self, op: str, payload: bytes = b"", **fields: Any) -> AsyncIterator[Stream]:
+        """Send a request and read its events. Leaving early drops the rest of its events; it does not stop the work."""
+        self._next_id += 1
+        number = self._next_id
+        request = _Request()
+        self._requests[number] = request
+        stream = Stream(number, request)
+        try:
+            await self._send({"id": number, "op": op, **fields}, payload)
+            yield stream
+        finally:
+            del self._requests[number]
+            if not stream.ended and self._closed is None:
+                self._abandoned.add(number)
+
+    async def _send(self, header: Header, payload: bytes) -> None:
+        if self._closed is not None:
+            raise self._error()
+        try:
+            frame = encode(header, payload)
+        except ProtocolError as exc:
+            raise ExecutionFailed(str(exc), remediation="Send less at once.", retryable=True) from exc
+        while self._out_size > _MAX_WRITE_BUFFER:
+            self._drained.clear()
+            await self._drained.wait()
+            if self._closed is not None:
+                raise self._error()
+        self._out.append(memoryview(frame))
+        self._out_size += len(frame)
+        if len(self._out) == 1:
+            self._write_some()
+            if self._out and self._closed is None:
+                self._loop.add_writer(self._write_fd, self._writable)
+
+    # --- the loop's callbacks -------------------------------------------------------------------------------------
+
+    def _write_some(self) -> None:
+        while self._out:
+            chunk = self._out[0]
+            try:
+                written = os.write(self._write_fd, chunk)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._break(f"writing to the machine failed: {exc.strerror}")
+                return
+            self._out_size -= written
+            if written == len(chunk):
+                self._out.popleft()
+            else:
+                self._out[0] = chunk[written:]
+        if self._out_size <= _MAX_WRITE_BUFFER:
+            self._drained.set()
+
+    def _writable(self) -> None:
+        self._write_some()
+        if not self._out and self._closed is None:
+            self._loop.remove_writer(self._write_fd)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._read_fd, _READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._break(f"reading from the machine failed: {exc.strerror}")
+            return
+        if not data:
+            self._break("the machine closed its channel")
+            return
+        self._decoder.feed(data)
+        try:
+            while (frame := self._decoder.next()) is not None:
+                self._dispatch(*frame)
+                if self._closed is not None:
+                    return
+        except ProtocolError as exc:
+            self._break(f"the machine broke the protocol: {exc}", by_guest=True)
+
+    def _dispatch(self, header: Header, payload: bytes) -> None:
+        number, event = header["id"], header.get("ev")
+        if not isinstance(event, str):
+            raise ProtocolError("a frame without an event")
+        if number == 0:
+            if event != "hello" or self.hello.done():
+                raise ProtocolError(f"unexpected event {event[:40]!r}")
+            self.hello.set_result(header)
+            return
+        if number in self._abandoned:
+            if event in FINAL_EVENTS:
+                self._abandoned.discard(number)
+            return
+        request = self._requests.get(number)
+        if request is None:
+            raise ProtocolError(f"an answer to request {number}, which is not under way")
+        request.put((header, payload))
+        if request.size > _MAX_WAITING_BYTES:
+            raise ProtocolError(f"request {number} got more than {_MAX_WAITING_BYTES} bytes of events")
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def broken_by_guest(self) -> bool:
+        """The agent sent nonsense (and did not just end)."""
+        return self._broken_by == "guest"
+
+    def close(self, why: str = "closed") -> None:
+        """Close both descriptors; requests under way fail."""
+        if self._closed is not None:
+            return
+        self._closed = why
+        self._loop.remove_reader(self._read_fd)
+        self._loop.remove_writer(self._write_fd)
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+        self._out.clear()
+        self._drained.set()
+        for request in self._requests.values():
+            request.fail(self._error())
+        if not self.hello.done():
+            self.hello.set_exception(self._error())
+            self.hello.exception()  # whoever waits for it still gets it; nobody waiting is no leak
+
+    def _break(self, why: str, *, by_guest: bool = False) -> None:
+        if self._closed is None:
+            self._broken_by = "guest" if by_guest else "end"
+            self.close(why)
+            self._on_broken(why)
+
+    def _error(self) -> VmConnectionError:
+        return VmConnectionError(f"The channel to the machine is gone: {self._closed}.")
+
+
+class Stream:
+    """Events of one request, in order, to the final one. An `error` event is raised as its exception."""
+
+    def __init__(self, number: int, request: _Request) -> None:
+        self.number = number
+        self.ended = False
+        self._request = request
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self.ended:
+            raise StopAsyncIteration
+        header, payload = await self._request.get()
+        if header["ev"] in FINAL_EVENTS:
+            self.ended = True
+            if header["ev"] == "error":
+                raise _refusal(header)
+        return header, payload
+
+
+def _refusal(header: Header) -> Exception:
+    kind, message = str(header.get("kind"))[:40], str(header.get("message", "no reason given"))[:2000]
+    if kind == "file":
+        return GuestFileError(message, details={"errno": str(header.get("errno", ""))[:20]})
+    if kind == "not_found":
+        return SessionNotFound(message)
+    return ExecutionFailed(message, details={"kind": kind})

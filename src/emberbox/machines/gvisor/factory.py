@@ -1,0 +1,225 @@
+"""Starts gVisor sandboxes and clears away what dead owners left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+from emberbox.config import Settings
+from emberbox.errors import ExecutionTimeout, VmNotAvailable
+from emberbox.images.store import Image
+from emberbox.machines.base import Capabilities, Machine
+from emberbox.host.cgroups import CgroupRoot, MachineGroup, find_cgroup_root
+from emberbox.machines.gvisor.bundle import write_bundle
+from emberbox.machines.gvisor.machine import GvisorMachine
+from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, find_runsc
+from emberbox.host.rundir import RunDir, clear_owner, dead_owners, make_run_dir
+from emberbox.host.spawner import Process, Spawner
+from emberbox.models import MachineLimits
+
+_FLAGS = (
+    "--platform=systrap",
+    "--network=none",
+    "--overlay2=none",
+    "--ignore-cgroups",
+    "--host-uds=none",
+    "--host-fifo=none",
+)
+
+
+class GvisorFactory:
+    """Makes gVisor machines. One per engine; everything it starts hangs below its own spawner and run directory."""
+
+    backend = "gvisor"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._runsc: Runsc | None = None
+        self._cgroups: CgroupRoot | None = find_cgroup_root()
+        self._run_dir: RunDir | None = None
+        self._spawner: Spawner | None = None
+        self._machines: dict[str, GvisorMachine] = {}
+        self._starting = asyncio.Lock()
+        self._closed = False
+
+    def capabilities(self) -> Capabilities:
+        runsc, problems = find_runsc(self._settings)
+        limitations = []
+        if self._cgroups is None:
+            limitations.append("no writable memory cgroup: memory is watched every 250 ms instead, CPU is not limited")
+        elif os.getuid() != 0:
+            limitations.append("ordinary user: limits of CPU and memory depend on delegated cgroups")
+        if os.getuid() != 0:
+            limitations.append("ordinary user: sandboxes run in a user namespace; networks will need root")
+        cgroup = self._cgroups.version if self._cgroups else "none"
+        if runsc is None:
+            why = "runsc was not found: " + "; ".join(problems)
+            remedy = "Run `emberbox setup`; it installs runsc into a private folder."
+            return Capabilities(self.backend, False, why, remedy, cgroup=cgroup, limitations=tuple(limitations))
+        if not runsc.pinned:
+            limitations.append(f"tested with runsc {PINNED_VERSION}, this is {runsc.version}")
+        return Capabilities(
+            self.backend,
+            True,
+            f"runsc of {runsc.origin}",
+            version=runsc.version,
+            program=str(runsc.program),
+            cgroup=cgroup,
+            limitations=tuple(limitations),
+        )
+
+    async def boot(self, image: Image, limits: MachineLimits) -> Machine:
+        """Start a sandbox from the template's files.
+
+        Raises:
+            VmNotAvailable: runsc is missing or refused; the message has its own words.
+            ExecutionTimeout: it did not come up in `boot_timeout_seconds`.
+        """
+        spawner, run_dir, runsc = await self._ready()
+        machine_id = f"gv{secrets.token_hex(5)}"
+        directory = run_dir.path / machine_id
+        directory.mkdir(mode=0o700)
+        machine: GvisorMachine | None = None
+        try:
+            group = await self._make_group(f"{run_dir.owner}-{machine_id}", limits, spawner)
+            machine = GvisorMachine(
+                machine_id, directory, spawner, group, limits.memory_mb << 20, self._forget
+            )
+            self._machines[machine_id] = machine
+            write_bundle(directory, image, limits, hostname="emberbox")
+            async with asyncio.timeout(self._settings.boot_timeout_seconds):
+                await self._run(machine, runsc, spawner, group)
+        except BaseException as exc:
+            # the clean-up runs to its end even if the caller is cancelled once more
+            await asyncio.shield(asyncio.ensure_future(self._abort(machine, directory)))
+            if isinstance(exc, TimeoutError):
+                raise ExecutionTimeout(f"Sandbox {machine_id} did not start in time.", retryable=True) from exc
+            raise
+        return machine
+
+    async def sweep(self) -> int:
+        """Clear what dead owners left; the number of them."""
+
+        def clear() -> int:
+            count = 0
+            for path, fd in dead_owners(self._settings.run_dir):
+                try:
+                    clear_owner(path, self._cgroups)
+                    count += 1
+                finally:
+                    os.close(fd)
+            return count
+
+        return await asyncio.to_thread(clear)
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.gather(*(machine.kill() for machine in list(self._machines.values())))
+        if self._spawner is not None:
+            await self._spawner.close()
+            self._spawner = None
+        if self._run_dir is not None:
+            self._run_dir.release()
+            self._run_dir = None
+        if self._cgroups is not None:
+            self._cgroups.remove_if_empty()
+
+    # --- steps of a boot ------------------------------------------------------------------------------------------
+
+    async def _ready(self) -> tuple[Spawner, RunDir, Runsc]:
+        async with self._starting:
+            if self._closed:
+                raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
+            if self._runsc is None:
+                runsc, problems = await asyncio.to_thread(find_runsc, self._settings)
+                if runsc is None:
+                    raise VmNotAvailable(
+                        "gVisor cannot be used, runsc was not found: " + "; ".join(problems) + ".",
+                        remediation="Run `emberbox setup`; it installs runsc into a private folder.",
+                    )
+                self._runsc = runsc
+            if self._run_dir is None:
+                self._run_dir = make_run_dir(self._settings.run_dir)
+            if self._spawner is None or self._spawner.gone:
+                self._spawner = await Spawner.start(self._run_dir.path, self._run_dir.lock_fd)
+            return self._spawner, self._run_dir, self._runsc
+
+    async def _make_group(self, name: str, limits: MachineLimits, spawner: Spawner) -> MachineGroup | None:
+        if self._cgroups is None:
+            return None
+        try:
+            group = self._cgroups.create(name, limits)
+        except OSError as exc:
+            raise VmNotAvailable(f"Cannot make the cgroup {name}: {exc}.", retryable=True) from exc
+        for path in group.directories:
+            await spawner.remove_cgroup_at_end(path)
+        return group
+
+    async def _run(self, machine: GvisorMachine, runsc: Runsc, spawner: Spawner, group: MachineGroup | None) -> None:
+        root = machine.directory / "s"
+        argv = [
+            str(runsc.program), f"--root={root}", *_FLAGS,
+            "run", "--detach", f"--bundle={machine.directory}", machine.id,
+        ]  # fmt: skip
+        guest_in, write_fd = os.pipe()
+        read_fd, guest_out = os.pipe()
+        stderr_fd, guest_err = os.pipe()
+        machine.attach(read_fd, write_fd, stderr_fd)
+        try:
+            command = await spawner.spawn(
+                argv,
+                stdin=guest_in,
+                stdout=guest_out,
+                stderr=guest_err,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                cwd=str(machine.directory),
+                join=group.join if group else (),
+            )
+        finally:
+            for fd in (guest_in, guest_out, guest_err):
+                os.close(fd)
+        try:
+            status = await asyncio.shield(command.ended)
+        except asyncio.CancelledError:
+            machine.running([command])
+            raise
+        if status != 0:
+            raise VmNotAvailable(
+                f"runsc could not start a sandbox (status {status}): {_first_lines(machine.stderr_text())}",
+                remediation="Run `emberbox doctor`; it starts a sandbox and explains what the host lacks.",
+            )
+        machine.running([await spawner.own(pid) for pid in _sandbox_pids(root, machine.id)])
+
+    async def _abort(self, machine: GvisorMachine | None, directory: Path) -> None:
+        """Clear a machine that did not come up: processes that exist already are found by their group or name."""
+        if machine is None:
+            directory.rmdir()
+            return
+        if self._spawner is not None:
+            extra: list[Process] = []
+            for pid in machine.stray_pids():
+                with contextlib.suppress(VmNotAvailable):
+                    extra.append(await self._spawner.own(pid))
+            machine.adopt_strays(extra)
+        await machine.kill()
+
+    def _forget(self, machine_id: str) -> None:
+        self._machines.pop(machine_id, None)
+
+
+def _sandbox_pids(root: Path, machine_id: str) -> list[int]:
+    """Pids of sandbox and gofer, from runsc's state file (its name and fields: runsc/container/state_file.go)."""
+    path = root / f"{machine_id}_sandbox:{machine_id}.state"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return [int(state["sandbox"]["pid"]), int(state["goferPid"])]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise VmNotAvailable(f"runsc left no readable state file {path.name}: {exc!r}.") from exc
+
+
+def _first_lines(text: str) -> str:
+    return " / ".join(text.splitlines()[:4])[:1500] or "it said nothing"

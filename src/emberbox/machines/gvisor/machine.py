@@ -1,0 +1,223 @@
+"""One gVisor sandbox: its processes, its channel, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from emberbox.errors import VmNotAvailable
+from emberbox.machines.base import Death, MachineState, MachineStats, next_states
+from emberbox.host.cgroups import MachineGroup
+from emberbox.machines.channel import Channel
+from emberbox.host.rundir import processes_of
+from emberbox.host.spawner import Process, Spawner
+from emberbox.models import TerminationReason
+
+_STDERR_KEPT = 8192
+_WATCH_SECONDS = 0.25
+
+
+class StderrTail:
+    """The end of what runsc and the agent write to stderr: the only place where they explain a failed start."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._tail = b""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._readable)
+
+    def _readable(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._fd, 65536)
+            if not data:
+                self.close()
+            self._tail = (self._tail + data)[-_STDERR_KEPT:]
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def text(self) -> str:
+        """What came so far, for a message."""
+        if self._fd >= 0:
+            self._readable()
+        return self._tail.decode("utf-8", "replace").strip()
+
+
+class GvisorMachine:
+    """A sandbox that `GvisorFactory.boot` started."""
+
+    backend = "gvisor"
+
+    def __init__(
+        self,
+        machine_id: str,
+        directory: Path,
+        spawner: Spawner,
+        group: MachineGroup | None,
+        memory_limit: int,
+        on_dead: Callable[[str], None],
+    ) -> None:
+        self.id = machine_id
+        self.directory = directory
+        self._spawner = spawner
+        self._group = group
+        self._memory_limit = memory_limit
+        self._on_dead = on_dead
+        self._state = MachineState.STARTING
+        self._channel: Channel | None = None
+        self._stderr: StderrTail | None = None
+        self._processes: list[Process] = []
+        self._memory_peak = 0
+        self._death: Death | None = None
+        self._dead: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._kill_task: asyncio.Task[Death] | None = None
+
+    @property
+    def state(self) -> MachineState:
+        return self._state
+
+    @property
+    def channel(self) -> Channel:
+        if self._channel is None:
+            raise VmNotAvailable(f"Machine {self.id} has no channel: it is {self._state}.")
+        return self._channel
+
+    def attach(self, read_fd: int, write_fd: int, stderr_fd: int) -> None:
+        """Take over the ends of the sandbox's pipes."""
+        self._stderr = StderrTail(stderr_fd)
+        self._channel = Channel(read_fd, write_fd, self._channel_broke)
+
+    def running(self, processes: list[Process]) -> None:
+        """The sandbox runs, with these processes: any of them ending is the end of the machine."""
+        self._processes = processes
+        self._to(MachineState.RUNNING)
+        for process in processes:
+            self._background(self._follow(process))
+        if self._group is None:
+            self._background(self._watch_memory())
+
+    def stray_pids(self) -> list[int]:
+        """Processes of this machine, also those that a start cut short never told us about."""
+        return self._group.pids() if self._group is not None else processes_of(self.id)
+
+    def adopt_strays(self, processes: list[Process]) -> None:
+        """Count these to the machine, so that its end is theirs."""
+        self._processes = [*self._processes, *processes]
+
+    def stderr_text(self) -> str:
+        return self._stderr.text() if self._stderr else ""
+
+    async def wait(self) -> Death:
+        return await asyncio.shield(self._dead)
+
+    async def kill(self, death: Death | None = None) -> Death:
+        if self._kill_task is None:
+            self._death = death or Death(TerminationReason.KILLED, "the sandbox was killed")
+            self._kill_task = asyncio.get_running_loop().create_task(self._kill(), name=f"kill {self.id}")
+        # whoever waits may be cancelled; the clean-up goes on
+        return await asyncio.shield(self._kill_task)
+
+    def stats(self, *, reset_peak: bool = False) -> MachineStats:
+        if self._group is None:
+            memory = self._resident_bytes() if self._state is MachineState.RUNNING else None
+            peak = max(self._memory_peak, memory or 0)
+            if reset_peak:
+                self._memory_peak = 0
+            return MachineStats(memory, peak, None)
+        if reset_peak:
+            self._group.reset_memory_peak()
+        return MachineStats(self._group.memory_bytes(), self._group.memory_peak_bytes(), self._group.cpu_seconds())
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def _to(self, state: MachineState) -> None:
+        if state in next_states(self._state):
+            self._state = state
+
+    def _background(self, work: object) -> None:
+        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _channel_broke(self, why: str) -> None:
+        self._background(self._died(why))
+
+    async def _follow(self, process: Process) -> None:
+        status = await asyncio.shield(process.ended)
+        await self._died(f"a process of the sandbox ended with status {status}")
+
+    async def _died(self, why: str) -> None:
+        """The machine ended by itself: find out why, then clean up."""
+        if self._kill_task is None and self._state is not MachineState.DEAD:
+            await self.kill(self._explain(why))
+
+    def _explain(self, why: str) -> Death:
+        if self._group is not None and self._group.oom_kills():
+            limit = self._memory_limit >> 20
+            return Death(TerminationReason.MEMORY, f"the sandbox needed more than its {limit} MiB of memory")
+        if self._channel is not None and self._channel.broken_by_guest:
+            return Death(TerminationReason.KILLED, f"the sandbox was killed because {why}")
+        tail = self.stderr_text()
+        return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail[-500:]})" if tail else ""))
+
+    async def _kill(self) -> Death:
+        death = self._death or Death(TerminationReason.KILLED, "the sandbox was killed")
+        self._to(MachineState.DEAD)
+        for process in self._processes:
+            await self._spawner.signal(process, signal.SIGKILL)
+        for process in self._processes:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(process.ended), 10)
+        if self._spawner.gone:
+            # nobody reports their end any more; the ids in their command lines are random, so these are ours
+            for pid in self.stray_pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        if self._channel is not None:
+            self._channel.close(death.message)
+        if self._stderr is not None:
+            self._stderr.close()
+        await asyncio.to_thread(self._remove_files)
+        if not self._dead.done():
+            self._dead.set_result(death)
+        for task in self._tasks:
+            task.cancel()
+        self._on_dead(self.id)
+        return death
+
+    def _remove_files(self) -> None:
+        if self._group is not None:
+            self._group.remove()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- hosts without a memory cgroup ----------------------------------------------------------------------------
+
+    async def _watch_memory(self) -> None:
+        """Kill the sandbox when it passes its memory; coarser than a cgroup, but a bound."""
+        while self._state is MachineState.RUNNING:
+            await asyncio.sleep(_WATCH_SECONDS)
+            used = self._resident_bytes()
+            self._memory_peak = max(self._memory_peak, used)
+            if used > self._memory_limit:
+                limit = self._memory_limit >> 20
+                death = Death(TerminationReason.MEMORY, f"the sandbox needed more than its {limit} MiB of memory")
+                self._background(self.kill(death))
+                return
+
+    def _resident_bytes(self) -> int:
+        page, total = os.sysconf("SC_PAGE_SIZE"), 0
+        for process in self._processes:
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                total += int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * page
+        return total
+
