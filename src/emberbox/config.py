@@ -49,6 +49,9 @@ class Settings(BaseSettings):
         default=None, pattern=r"^(https?|file|copy):", description="mirror to build images from, instead of the default"
     )
     runsc: Path | None = Field(default=None, description="the runsc program to use instead of the one found")
+    runsc_sha512: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{128}$", description="checksum that a downloaded runsc release must have"
+    )
     boot_timeout_seconds: float = Field(default=60.0, gt=0, description="deadline for the start of a machine")
     auto_execute_threshold: float = Field(default=0.7, ge=0, le=1, description="confidence from which blocks run")
     max_input_bytes: int = Field(default=16 << 20, ge=1024, description="longest answer that is read")

@@ -231,6 +231,74 @@ class Execution(Model):
 _HARMLESS = frozenset({TerminationReason.COMPLETED, TerminationReason.OUTPUT_TRUNCATED})
 
 
+class CommandResult(Model):
+    """What one command (`commands.run`) did. `error` is set when its sandbox died under it."""
+
+    exit_code: int
+    stdout: str = ""
+    stderr: str = ""
+    termination_reason: TerminationReason = TerminationReason.COMPLETED
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    error: str | None = None
+    duration_ms: float
+
+
+class ProcessInfo(Model):
+    """A command under way in a sandbox."""
+
+    pid: int
+    argv: list[str]
+    cwd: str = ""
+    running_ms: float
+
+
+class ContextInfo(Model):
+    """A code context: an interpreter with its own variables."""
+
+    id: str
+    language: Language
+    cwd: str = ""
+    busy: bool = False
+
+
+class EntryInfo(Model):
+    """A file or directory inside a sandbox. Sizes in bytes, `modified` as UTC."""
+
+    name: str
+    path: str
+    type: Literal["file", "dir", "symlink", "other"]
+    size: int = 0
+    mode: int = 0
+    modified: datetime | None = None
+    target: str | None = Field(default=None, description="where a symbolic link points")
+
+
+class SandboxInfo(Model):
+    """A sandbox as it is now."""
+
+    sandbox_id: str
+    template: str
+    backend: str
+    state: str
+    started_at: datetime
+    end_at: datetime | None
+    limits: MachineLimits
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class SandboxMetrics(Model):
+    """Use of resources; bytes and seconds. None where the host cannot tell."""
+
+    memory_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    memory_limit_bytes: int
+    cpu_seconds: float | None = None
+    disk_used_bytes: int
+    disk_total_bytes: int
+    processes: int
+
+
 class VmExecuteRequest(Model):
     """A request to run one piece of code."""
 

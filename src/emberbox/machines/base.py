@@ -50,6 +50,7 @@ class MachineStats:
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     cpu_seconds: float | None = None
+    oom_kills: int = 0
 
 
 @dataclass(frozen=True, slots=True)

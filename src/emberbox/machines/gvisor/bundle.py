@@ -17,7 +17,10 @@ AGENT_ARGV = ("/usr/bin/python3", "-E", "-S", "-s", "-m", "guest")
 GUEST_HOME = "/home/user"
 GUEST_UID = GUEST_GID = 1000
 
-_CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_ADMIN"]
+_CAPABILITIES = [
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
+    "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE",
+]  # fmt: skip
 """Of the agent, inside the sandbox: drop to the user's uid, signal its processes, write its files. CAP_SYS_ADMIN is
 the sandbox's own (it sets the host name) and means nothing on the host."""
 

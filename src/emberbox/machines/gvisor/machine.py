@@ -136,7 +136,8 @@ class GvisorMachine:
             return MachineStats(memory, peak, None)
         if reset_peak:
             self._group.reset_memory_peak()
-        return MachineStats(self._group.memory_bytes(), self._group.memory_peak_bytes(), self._group.cpu_seconds())
+        group = self._group
+        return MachineStats(group.memory_bytes(), group.memory_peak_bytes(), group.cpu_seconds(), group.oom_kills())
 
     # --- the end --------------------------------------------------------------------------------------------------
 

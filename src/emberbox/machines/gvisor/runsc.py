@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from pathlib import Path
 from emberbox.config import Settings
 
 PINNED_VERSION = "0.0~20240729.0"
-"""The version that the figures and the tests are from (Debian bookworm-backports, trixie). Others work; `emberbox
-doctor` names the difference."""
+"""The version that the figures and the tests are from (Debian bookworm-backports, trixie). Later ones may work, and
+`emberbox doctor` names the difference; earlier ones lack what is needed (bookworm's own has no systrap platform)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,17 @@ class Runsc:
 
     @property
     def pinned(self) -> bool:
-        # Debian writes 0.0~20240729.0, the official release release-20240729.0
-        return PINNED_VERSION.removeprefix("0.0~") in self.version
+        return self.date == _release_date(PINNED_VERSION)
+
+    @property
+    def date(self) -> int:
+        return _release_date(self.version)
+
+
+def _release_date(version: str) -> int:
+    """20240729 of Debian's `0.0~20240729.0` and of the official `release-20240729.0`; 0 where there is none."""
+    match = re.search(r"20\d{6}", version)
+    return int(match[0]) if match else 0
 
 
 def private_runsc(settings: Settings) -> Path:
@@ -61,5 +71,8 @@ def find_runsc(settings: Settings) -> tuple[Runsc | None, list[str]]:
             problems.append(f"{program}: {exc}")
             continue
         version = answer.stdout.split("\n", 1)[0].removeprefix("runsc version").strip()
-        return Runsc(program, version, origin), problems
+        runsc = Runsc(program, version, origin)
+        if runsc.date >= _release_date(PINNED_VERSION):
+            return runsc, problems
+        problems.append(f"{program}: version {version or 'unknown'} is older than {PINNED_VERSION}")
     return None, problems

@@ -1,0 +1,62 @@
+"""Run code that a language model wrote in an isolated machine, with undo.
+
+    from emberbox import Sandbox
+
+    with Sandbox.create() as sandbox:
+        sandbox.run_code("x = 41")
+        print(sandbox.run_code("x + 1").text)      # 42
+
+Names are loaded at first use, so that `import emberbox` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from emberbox.aio import AsyncSandbox
+    from emberbox.code_extractor import CodeBlockExtractor
+    from emberbox.config import Settings, load_settings
+    from emberbox.engine import Engine
+    from emberbox.errors import VmExecutionError
+    from emberbox.models import Execution, MachineLimits, Result, TerminationReason
+    from emberbox.sync import Sandbox
+
+_HOMES = {
+    "AsyncSandbox": "aio",
+    "CodeBlockExtractor": "code_extractor",
+    "Engine": "engine",
+    "Execution": "models",
+    "MachineLimits": "models",
+    "Result": "models",
+    "Sandbox": "sync",
+    "Settings": "config",
+    "TerminationReason": "models",
+    "VmExecutionError": "errors",
+    "load_settings": "config",
+}
+
+__all__ = [
+    "AsyncSandbox",
+    "CodeBlockExtractor",
+    "Engine",
+    "Execution",
+    "MachineLimits",
+    "Result",
+    "Sandbox",
+    "Settings",
+    "TerminationReason",
+    "VmExecutionError",
+    "__version__",
+    "load_settings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'emberbox' has no attribute {name!r}")
+    return getattr(import_module(f"emberbox.{home}"), name)

@@ -1,0 +1,194 @@
+"""Text → raw blocks, with offsets into the text as it was given.
+
+A CommonMark parser (markdown-it-py, block rules only) says where blocks are; their code is then taken from the
+original lines, because the parser rewrites line ends and NUL characters. Texts that would take it long (tens of
+thousands of list items or quote marks) go to `scan`, a plain scan for fences that needs one look at each line.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+MAX_MARKERS = 15_000  # list and quote markers in a text that markdown-it may still parse
+_NESTING = 40
+_LINE_END = re.compile(r"\r\n?|\n")
+_MARKER = re.compile(r"^[ \t>]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t])", re.MULTILINE)
+_PREFIX = re.compile(r"(?:[ \t]*(?:>|[-+*](?=[ \t])|\d{1,9}[.)](?=[ \t])))*[ \t]*")
+_FENCE = re.compile(r"`{3,}(?=[^`]*$)|~{3,}")
+
+
+@dataclass(slots=True)
+class RawBlock:
+    """A piece of code as it stands in the text, not yet judged.
+
+    Attributes:
+        kind: fence, indented or inline.
+        start, end: the slice of the text, with the fences.
+        code: what stood between the fences, less the block's own indent.
+        code_start, code_end: the slice that is exactly the code, if there is one.
+        info: what follows the opening fence.
+        line: line (from 1) on which it starts.
+        closed: whether a closing fence was found; true for other kinds.
+    """
+
+    kind: str
+    start: int
+    end: int
+    code: str
+    code_start: int | None
+    code_end: int | None
+    info: str
+    line: int
+    closed: bool = True
+
+
+class Lines:
+    """The lines of a text as markdown-it counts them, with their offsets in the original."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.starts = [0]
+        self.ends: list[int] = []
+        for match in _LINE_END.finditer(text):
+            self.ends.append(match.start())
+            self.starts.append(match.end())
+        self.ends.append(len(text))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def line(self, index: int) -> str:
+        """A line without its line end."""
+        return self.text[self.starts[index] : self.ends[index]]
+
+    def after(self, index: int) -> int:
+        """Offset behind the line end."""
+        return self.starts[index + 1] if index + 1 < len(self.starts) else len(self.text)
+
+    def number(self, offset: int) -> int:
+        """The index of the line that an offset lies on."""
+        return bisect_right(self.starts, offset) - 1
+
+
+@cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("zero", {"maxNesting": _NESTING})
+    parser.enable(["fence", "code", "blockquote", "list", "hr", "heading"])
+    parser.core.ruler.disable(["inline"])
+    return parser
+
+
+def find_blocks(lines: Lines) -> list[RawBlock]:
+    """All fenced and indented blocks, in the order of the text."""
+    if sum(1 for _ in _MARKER.finditer(lines.text)) > MAX_MARKERS:
+        return scan(lines)
+    found = [_raw(lines, token) for token in _parser().parse(lines.text) if token.type in {"fence", "code_block"}]
+    return [block for block in found if block is not None]
+
+
+def _raw(lines: Lines, token: Token) -> RawBlock | None:
+    if token.map is None:
+        return None
+    first, beyond = token.map
+    stripped = token.content.split("\n")
+    if stripped and not stripped[-1]:
+        stripped.pop()
+    if token.type == "code_block":
+        return _assemble(lines, "indented", first, stripped, "")
+    begin = lines.starts[first] + max(lines.line(first).find(token.markup), 0)
+    count = min(len(stripped), beyond - first - 1)
+    closed = beyond - first - 1 > count
+    block = _assemble(lines, "fence", first + 1, stripped[:count], token.info.strip())
+    block.start, block.line, block.closed = begin, first + 1, closed
+    last = beyond - 1 if closed else first + count
+    block.end = lines.starts[last] + len(lines.line(last).rstrip()) if closed else lines.ends[last]
+    if block.code_start is not None and not count:
+        block.code_start = block.code_end = lines.after(first)
+    return block
+
+
+def _assemble(lines: Lines, kind: str, first: int, stripped: list[str], info: str) -> RawBlock:
+    """A block from its lines as the parser stripped them; each is looked up at the end of its original line."""
+    parts: list[str] = []
+    contiguous = True
+    begin = end = lines.starts[first] if first < len(lines) else len(lines.text)
+    for index, content in enumerate(stripped, first):
+        original = lines.line(index)
+        cut = len(original) - len(content)
+        if cut < 0 or original[cut:].replace("\0", "\ufffd") != content:
+            parts.append(content)  # a tab that was partly indent became spaces
+            contiguous = False
+        else:
+            parts.append(original[cut:])
+        if index == first:
+            begin = lines.starts[index] + max(cut, 0)
+        elif cut:
+            contiguous = False
+        end = lines.after(index)
+        parts.append(lines.text[lines.ends[index] : end])
+    return RawBlock(
+        kind=kind,
+        start=begin,
+        end=lines.ends[first + len(stripped) - 1] if stripped else end,
+        code="".join(parts),
+        code_start=begin if contiguous else None,
+        code_end=end if contiguous else None,
+        info=info,
+        line=first + 1,
+    )
+
+
+def scan(lines: Lines) -> list[RawBlock]:
+    """Fences alone, found line by line. List and quote markers before a fence are taken off without being checked."""
+    blocks: list[RawBlock] = []
+    index = 0
+    while index < len(lines):
+        line = lines.line(index)
+        prefix = _PREFIX.match(line)
+        indent = prefix.end() if prefix else 0
+        fence = _FENCE.match(line, indent) if line[indent : indent + 3] in {"```", "~~~"} else None
+        if fence is None:
+            index += 1
+            continue
+        content, index, closed = _scan_body(lines, index + 1, fence[0], line[:indent])
+        first = index - len(content) - (1 if closed else 0)
+        block = _assemble(lines, "fence", first, content, line[fence.end() :].strip())
+        block.start, block.line, block.closed = lines.starts[first - 1] + indent, first, closed
+        last = index - 1
+        block.end = lines.starts[last] + len(lines.line(last).rstrip()) if closed else lines.ends[last]
+        blocks.append(block)
+    return blocks
+
+
+def _scan_body(lines: Lines, index: int, fence: str, prefix: str) -> tuple[list[str], int, bool]:
+    """The stripped lines up to the closing fence, the index of the line behind it, and whether there was one."""
+    quotes = prefix.count(">")
+    width = len(prefix)
+    content: list[str] = []
+    while index < len(lines):
+        line = lines.line(index)
+        cut = 0
+        limit = min(width, len(line))
+        while cut < limit and line[cut] in " \t>":
+            cut += 1
+        if quotes and ">" not in line[:cut]:
+            return content, index, False  # the quote ended, and the fence with it
+        rest = line[cut:].strip()
+        if len(rest) >= len(fence) and not rest.strip(fence[0]):
+            return content, index + 1, True
+        content.append(line[cut:])
+        index += 1
+    if content and not content[-1]:
+        content.pop()  # what follows the last line end is not a line
+        return content, index - 1, False
+    return content, index, False

@@ -1,0 +1,212 @@
+"""What a piece of code is: its language if nobody said it, and whether it is meant for machines or for eyes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from emberbox.languages import LANGUAGES, resolve
+from emberbox.models import Language
+
+_LOOK = 6_000  # characters at the start of a block that lexical evidence is taken from
+_INFO = 500
+_JSON_MAX = 50_000
+
+_ATTRIBUTE = re.compile(r"""([A-Za-z_][\w-]{0,40})=("[^"]*"|'[^']*'|[^\s}"']+)""")
+_LANGUAGE_PREFIX = re.compile(r"^(?:language|lang)-", re.IGNORECASE)
+
+_TAGGED_AS = {
+    "json": {"json", "jsonc", "json5", "jsonl", "ndjson"},
+    "diff": {"diff", "patch", "udiff"},
+    "transcript": {"console", "shell-session", "sh-session", "bash-session", "shellsession", "terminal", "pycon"}
+    | {"python-repl", "doctest", "ipython-console", "session"},
+    "output": {"output", "stdout", "stderr", "log", "result", "results", "traceback", "pytb"},
+}
+
+_EVIDENCE: dict[Language, tuple[tuple[re.Pattern[str], int], ...]] = {
+    "python": (
+        (re.compile(r"^\s*(?:async )?def \w+\(.*\).*:", re.M), 3),
+        (re.compile(r"^\s*class \w+[^{;]*:\s*$", re.M), 3),
+        (re.compile(r"^(?:import [\w.]+(?: as \w+)?(?:, ?[\w.]+)*|from [\w.]+ import [\w*(, )]+)\s*$", re.M), 3),
+        (re.compile(r"^\s*(?:if|for|while|with|elif|try|except|else)\b[^{};]*:\s*(?:#.*)?$", re.M), 2),
+        (re.compile(r"^\s*print\(", re.M), 2),
+        (re.compile(r"__name__|\bself\.|\bNone\b|\bTrue\b|\brange\("), 1),
+    ),
+    "javascript": (
+        (re.compile(r"\b(?:const|let|var) [\w{\[$][^=\n]*=(?!=)"), 3),
+        (re.compile(r"\bconsole\.(?:log|error|table)\("), 3),
+        (re.compile(r"^\s*(?:async )?function\b[^\n]*\{", re.M), 3),
+        (re.compile(r"=>\s*[{(\w]"), 1),
+        (re.compile(r"^\s*(?:import|export) [^\n]*from ['\"]", re.M), 3),
+        (re.compile(r"\brequire\(['\"]|\bdocument\.|===|\bJSON\."), 2),
+    ),
+    "rust": (
+        (re.compile(r"\bfn \w+\s*(?:<[^>\n]*>)?\([^\n]*\{"), 3),
+        (re.compile(r"\b(?:println|eprintln|vec|format|assert_eq|panic)!\s*[(\[]"), 3),
+        (re.compile(r"\blet mut \w|&mut |&str\b|\bVec<|\bOption<|\bResult<"), 2),
+        (re.compile(r"^use \w+(?:::[\w{}*, ]+)+;", re.M), 3),
+        (re.compile(r"^\s*(?:pub )?(?:struct|enum|impl|trait|mod) \w", re.M), 2),
+    ),
+    "bash": (
+        (
+            re.compile(
+                r"^\s*(?:sudo|apt|apt-get|pip3?|npm|npx|yarn|cd|ls|mkdir|export|echo|curl|wget|git|cat|grep|chmod|docker"
+                r"|python3?|node|cargo|rustc|source|touch|tar|sed|awk|find|cp|mv|rm|uv|bash|sh|set|ssh|brew|kubectl|make)"
+                r" (?![=(])[-\w./~\"'$@*+]",
+                re.M,
+            ),
+            2,
+        ),
+        (re.compile(r"^\s*(?:if \[|while \[|for \w+ in [^\n:]*(?:;|$)|case )", re.M), 3),
+        (re.compile(r"^\s*(?:fi|done|esac)\b", re.M), 2),
+        (re.compile(r"\$\{\w+|\$\(\w|\"\$\w|^\w+=\S*\s*$", re.M), 1),
+        (re.compile(r"^\s*\./[\w./-]+", re.M), 2),
+    ),
+}
+
+_SHEBANG = re.compile(r"#!\s*\S*?/?(?:env\s+(?:-S\s+)?)?([A-Za-z]+)[\d.]*\b")
+_SHEBANG_NAMES: dict[str, Language] = {
+    "python": "python",
+    "node": "javascript",
+    "bash": "bash",
+    "sh": "bash",
+    "dash": "bash",
+}
+
+_DIFF_HEAD = re.compile(r"^(?:diff --git |@@ -\d|Index: )", re.M)
+_DIFF_FILES = re.compile(r"^--- \S[^\n]*\n\+\+\+ \S", re.M)
+_PYTHON_PROMPT = re.compile(r"^\s*(?:>>> |>>>$|In \[\d+\]: )")
+_SHELL_PROMPT = re.compile(
+    r"^\s*(?:\$ \S|[\w.-]+@[\w.-]+:[^$#\n]{0,80}[$#] |\[[\w.-]+@[\w.-]+ [^\]\n]{0,80}\][$#] |PS [A-Z]:)"
+)
+_OUTPUT = re.compile(
+    r"^(?:Traceback \(most recent call last\):|={3,} .{1,60} ={3,}\s*$|error\[E\d{4}\]|npm ERR!|\s*at \S+ \(\S+:\d+:\d+\)"
+    r"|[A-Za-z]*(?:Error|Exception): |\[\d\d:\d\d:\d\d\]|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d|\+[-=+]{3,}\+\s*$|Output:|total \d+$)"
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    """An info string, taken apart.
+
+    Attributes:
+        language: the language as written, "" if there is none.
+        attributes: `title="x"` and its like.
+        flags: the other words, lower case (`no_run`, `copy`).
+    """
+
+    language: str
+    attributes: dict[str, str]
+    flags: frozenset[str]
+
+
+def read_info(info: str) -> Info:
+    """Takes an info string apart: `python title="x"`, `{.python #id}`, `rust,no_run`, `js:app.js`."""
+    info = info[:_INFO]
+    attributes = {key: value.strip("\"'") for key, value in _ATTRIBUTE.findall(info)}
+    words = _ATTRIBUTE.sub(" ", info).replace(",", " ").replace("{", " ").replace("}", " ").split()
+    words = [word.lstrip(".") for word in words if not word.startswith("#")]
+    language, flags = "", words
+    if words and not words[0][:1].isdigit():
+        language, flags = _LANGUAGE_PREFIX.sub("", words[0]), words[1:]
+        head, colon, tail = language.partition(":")
+        if colon and head:
+            language = head
+            if tail:
+                attributes.setdefault("filename", tail)
+    return Info(language, attributes, frozenset(word.lower() for word in flags))
+
+
+def looks_like(code: str, language: str) -> str | None:
+    """`json`, `diff`, `transcript` or `output`, if the code is that rather than a program."""
+    for kind, names in _TAGGED_AS.items():
+        if language.lower() in names:
+            return kind
+    head = code[:_LOOK]
+    known = resolve(language)
+    first = next((line for line in head.splitlines() if line.strip()), "")
+    if _DIFF_HEAD.search(head) or _DIFF_FILES.search(head):
+        return "diff"
+    if known in {None, "python"} and _PYTHON_PROMPT.match(first):
+        return "transcript"
+    if known in {None, "bash"} and _SHELL_PROMPT.match(first):
+        return "transcript"
+    if _is_json(code):
+        return "json"
+    if _OUTPUT.match(first):
+        return "output"
+    return None
+
+
+def _is_json(code: str) -> bool:
+    text = code.strip()
+    if len(text) < 2 or (text[0], text[-1]) not in {("{", "}"), ("[", "]")}:
+        return False
+    if len(text) > _JSON_MAX:
+        return text[1:40].lstrip()[:1] in {'"', "{", "["}
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def detect(code: str) -> Language | None:
+    """The language of code that nobody named, by its words; None if they do not tell."""
+    head = code[:_LOOK]
+    shebang = _SHEBANG.match(head.lstrip()[:200])
+    if shebang is not None:
+        return _SHEBANG_NAMES.get(shebang[1])
+    scores: dict[Language, int] = {}
+    for language, patterns in _EVIDENCE.items():
+        scores[language] = sum(weight for pattern, weight in patterns if pattern.search(head))
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    best, second = scores[ranked[0]], scores[ranked[1]]
+    return ranked[0] if best >= 2 and best > second else None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the syntax tree of a block tells.
+
+    Attributes:
+        complete: it parses without an error.
+        defines: it has definitions or imports at the top.
+        empty: it has nothing but comments.
+        runnable: false for a Rust program without `main`.
+    """
+
+    complete: bool
+    defines: bool
+    empty: bool
+    runnable: bool
+
+
+_DEFINING = {
+    "python": {"import_statement", "import_from_statement", "function_definition", "class_definition"}
+    | {"decorated_definition", "future_import_statement"},
+    "javascript": {"import_statement", "function_declaration", "class_declaration", "lexical_declaration"}
+    | {"variable_declaration", "export_statement", "generator_function_declaration"},
+    "bash": {"function_definition", "variable_assignment", "declaration_command"},
+    "rust": {"function_item", "use_declaration", "struct_item", "enum_item", "impl_item", "mod_item", "trait_item"},
+}
+
+
+def structure(language: Language, code: str) -> Structure:
+    """Parses a block and says what is in it."""
+    spec = LANGUAGES[language]
+    top = spec.parse(code).root_node.named_children
+    statements = [node for node in top if not node.type.endswith("comment")]
+    main = any(node.type == "function_item" and _named(node.child_by_field_name("name")) == b"main" for node in top)
+    return Structure(
+        complete=not spec.syntax_findings(code),
+        defines=any(node.type in _DEFINING[language] for node in statements),
+        empty=not statements,
+        runnable=language != "rust" or main,
+    )
+
+
+def _named(node: object) -> bytes | None:
+    text = getattr(node, "text", None)
+    return text if isinstance(text, bytes) else None

@@ -1,0 +1,414 @@
+"""The asynchronous SDK: `AsyncSandbox`, one isolated machine to run code in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self, overload
+from weakref import WeakKeyDictionary
+
+from emberbox.config import Settings
+from emberbox.engine import Engine, ExecuteRequest
+from emberbox.errors import SessionNotFound, ValidationFailed
+from emberbox.models import (
+    CommandResult,
+    ContextInfo,
+    EntryInfo,
+    Execution,
+    MachineLimits,
+    ProcessInfo,
+    SandboxInfo,
+    SandboxMetrics,
+)
+from emberbox.sandbox.files import Data
+from emberbox.sandbox.session import Listeners, OnResult, OnText, RunOptions, Session
+
+DEFAULT_SANDBOX_TIMEOUT = 300.0
+"""Seconds after which a sandbox is killed unless `set_timeout` says otherwise."""
+DEFAULT_COMMAND_TIMEOUT = 60.0
+
+
+@dataclass(slots=True)
+class _Shared:
+    engine: Engine
+    users: int = 0
+
+
+_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
+
+
+async def _acquire_shared() -> Engine:
+    """One engine per event loop for all sandboxes that name none; it goes with the last of them."""
+    loop = asyncio.get_running_loop()
+    shared = _engines.get(loop)
+    if shared is None:
+        shared = _engines[loop] = _Shared(Engine())
+    shared.users += 1
+    return shared.engine
+
+
+async def _release_shared(engine: Engine) -> None:
+    loop = asyncio.get_running_loop()
+    shared = _engines.get(loop)
+    if shared is None or shared.engine is not engine:
+        return
+    shared.users -= 1
+    if shared.users == 0:
+        del _engines[loop]
+        await engine.close()
+
+
+class AsyncSandbox:
+    """An isolated machine. Make one with `await AsyncSandbox.create()`; use it as an async context manager, or
+    `await sandbox.kill()` it.
+
+    Attributes:
+        files: read, write, list, … (see `AsyncFiles`).
+        commands: run programs (see `AsyncCommands`).
+    """
+
+    def __init__(self, session: Session, engine: Engine, *, owns_engine_share: bool) -> None:
+        self._session = session
+        self._engine = engine
+        self._owns_share = owns_engine_share
+        self.files = AsyncFiles(session)
+        self.commands = AsyncCommands(session)
+
+    @classmethod
+    async def create(
+        cls,
+        template: str | None = None,
+        *,
+        timeout: float | None = DEFAULT_SANDBOX_TIMEOUT,
+        envs: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limits: MachineLimits | None = None,
+        engine: Engine | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Start a sandbox.
+
+        Args:
+            template: name of a template, or path of its TOML file; `default` unless the settings say otherwise.
+            timeout: seconds after which it is killed; None: never.
+            envs: environment of everything that runs in it.
+            metadata: words of your own, returned by `get_info`.
+            limits: memory, CPU, processes, disk; the template's own unless given.
+            engine: use this one; else one is shared by all sandboxes of this event loop.
+            settings: make an engine of this sandbox's own with these settings.
+
+        Raises:
+            VmNotAvailable: no back end is usable, or the machine did not start (`emberbox doctor` explains).
+            ImageError: the template's image could not be built.
+        """
+        if engine is not None and settings is not None:
+            raise ValidationFailed("Give either `engine` or `settings`, not both.", remediation="Drop one of them.")
+        own = engine is None
+        if engine is None:
+            engine = await _acquire_shared() if settings is None else Engine(settings)
+        try:
+            session = await engine.create_sandbox(
+                template, limits=limits, envs=envs, metadata=metadata, timeout=timeout
+            )
+        except BaseException:
+            if own:
+                await asyncio.shield(asyncio.ensure_future(cls._give_back(engine)))
+            raise
+        return cls(session, engine, owns_engine_share=own)
+
+    @staticmethod
+    async def _give_back(engine: Engine) -> None:
+        shared = _engines.get(asyncio.get_running_loop())
+        if shared is not None and shared.engine is engine:
+            await _release_shared(engine)
+        else:
+            await engine.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.kill()
+
+    @property
+    def sandbox_id(self) -> str:
+        return self._session.id
+
+    @property
+    def backend(self) -> str:
+        """Which isolation it runs in, such as `gvisor`."""
+        return self._session.machine.backend
+
+    # --- code -----------------------------------------------------------------------------------------------------
+
+    async def run_code(
+        self,
+        code: str,
+        language: str | None = None,
+        *,
+        context: ContextInfo | str | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        timeout: float | None = None,
+        envs: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        args: Sequence[str] = (),
+        stdin: str | bytes = b"",
+        requirements: Sequence[str] = (),
+    ) -> Execution:
+        """Run code and return what it did. Code that fails does not raise: look at `Execution.error`.
+
+        Args:
+            code: the source.
+            language: python (default), javascript, bash or rust, or an alias; that of `context` if one is given.
+            context: run in this context (variables stay); else in the language's default context.
+            on_stdout, on_stderr, on_result: called as output arrives, plain functions or coroutine functions.
+            timeout: seconds; the default is the settings' `execution_timeout_ms` times the language's factor.
+            envs: more environment, for this execution only.
+            cwd: working directory, for this execution and (in a context) from then on.
+            args: program arguments (`sys.argv[1:]`, `process.argv`, `$1`…).
+            stdin: what the code can read from standard input.
+            requirements: packages that the code needs; an error says which the image lacks.
+
+        Raises:
+            ValidationFailed, UnsupportedLanguage: refused before it ran.
+            VmNotAvailable: the sandbox is gone.
+            SessionNotFound, ExecutionFailed: unknown or busy context.
+        """
+        language, context_id = await self._language_of(language, context)
+        options = RunOptions(
+            context=context_id,
+            cwd=cwd,
+            env=envs or {},
+            args=args,
+            stdin=stdin.encode() if isinstance(stdin, str) else stdin,
+            timeout=timeout,
+        )
+        request = ExecuteRequest(self._session, language, code, options, requirements)
+        return await self._engine.execute(request, Listeners(on_stdout, on_stderr, on_result))
+
+    async def _language_of(
+        self, language: str | None, context: ContextInfo | str | None
+    ) -> tuple[str, str | None]:
+        if context is None:
+            return language or "python", None
+        if isinstance(context, str):
+            known = {c.id: c for c in await self.list_code_contexts()}
+            if context not in known:
+                raise SessionNotFound(
+                    f"Sandbox {self.sandbox_id} has no context {context!r:.80}.",
+                    remediation="Make one with create_code_context().",
+                )
+            context = known[context]
+        if language is not None and self._engine.runnable_language(language, self._session) != context.language:
+            raise ValidationFailed(
+                f"Context {context.id} is for {context.language}, not {language}.",
+                remediation="Leave `language` out, or use another context.",
+            )
+        return context.language, context.id
+
+    async def create_code_context(
+        self, language: str = "python", *, cwd: str | None = None, envs: Mapping[str, str] | None = None
+    ) -> ContextInfo:
+        """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
+        name = self._engine.runnable_language(language, self._session)
+        return await self._session.create_context(name, cwd, envs or {})
+
+    async def list_code_contexts(self) -> list[ContextInfo]:
+        return await self._session.list_contexts()
+
+    async def restart_code_context(self, context: ContextInfo | str) -> None:
+        """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
+        await self._session.restart_context(context if isinstance(context, str) else context.id)
+
+    async def remove_code_context(self, context: ContextInfo | str) -> None:
+        """End its interpreter and whatever it runs."""
+        await self._session.remove_context(context if isinstance(context, str) else context.id)
+
+    async def interrupt(self, context: ContextInfo | str | None = None) -> int:
+        """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
+        return await self._session.interrupt(context.id if isinstance(context, ContextInfo) else context)
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Kill the sandbox this many seconds from now; None: never."""
+        self._session.set_timeout(seconds)
+
+    def get_info(self) -> SandboxInfo:
+        return self._session.info()
+
+    async def get_metrics(self) -> SandboxMetrics:
+        """Memory, CPU, disk and processes of now."""
+        return await self._session.metrics()
+
+    def is_running(self) -> bool:
+        return self._session.state.value == "running"
+
+    async def kill(self) -> None:
+        """End it and everything in it. Harmless when it has ended."""
+        try:
+            await self._session.kill()
+        finally:
+            if self._owns_share:
+                self._owns_share = False
+                await asyncio.shield(asyncio.ensure_future(self._give_back(self._engine)))
+
+
+class AsyncFiles:
+    """Files of a sandbox. Relative paths start in the work directory; errors are GuestFileError."""
+
+    def __init__(self, session: Session) -> None:
+        self._files = session.files
+
+    @overload
+    async def read(self, path: str) -> str: ...
+    @overload
+    async def read(self, path: str, format: Literal["text"]) -> str: ...  # noqa: A002
+    @overload
+    async def read(self, path: str, format: Literal["bytes"]) -> bytes: ...  # noqa: A002
+    @overload
+    async def read(self, path: str, format: Literal["stream"]) -> AsyncIterator[bytes]: ...  # noqa: A002
+
+    async def read(
+        self,
+        path: str,
+        format: Literal["text", "bytes", "stream"] = "text",  # noqa: A002 (the field's name for it)
+    ) -> str | bytes | AsyncIterator[bytes]:
+        """Read a file as `text` (UTF-8, nonsense replaced), `bytes`, or a `stream` of pieces of at most 256 KiB."""
+        if format == "stream":
+            return self._files.read_stream(path)
+        data = await self._files.read_bytes(path)
+        return data if format == "bytes" else data.decode("utf-8", "replace")
+
+    async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
+        """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
+        return await self._files.write(path, data, mode=mode)
+
+    async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
+        """Entries of a directory, `depth` levels deep."""
+        return await self._files.list(path, depth=depth)
+
+    async def exists(self, path: str) -> bool:
+        return await self._files.exists(path)
+
+    async def get_info(self, path: str) -> EntryInfo:
+        return await self._files.get_info(path)
+
+    async def make_dir(self, path: str) -> bool:
+        """Make a directory and its parents; False if it was there already."""
+        return await self._files.make_dir(path)
+
+    async def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all it holds."""
+        await self._files.remove(path)
+
+    async def rename(self, path: str, new_path: str) -> EntryInfo:
+        return await self._files.rename(path, new_path)
+
+
+class AsyncCommandHandle:
+    """A command that runs in the background."""
+
+    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
+        self._session = session
+        self._task = task
+        self._request = request
+        self.pid = pid
+
+    async def wait(self) -> CommandResult:
+        """Wait for its end. Being cancelled here leaves the command running."""
+        return await asyncio.shield(self._task)
+
+    async def kill(self) -> bool:
+        """Kill it and its children; False if it had ended."""
+        return not self._task.done() and await self._session.kill_process(self.pid)
+
+    async def send_stdin(self, data: str | bytes, *, eof: bool = False) -> None:
+        """Write to its standard input; `eof` closes it afterwards."""
+        await self._session.send_stdin(self._request, data.encode() if isinstance(data, str) else data, eof=eof)
+
+
+class AsyncCommands:
+    """Programs in a sandbox, run as its user. A string is run by `bash -c`, a list as it is."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._handles: dict[int, AsyncCommandHandle] = {}
+
+    @overload
+    async def run(
+        self, cmd: str | Sequence[str], *, background: Literal[False] = False, cwd: str | None = None,
+        envs: Mapping[str, str] | None = None, timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
+    ) -> CommandResult: ...  # fmt: skip
+    @overload
+    async def run(
+        self, cmd: str | Sequence[str], *, background: Literal[True], cwd: str | None = None,
+        envs: Mapping[str, str] | None = None, timeout: float | None = None,
+        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
+    ) -> AsyncCommandHandle: ...  # fmt: skip
+
+    async def run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        background: bool = False,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+    ) -> CommandResult | AsyncCommandHandle:
+        """Run a command. A failing one does not raise: look at `exit_code`.
+
+        Args:
+            cmd: for bash, or a list of arguments.
+            background: return a handle at once; only then can it be sent standard input.
+            timeout: seconds; None: none (the sandbox's own time bounds it).
+
+        Raises:
+            VmNotAvailable: the sandbox is gone.
+            ExecutionFailed: no such program or working directory.
+        """
+        if timeout is not None and timeout <= 0:
+            raise ValidationFailed(f"A timeout of {timeout:g} s is not possible.", remediation="Use None for no limit.")
+        argv = ["/bin/bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)
+        listeners = Listeners(on_stdout, on_stderr)
+        if not background:
+            return await self._session.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
+        started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        work = self._session.exec(
+            argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
+            on_start=lambda request, pid: started.set_result((request, pid)),
+        )  # fmt: skip
+        task = asyncio.ensure_future(work)
+        await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            started.cancel()
+            await task  # raises why it did not start
+        request, pid = started.result()
+        handle = AsyncCommandHandle(self._session, task, request, pid)
+        self._handles[pid] = handle
+        task.add_done_callback(lambda _: self._handles.pop(pid, None))
+        return handle
+
+    async def list(self) -> list[ProcessInfo]:
+        """Commands under way."""
+        return await self._session.processes()
+
+    async def kill(self, pid: int) -> bool:
+        """Kill a command; False if there is none of this pid."""
+        return await self._session.kill_process(pid)
+
+    async def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
+        """Write to a background command's standard input."""
+        handle = self._handles.get(pid)
+        if handle is None:
+            raise SessionNotFound(f"There is no background command {pid}.", remediation="commands.list() shows them.")
+        await handle.send_stdin(data, eof=eof)

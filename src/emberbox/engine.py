@@ -1,0 +1,302 @@
+"""The engine: one way for every execution, whatever entry it came by. Plain asyncio, no HTTP.
+
+Steps of one execution (docs/architecture.md): 1 checks and hooks before, 2 lease of a sandbox, 3 a snapshot where the
+policy asks for one, 4 the run, 5 hooks after, 6 the record, 7 a rollback where the policy asks for one. Steps 3 and 7
+have no policy yet that asks for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from emberbox.code_extractor import CodeBlockExtractor
+from emberbox.config import Settings, load_settings
+from emberbox.errors import ImageError, UnsupportedLanguage, ValidationFailed, VmExecutionError, VmNotAvailable
+from emberbox.images.builder import Progress, ensure_image, no_progress
+from emberbox.images.requirements import check_requirements
+from emberbox.images.store import Image, ImageStore
+from emberbox.images.template import load_template
+from emberbox.languages import get_language
+from emberbox.machines.base import Capabilities, MachineFactory
+from emberbox.machines.gvisor import GvisorFactory
+from emberbox.models import (
+    BlockError,
+    CodeBlock,
+    Execution,
+    Language,
+    MachineLimits,
+    ParseExecuteResponse,
+    VmExecuteResponse,
+)
+from emberbox.sandbox.manager import SandboxManager
+from emberbox.sandbox.session import Listeners, RunOptions, Session
+
+BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {"gvisor": GvisorFactory}
+"""Every back end, best first: `auto` takes the first that is usable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteRequest:
+    """One piece of code to run in one sandbox."""
+
+    sandbox: Session
+    language: str
+    code: str
+    options: RunOptions = field(default_factory=RunOptions)
+    requirements: Sequence[str] = ()
+    agent_id: str = "local"
+
+
+class ExecutionHook(Protocol):
+    """Policy around an execution. It may change what passes through, or raise PolicyBlocked."""
+
+    async def pre_tool(self, request: ExecuteRequest) -> ExecuteRequest: ...
+    async def post_tool(self, request: ExecuteRequest, execution: Execution) -> Execution: ...
+
+
+class Recorder(Protocol):
+    """Keeps what was done. `started` is awaited before the code runs, `finished` before the answer is given."""
+
+    async def started(self, request: ExecuteRequest) -> None: ...
+    async def finished(self, request: ExecuteRequest, execution: Execution) -> None: ...
+
+
+class BlockListener(Protocol):
+    """Hears of the blocks of an answer as they are run."""
+
+    async def block_begins(self, index: int, block: CodeBlock) -> Listeners: ...
+    async def block_ran(self, index: int, execution: Execution) -> None: ...
+    async def block_refused(self, index: int, error: VmExecutionError) -> None: ...
+
+
+class Engine:
+    """Owns the back end and all sandboxes of this process. Use it as an async context manager, or `close()` it."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        hooks: Sequence[ExecutionHook] = (),
+        recorders: Sequence[Recorder] = (),
+    ) -> None:
+        self.settings = settings or load_settings()
+        self._hooks = tuple(hooks)
+        self._recorders = tuple(recorders)
+        self._extractor = CodeBlockExtractor(self.settings.auto_execute_threshold, self.settings.vm_execution)
+        self._factory: MachineFactory | None = None
+        self._sandboxes: SandboxManager | None = None
+        self._opening = asyncio.Lock()
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def extractor(self) -> CodeBlockExtractor:
+        return self._extractor
+
+    # --- back ends ------------------------------------------------------------------------------------------------
+
+    def capabilities(self) -> list[Capabilities]:
+        """What every back end says of this host."""
+        return [make(self.settings).capabilities() for make in BACKENDS.values()]
+
+    async def _open(self) -> SandboxManager:
+        async with self._opening:
+            if self._sandboxes is None:
+                factory = await asyncio.to_thread(self._choose)
+                await factory.sweep()
+                self._factory = factory
+                self._sandboxes = SandboxManager(factory, self.settings.boot_timeout_seconds)
+            return self._sandboxes
+
+    def _choose(self) -> MachineFactory:
+        wanted = list(BACKENDS) if self.settings.backend == "auto" else [self.settings.backend]
+        reasons = []
+        for name in wanted:
+            factory = BACKENDS[name](self.settings)
+            found = factory.capabilities()
+            if found.usable:
+                return factory
+            reasons.append(f"{name}: {found.why}. {found.remedy}")
+        raise VmNotAvailable(
+            "No back end is usable. " + " ".join(reasons), remediation="Run `emberbox setup`, then `emberbox doctor`."
+        )
+
+    # --- sandboxes ------------------------------------------------------------------------------------------------
+
+    async def create_sandbox(
+        self,
+        template: str | None = None,
+        *,
+        limits: MachineLimits | None = None,
+        envs: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        progress: Progress = no_progress,
+    ) -> Session:
+        """Start a sandbox from a template (built first, if need be and `auto_provision` allows it).
+
+        Raises:
+            VmNotAvailable: no usable back end, or the machine did not start.
+            ImageError, ConfigError: the template is unknown, wrong or cannot be built.
+        """
+        image = await self.image(template, progress)
+        limits = self._bounded(limits or image.limits)
+        manager = await self._open()
+        return await manager.create(image, limits, envs=envs, metadata=metadata, timeout=timeout)
+
+    async def image(self, template: str | None = None, progress: Progress = no_progress) -> Image:
+        """The image of a template (default: `default_vm_type` of the settings)."""
+        found = load_template(template or self.settings.vm_execution.default_vm_type, self.settings)
+        if self.settings.vm_execution.auto_provision:
+            return await ensure_image(found, self.settings, progress)
+        image = ImageStore(self.settings).find(found)
+        if image is None:
+            raise ImageError(
+                f"The image of template {found.name!r} is not built.",
+                remediation=f"Run `emberbox image build {found.name}`, or set auto_provision.",
+            )
+        return image
+
+    def _bounded(self, limits: MachineLimits) -> MachineLimits:
+        most = self.settings.vm_execution.security_settings.resource_limits.max_memory_mb
+        if limits.memory_mb > most:
+            raise ValidationFailed(
+                f"memory_mb {limits.memory_mb} is above the limit of {most}.",
+                remediation="Ask for less, or raise security_settings.resource_limits.max_memory_mb.",
+            )
+        return limits
+
+    async def get_sandbox(self, sandbox_id: str) -> Session:
+        """A live sandbox by id; raises SessionNotFound."""
+        return (await self._open()).get(sandbox_id)
+
+    async def list_sandboxes(self) -> list[Session]:
+        return (await self._open()).list()
+
+    async def close(self) -> None:
+        """Kill every sandbox and the helper processes."""
+        if self._sandboxes is not None:
+            await self._sandboxes.close()
+        if self._factory is not None:
+            await self._factory.close()
+        self._sandboxes = self._factory = None
+
+    # --- executions -----------------------------------------------------------------------------------------------
+
+    async def execute(self, request: ExecuteRequest, listeners: Listeners | None = None) -> Execution:
+        """Run one piece of code. What the code does wrong is in the Execution; exceptions are for what never ran.
+
+        Raises:
+            ValidationFailed, UnsupportedLanguage, PolicyBlocked: refused before it ran.
+            VmNotAvailable, SessionNotFound, ExecutionFailed: the sandbox could not run it.
+        """
+        language = self.runnable_language(request.language, request.sandbox)
+        for hook in self._hooks:
+            request = await hook.pre_tool(request)
+        check_requirements(request.requirements, language, request.sandbox.image.manifest)
+        options = replace(request.options, timeout=self.timeout_for(language, request.options.timeout))
+        for recorder in self._recorders:
+            await recorder.started(request)
+        execution = await request.sandbox.run_code(language, request.code, options, listeners or Listeners())
+        for hook in self._hooks:
+            execution = await hook.post_tool(request, execution)
+        for recorder in self._recorders:
+            await recorder.finished(request, execution)
+        return execution
+
+    def runnable_language(self, name: str, sandbox: Session) -> Language:
+        """The language behind a name or alias, if the settings and the sandbox's template have it."""
+        language = get_language(name).config.name
+        if language not in self.settings.vm_execution.allowed_languages:
+            raise UnsupportedLanguage(
+                f"{language} is not allowed here.", remediation="Add it to vm_execution.allowed_languages."
+            )
+        if language not in sandbox.image.template.languages:
+            raise UnsupportedLanguage(
+                f"Template {sandbox.image.name!r} has no {language}.",
+                remediation=f"It has {', '.join(sandbox.image.template.languages)}; choose another template.",
+            )
+        return language
+
+    def timeout_for(self, language: Language, seconds: float | None) -> float:
+        """Seconds that code of this language may take: the given ones, or the default times the language's factor.
+
+        Raises:
+            ValidationFailed: not positive, or above `max_execution_time_seconds` (times the factor).
+        """
+        config = self.settings.vm_execution
+        factor = get_language(language).config.timeout_multiplier
+        if seconds is None:
+            return config.execution_timeout_ms / 1000 * factor
+        most = config.security_settings.resource_limits.max_execution_time_seconds * factor
+        if not 0 < seconds <= most:
+            raise ValidationFailed(
+                f"A timeout of {seconds:g} s is not possible for {language}: more than 0 and at most {most:g} s.",
+                remediation="Give another one, or raise security_settings.resource_limits.max_execution_time_seconds.",
+            )
+        return seconds
+
+    async def run_answer(
+        self,
+        blocks: Sequence[CodeBlock],
+        open_sandbox: Callable[[], Awaitable[Session]],
+        *,
+        threshold: float,
+        timeout: float | None = None,
+        listener: BlockListener | None = None,
+    ) -> tuple[list[VmExecuteResponse], list[BlockError]]:
+        """Run the blocks of an answer, in the order of the text, in one sandbox (state carries over per language).
+
+        Blocks below `threshold` are left out. A block that fails or is refused does not stop the ones after it.
+        `open_sandbox` is called once, for the first block that passes the checks: an answer that is refused as a whole
+        needs no machine.
+        """
+        results: list[VmExecuteResponse] = []
+        errors: list[BlockError] = []
+        session: Session | None = None
+        for index in sorted(range(len(blocks)), key=lambda i: blocks[i].start_pos):
+            block = blocks[index]
+            if block.execution_confidence < threshold:
+                continue
+            try:
+                self._extractor.validate_code(block)
+                session = session or await open_sandbox()
+                listeners = await listener.block_begins(index, block) if listener else Listeners()
+                request = ExecuteRequest(session, block.language, block.code, RunOptions(timeout=timeout))
+                execution = await self.execute(request, listeners)
+            except VmExecutionError as exc:
+                errors.append(BlockError(block=index, code=exc.code, message=exc.message, remediation=exc.remediation))
+                if listener:
+                    await listener.block_refused(index, exc)
+                continue
+            results.append(VmExecuteResponse.of(execution))
+            if listener:
+                await listener.block_ran(index, execution)
+        return results, errors
+
+    async def parse_execute(
+        self, text: str, *, threshold: float | None = None, template: str | None = None, timeout: float | None = None
+    ) -> ParseExecuteResponse:
+        """Find the code in an LLM's answer and run what is meant to run, in a sandbox of its own."""
+        blocks = self._extractor.extract_code_blocks(text)
+        intent = self._extractor.detect_execution_intent(text)
+        least = self.settings.auto_execute_threshold if threshold is None else threshold
+        sessions: list[Session] = []
+
+        async def open_sandbox() -> Session:
+            sessions.append(await self.create_sandbox(template))
+            return sessions[0]
+
+        try:
+            results, errors = await self.run_answer(blocks, open_sandbox, threshold=least, timeout=timeout)
+        finally:
+            for session in sessions:
+                await session.kill()
+        return ParseExecuteResponse(code_blocks=blocks, intent=intent, execution_results=results, errors=errors)

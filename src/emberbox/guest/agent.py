@@ -1,0 +1,366 @@
+"""The agent: takes requests from the host's channel and carries them out, one thread, never blocking."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import _socket
+
+from . import files
+from .channel import BACKLOG_LIMIT, Channel
+from .contexts import Contexts, PythonKernel
+from .executions import CodeRun, Execution, Program
+from .fields import Fields, RequestError, bad_request
+from .limits import AsUser, Settings, is_privileged
+from .loop import Loop
+from .processes import kill_tree, out_of_memory_kills, thread_count
+from .protocol import MAX_PAYLOAD, PROTOCOL_VERSION, ProtocolError
+from .spawned import JavaScriptKernel, check_javascript
+from .workers import run_in_worker
+from .zygote import Zygote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List
+
+    from .protocol import Header
+    from .streams import Pipe
+
+LINGERING_PIPES = 256
+INLINE_LIST = 1000
+CODE_LANGUAGES = ("python", "javascript", "bash", "rust")
+
+
+class Agent:
+    """One machine's agent."""
+
+    def __init__(self, fd_in: int, fd_out: int) -> None:
+        self.loop = Loop()
+        self.executions: Dict[int, Execution] = {}
+        self.memory_kills = out_of_memory_kills()
+        self.contexts = Contexts(self.pids)
+        self._settings: Settings | None = None
+        self._zygote: Zygote | None = None
+        self._lingering: List[Pipe] = []
+        self._held = False
+        self._channel = Channel(self.loop, fd_in, fd_out, self._on_frame, self.loop.stop)
+        self.loop.before_sleep.append(self._flush)
+        self._operations: Dict[str, Callable[[int, Fields, bytes], None]] = {
+            name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_op_")
+        }
+
+    @property
+    def settings(self) -> Settings:
+        """What `configure` said."""
+        if self._settings is None:
+            raise bad_request("the machine has not been configured yet")
+        return self._settings
+
+    def run(self) -> None:
+        """Serve until the host closes the channel, then kill everything."""
+        self.send({"id": 0, "ev": "hello", "protocol": PROTOCOL_VERSION})
+        try:
+            self.loop.run()
+        finally:
+            if self._settings is not None:
+                for pid in self.pids():
+                    kill_tree(self._settings.uid, pid, since=0, others=())
+
+    def send(self, header: Header, payload: bytes = b"") -> None:
+        """Queue an event for the host."""
+        self._channel.send(header, payload)
+
+    def pids(self) -> List[int]:
+        """The roots of all that runs on behalf of the host."""
+        roots = [pid for execution in self.executions.values() for pid in execution.pids()]
+        return [*roots, *self.contexts.pids()]
+
+    def linger(self, pipe: Pipe) -> None:
+        """Go on draining the pipe of a program that has ended, for what it has left in the background."""
+        if pipe.closed:
+            return
+        pipe.capture = None
+        self._lingering = [other for other in self._lingering if not other.closed]
+        if len(self._lingering) >= LINGERING_PIPES:
+            self._lingering.pop(0).close()
+        self._lingering.append(pipe)
+
+    def program_failed(self, program: Program, number: int, step: str) -> None:
+        """An `exec` came to nothing."""
+        if number == errno.EAGAIN:
+            program.done(exit_code=126, reason="processes")
+            return
+        self.executions.pop(program.ident, None)
+        name = program.cwd if step == "cwd" else program.argv[0]
+        self._fail(program.ident, files.os_error(OSError(number, os.strerror(number), name)))
+
+    def _flush(self) -> None:
+        for kernel in self.contexts.kernels():
+            kernel.flush()
+        self._channel.flush()
+        held = self._channel.backlog > BACKLOG_LIMIT
+        if held != self._held and (held or self._channel.backlog < BACKLOG_LIMIT // 2):
+            self._held = held
+            for kernel in self.contexts.kernels():
+                kernel.hold(reading=not held)
+            for execution in self.executions.values():
+                if isinstance(execution, Program):
+                    execution.hold(reading=not held)
+
+    def _on_frame(self, header: Header, payload: bytes) -> None:
+        ident = header["id"]
+        operation = self._operations.get(header["op"]) if isinstance(header.get("op"), str) else None
+        try:
+            if ident == 0 or operation is None or ident in self.executions:
+                raise bad_request("no such operation, or an id that is not free: %r" % (header.get("op"),))
+            operation(ident, Fields(header), payload)
+        except RequestError as exc:
+            self._fail(ident, exc)
+        except OSError as exc:
+            self._fail(ident, files.os_error(exc))
+        except (ProtocolError, MemoryError, RecursionError, ValueError) as exc:
+            self._fail(ident, RequestError("internal", "%s: %s" % (type(exc).__name__, exc)))
+
+    def _fail(self, ident: int, exc: RequestError) -> None:
+        self.executions.pop(ident, None)
+        header: Header = {"id": ident, "ev": "error", "kind": exc.kind, "message": exc.message}
+        if exc.errno is not None:
+            header["errno"] = exc.errno
+        self.send(header)
+
+    def _done(self, ident: int, **fields: Any) -> None:
+        self.send({"id": ident, "ev": "done", **fields})
+
+    # -- the machine ------------------------------------------------------------------------------------------------
+
+    def _op_ping(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        self._done(ident)
+
+    def _op_sync(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        self._done(ident, nonce=fields.header.get("nonce"))
+
+    def _op_configure(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        if self._settings is not None:
+            raise bad_request("the machine has been configured already")
+        settings = Settings(fields)
+        unknown = sorted({*settings.languages, *settings.warm}.difference(CODE_LANGUAGES))
+        if unknown:
+            raise RequestError("unsupported", "unknown languages: " + ", ".join(unknown))
+        _prepare_machine(settings)
+        self._settings = settings
+        self._offer_programs(settings)
+        if "python" not in settings.languages:
+            self._warm_languages(ident, None)
+            return
+        zygote = self._zygote = Zygote(self.loop, settings, lambda problem: self._warm_languages(ident, problem))
+        self.contexts.offer("python", lambda: PythonKernel(self.loop, settings, zygote))
+
+    def _offer_programs(self, settings: Settings) -> None:
+        if "javascript" in settings.languages:
+
+            def javascript() -> JavaScriptKernel:
+                check_javascript(settings)
+                return JavaScriptKernel(self.loop, settings)
+
+            self.contexts.offer("javascript", javascript)
+
+    def _warm_languages(self, ident: int, problem: str | None) -> None:
+        if problem is not None:
+            self._fail(ident, RequestError("internal", "the warm-up code failed: " + problem))
+            return
+        for language in self.settings.warm:
+            if language in self.settings.languages and language != "rust":
+                self.contexts.warm(language)
+        self._done(ident)
+
+    def _op_metrics(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        disk = os.statvfs(self.settings.workdir)
+        self._done(
+            ident,
+            processes=thread_count(self.settings.uid),
+            memory_used=_memory_used(),
+            disk_used=(disk.f_blocks - disk.f_bfree) * disk.f_frsize,
+            disk_total=disk.f_blocks * disk.f_frsize,
+            contexts=len(self.contexts),
+        )
+
+    # -- code and programs ------------------------------------------------------------------------------------------
+
+    def _folder(self, fields: Fields) -> str | None:
+        """The `cwd` of the request, which must be there for the user."""
+        if fields.header.get("cwd") is None:
+            return None
+        path = files.full_path(fields, "cwd", self.settings.workdir)
+        with AsUser(self.settings):
+            os.scandir(path).close()
+        return path
+
+    def _op_run_code(self, ident: int, fields: Fields, payload: bytes) -> None:
+        size = fields.integer("stdin_size", 0, high=len(payload))
+        code, stdin = payload[: len(payload) - size], payload[len(payload) - size :]
+        cwd = self._folder(fields)
+        env, args, timeout = fields.environment("env"), fields.texts("args"), fields.seconds("timeout")
+        limits = [fields.integer(name) for name in ("stdout_limit", "stderr_limit", "results_limit")]
+        context = self.contexts.for_run(fields.optional_text("context"), fields.text("language"))
+        if context.run is not None:
+            raise RequestError("busy", "context %r is running something already" % context.ident)
+        kernel = self.contexts.kernel_of(context)
+        run = context.run = CodeRun(self, ident, context, *limits)
+        self.executions[ident] = run
+        run.emit("started", context=context.ident)
+        request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2]}
+        run.set_timeout(timeout)
+        kernel.execute(run, request, code, stdin)
+
+    def _op_context_create(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        context = self.contexts.create(fields.text("language"), self._folder(fields), fields.environment("env"))
+        self._done(ident, context=context.ident)
+
+    def _op_context_list(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        self._done(ident, contexts=self.contexts.describe())
+
+    def _op_context_restart(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        self.contexts.stop(self.contexts.find(fields.text("context")))
+        self._done(ident)
+
+    def _op_context_remove(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        self.contexts.remove(self.contexts.find(fields.text("context")))
+        self._done(ident)
+
+    def _op_exec(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        argv = fields.texts("argv")
+        if not argv or not argv[0]:
+            raise bad_request("'argv' must name a program")
+        settings = self.settings
+        program = Program(
+            self,
+            ident,
+            argv,
+            self._folder(fields) or settings.workdir,
+            {**settings.env, **fields.environment("env")},
+            stdin=fields.flag("stdin"),
+            stdout_limit=fields.integer("stdout_limit"),
+            stderr_limit=fields.integer("stderr_limit"),
+        )
+        self.executions[ident] = program
+        program.set_timeout(fields.seconds("timeout"))
+
+    def _program(self, fields: Fields) -> Program:
+        program = self.executions.get(fields.integer("target"))
+        if not isinstance(program, Program):
+            raise RequestError("not_found", "no such program is under way")
+        return program
+
+    def _op_signal(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        execution = self.executions.get(fields.integer("target"))
+        if execution is None:
+            raise RequestError("not_found", "no such execution is under way")
+        execution.signalled(fields.integer("signal", low=1, high=64))
+        self._done(ident)
+
+    def _op_stdin(self, ident: int, fields: Fields, payload: bytes) -> None:
+        def answer(failure: str | None) -> None:
+            if failure is None:
+                self._done(ident)
+            else:
+                self._fail(ident, RequestError("file", "the program does not read its input any more", failure))
+
+        self._program(fields).write_stdin(payload, eof=fields.flag("eof"), answer=answer)
+
+    def _op_processes(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        programs = [execution for execution in self.executions.values() if isinstance(execution, Program)]
+        self._done(ident, processes=[program.describe() for program in programs])
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def _path(self, fields: Fields, name: str = "path") -> str:
+        return files.full_path(fields, name, self.settings.workdir)
+
+    def _op_read(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        path, offset = self._path(fields), fields.integer("offset", 0)
+        length, file_ident = fields.integer("length", high=MAX_PAYLOAD), fields.optional_text("ident")
+        with AsUser(self.settings):
+            header, data = files.read(path, offset, length, file_ident)
+        self.send({"id": ident, "ev": "done", **header}, data)
+
+    def _op_write(self, ident: int, fields: Fields, payload: bytes) -> None:
+        path, token, offset = self._path(fields), fields.text("upload"), fields.integer("offset", 0)
+        final = fields.flag("final")
+        mode = None if fields.header.get("mode") is None else fields.integer("mode", high=0o7777)
+        with AsUser(self.settings):
+            size = files.write(path, token, offset, payload, final=final, mode=mode)
+        self._done(ident, size=size)
+
+    def _op_write_abort(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        path, token = self._path(fields), fields.text("upload")
+        with AsUser(self.settings):
+            files.write_abort(path, token)
+        self._done(ident)
+
+    def _op_list(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        path, depth = self._path(fields), fields.integer("depth", 1, low=1)
+        limit = fields.integer("limit", files.LIST_LIMIT, high=files.LIST_LIMIT)
+        if depth == 1 and limit <= INLINE_LIST:
+            with AsUser(self.settings):
+                self._done(ident, **files.list_directory(path, depth, limit))
+            return
+        self._in_worker(ident, lambda: files.list_directory(path, depth, limit))
+
+    def _op_stat(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        path = self._path(fields)
+        with AsUser(self.settings):
+            entry = files.entry(path)
+        self._done(ident, entry=entry)
+
+    def _op_mkdir(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        path = self._path(fields)
+        with AsUser(self.settings):
+            created = files.make_directory(path)
+        self._done(ident, created=created)
+
+    def _op_remove(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        path = self._path(fields)
+        with AsUser(self.settings):
+            gone = files.remove(path)
+        if gone:
+            self._done(ident)
+        else:
+            self._in_worker(ident, lambda: files.remove_tree(path))
+
+    def _op_rename(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        path, to = self._path(fields), self._path(fields, "to")
+        with AsUser(self.settings):
+            os.rename(path, to)
+        self._done(ident)
+
+    def _in_worker(self, ident: int, work: Callable[[], Dict[str, Any] | None]) -> None:
+        def answer(result: Any, failure: str | None) -> None:
+            if failure is None:
+                self._done(ident, **(result or {}))
+            else:
+                self._fail(ident, RequestError("file", str(result), failure))
+
+        run_in_worker(self.loop, self.settings, work, answer)
+
+
+def _prepare_machine(settings: Settings) -> None:
+    os.umask(0o022)
+    if os.getpid() == 1 and settings.hostname:
+        try:
+            _socket.sethostname(settings.hostname)
+        except OSError:
+            pass  # the machine's maker has named it, and has not given us the right to
+    for path in (settings.home, settings.workdir):
+        os.makedirs(path, exist_ok=True)
+        if is_privileged() and os.stat(path).st_uid != settings.uid:
+            os.chown(path, settings.uid, settings.gid)
+
+
+def _memory_used() -> int:
+    sizes: Dict[str, int] = {}
+    with open("/proc/meminfo") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            sizes[name] = int(rest.split()[0]) * 1024
+    return sizes["MemTotal"] - sizes.get("MemAvailable", sizes.get("MemFree", 0))

@@ -1,0 +1,151 @@
+"""Contexts: named, lasting states of a language, each with a kernel that is started at first use."""
+
+from __future__ import annotations
+
+from .fields import RequestError, bad_request
+from .kernel_process import KernelProcess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List
+
+    from .executions import CodeRun
+    from .limits import Settings
+    from .loop import Loop
+    from .zygote import Zygote
+
+CONTEXT_LIMIT = 256
+
+
+class PythonKernel(KernelProcess):
+    """Forked by the zygote."""
+
+    def __init__(self, loop: Loop, settings: Settings, zygote: Zygote) -> None:
+        self._zygote = zygote
+        super().__init__(loop, settings)
+
+    def start(self, fds: List[int]) -> None:
+        """Start the process with these descriptors: control, stdin, stdout, stderr."""
+        self._zygote.fork(fds, self.born, self.died)
+
+
+class Context:
+    """One context. Its kernel may die; the context stays and gets another one at its next use."""
+
+    def __init__(self, ident: str, language: str, cwd: str | None, env: Dict[str, str]) -> None:
+        self.ident = ident
+        self.language = language
+        self.cwd = cwd
+        self.env = env
+        self.kernel: KernelProcess | None = None
+        self.run: CodeRun | None = None
+        self.count = 0
+
+
+class Contexts:
+    """All contexts of the machine, and the spare kernels that `configure` asked for."""
+
+    def __init__(self, pids: Callable[[], List[int]]) -> None:
+        self._pids = pids
+        self._makers: Dict[str, Callable[[], KernelProcess]] = {}
+        self._contexts: Dict[str, Context] = {}
+        self._spares: Dict[str, KernelProcess] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def offer(self, language: str, make: Callable[[], KernelProcess]) -> None:
+        """Make a language available."""
+        self._makers[language] = make
+
+    def warm(self, language: str) -> KernelProcess:
+        """Start a kernel ahead of its first use."""
+        kernel = self._spares[language] = self._makers[language]()
+        return kernel
+
+    def find(self, ident: str) -> Context:
+        """The context of that name; RequestError (not_found) when there is none."""
+        context = self._contexts.get(ident)
+        if context is None:
+            raise RequestError("not_found", "no context %r" % ident)
+        return context
+
+    def for_run(self, ident: str | None, language: str) -> Context:
+        """The context that an execution goes to: the named one, or the language's default."""
+        if ident is None:
+            self._check_language(language)
+            context = self._contexts.get(language)
+            if context is None:
+                context = self._add(language, language, None, {})
+            return context
+        context = self.find(ident)
+        if context.language != language:
+            raise bad_request("context %r is one of %s, not of %s" % (ident, context.language, language))
+        return context
+
+    def create(self, language: str, cwd: str | None, env: Dict[str, str]) -> Context:
+        """A new context beside the others."""
+        self._check_language(language)
+        self._next += 1
+        return self._add("%s-%d" % (language, self._next), language, cwd, env)
+
+    def kernel_of(self, context: Context) -> KernelProcess:
+        """The context's kernel, started where there is none alive."""
+        kernel = context.kernel
+        if kernel is not None and kernel.usable:
+            return kernel
+        kernel = self._spares.pop(context.language, None)
+        if kernel is None or not kernel.usable:
+            kernel = self._makers[context.language]()
+        kernel.others = lambda: [pid for pid in self._pids() if pid != kernel.pid]
+        context.kernel = kernel
+        context.count = 0
+        if context.cwd is not None or context.env:
+            kernel.setup(context.cwd, context.env)
+        return kernel
+
+    def stop(self, context: Context) -> None:
+        """Kill the context's kernel; what it runs ends as killed."""
+        if context.run is not None:
+            context.run.killed = True
+        if context.kernel is not None:
+            context.kernel.kill()
+            context.kernel = None
+
+    def remove(self, context: Context) -> None:
+        """Kill the context's kernel and forget the context."""
+        self.stop(context)
+        del self._contexts[context.ident]
+
+    def pids(self) -> List[int]:
+        """The processes of all kernels."""
+        return [kernel.pid for kernel in self.kernels() if kernel.pid is not None]
+
+    def kernels(self) -> List[KernelProcess]:
+        """All kernels alive."""
+        kernels = [context.kernel for context in self._contexts.values() if context.kernel is not None]
+        return [kernel for kernel in [*kernels, *self._spares.values()] if not kernel.dead]
+
+    def describe(self) -> List[Dict[str, Any]]:
+        """What `context_list` tells."""
+        return [
+            {
+                "context": context.ident,
+                "language": context.language,
+                "cwd": context.cwd,
+                "busy": context.run is not None,
+                "pid": None if context.kernel is None or context.kernel.dead else context.kernel.pid,
+            }
+            for context in self._contexts.values()
+        ]
+
+    def _check_language(self, language: str) -> None:
+        if language not in self._makers:
+            raise RequestError("unsupported", "this machine does not run %r" % language)
+
+    def _add(self, ident: str, language: str, cwd: str | None, env: Dict[str, str]) -> Context:
+        if len(self._contexts) >= CONTEXT_LIMIT:
+            raise RequestError("busy", "there are %d contexts already" % CONTEXT_LIMIT)
+        context = self._contexts[ident] = Context(ident, language, cwd, env)
+        return context

@@ -1,0 +1,224 @@
+"""File operations for the host, carried out with the rights of the user. None of them follows a name blindly."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+
+from .fields import RequestError, bad_request
+from .protocol import CHUNK_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
+
+    from .fields import Fields
+
+LIST_LIMIT = 100_000
+LIST_BYTES = 900_000
+"""Entries travel in a frame's header, which is bounded; a list that would break the bound says `truncated`."""
+ENTRY_OVERHEAD = 160
+SAFE_OPEN = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+TOKEN_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+TOKEN_SIZE = 64
+NEW_FILE_MODE = 0o644
+
+
+def os_error(exc: OSError) -> RequestError:
+    """The error event for a failed file operation."""
+    message = exc.strerror or str(exc)
+    if isinstance(exc.filename, str):
+        message = "%s: %s" % (message, exc.filename)
+    return RequestError("file", message, errno.errorcode.get(exc.errno or 0, "EIO"))
+
+
+def full_path(fields: Fields, name: str, workdir: str) -> str:
+    """A path of the request; relative ones start in the work directory."""
+    path = fields.text(name)
+    if not path:
+        raise bad_request("%r must not be empty" % name)
+    return os.path.normpath(os.path.join(workdir, path))
+
+
+def read(path: str, offset: int, length: int, ident: str | None) -> tuple[Dict[str, Any], bytes]:
+    """A chunk of a regular file."""
+    fd = os.open(path, os.O_RDONLY | SAFE_OPEN)
+    try:
+        info = os.fstat(fd)
+        if modes.S_ISDIR(info.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not modes.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", path)
+        actual = "%d:%d" % (info.st_dev, info.st_ino)
+        if ident is not None and ident != actual:
+            raise OSError(errno.ESTALE, "Another file has taken this name", path)
+        data = os.pread(fd, min(length, CHUNK_SIZE), offset)
+        # Files of /proc report no size, so only an empty read tells their end.
+        eof = not data if info.st_size == 0 else offset + len(data) >= info.st_size
+        return {"size": info.st_size, "ident": actual, "eof": eof}, data
+    finally:
+        os.close(fd)
+
+
+def _upload_paths(path: str, token: str) -> tuple[str, str]:
+    if not token or len(token) > TOKEN_SIZE or not TOKEN_CHARACTERS.issuperset(token):
+        raise bad_request("'upload' must be 1 to %d letters, digits, '-' or '_'" % TOKEN_SIZE)
+    # Writing to a symbolic link writes to what it names, as open() does.
+    target = os.path.realpath(path)
+    return target, os.path.join(os.path.dirname(target), ".upload-" + token)
+
+
+def write(path: str, token: str, offset: int, data: bytes, *, final: bool, mode: int | None) -> int:
+    """Add a chunk to an upload; the final one moves it onto its target. Answers the size so far."""
+    target, temporary = _upload_paths(path, token)
+    if os.path.isdir(target):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    flags = os.O_WRONLY | os.O_NOFOLLOW | SAFE_OPEN
+    if offset == 0:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        # A first chunk that is sent again replaces what the first attempt left.
+        flags |= os.O_CREAT | os.O_TRUNC
+    fd = os.open(temporary, flags, 0o600)
+    try:
+        if not modes.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", temporary)
+        end = offset + len(data)
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(fd, view, offset)
+            offset += written
+            view = view[written:]
+        if final:
+            os.fchmod(fd, _final_mode(target, mode))
+            os.rename(temporary, target)
+    except OSError:
+        if final:
+            _forget(temporary)
+        raise
+    finally:
+        os.close(fd)
+    return end
+
+
+def _final_mode(target: str, mode: int | None) -> int:
+    if mode is not None:
+        return mode & 0o7777
+    try:
+        return os.stat(target).st_mode & 0o7777
+    except FileNotFoundError:
+        return NEW_FILE_MODE
+
+
+def _forget(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def write_abort(path: str, token: str) -> None:
+    """Throw an unfinished upload away."""
+    _forget(_upload_paths(path, token)[1])
+
+
+def entry(path: str) -> Dict[str, Any]:
+    """What `stat` and `list` tell about a file; a symbolic link is not followed."""
+    info = os.lstat(path)
+    kind = "other"
+    target = None
+    if modes.S_ISREG(info.st_mode):
+        kind = "file"
+    elif modes.S_ISDIR(info.st_mode):
+        kind = "dir"
+    elif modes.S_ISLNK(info.st_mode):
+        kind = "symlink"
+        target = os.readlink(path)
+    return {
+        "path": path,
+        "name": os.path.basename(path),
+        "type": kind,
+        "size": info.st_size,
+        "mode": modes.S_IMODE(info.st_mode),
+        "mtime": info.st_mtime,
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+        "target": target,
+    }
+
+
+def list_directory(path: str, depth: int, limit: int) -> Dict[str, Any]:
+    """The entries below `path`, each directory's before those of its subdirectories, sorted by name."""
+    entries: List[Dict[str, Any]] = []
+    room = LIST_BYTES
+    pending = [(path, 1)]
+    while pending:
+        folder, level = pending.pop(0)
+        try:
+            names, complete = _names(folder, limit - len(entries))
+        except OSError:
+            if level == 1:
+                raise
+            continue  # a subdirectory that has gone or is closed to the user
+        for name in names:
+            item = _entry_or_none(os.path.join(folder, name))
+            if item is None:
+                continue
+            room -= ENTRY_OVERHEAD + len(os.fsencode(item["path"])) * 2 + len(os.fsencode(item["target"] or ""))
+            if room < 0:
+                return {"entries": entries, "truncated": True}
+            entries.append(item)
+            if item["type"] == "dir" and level < depth:
+                pending.append((item["path"], level + 1))
+        if not complete:
+            return {"entries": entries, "truncated": True}
+    return {"entries": entries, "truncated": False}
+
+
+def _names(folder: str, most: int) -> tuple[List[str], bool]:
+    names: List[str] = []
+    with os.scandir(folder) as items:
+        for item in items:
+            if len(names) >= most:
+                return sorted(names), False
+            names.append(item.name)
+    return sorted(names), True
+
+
+def _entry_or_none(path: str) -> Dict[str, Any] | None:
+    try:
+        return entry(path)
+    except OSError:
+        return None
+
+
+def make_directory(path: str) -> bool:
+    """Make a directory and its parents; False when it was there."""
+    try:
+        os.makedirs(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+        return False
+    return True
+
+
+def remove(path: str) -> bool:
+    """Remove anything but a directory with content; False when it is one, which is work for a worker."""
+    if not modes.S_ISDIR(os.lstat(path).st_mode):
+        os.unlink(path)
+        return True
+    try:
+        os.rmdir(path)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with all it holds."""
+    import shutil
+
+    shutil.rmtree(path)

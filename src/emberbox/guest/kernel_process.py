@@ -1,0 +1,199 @@
+"""The agent's side of a language kernel: its process, its pipes, its channel. Nothing it says is trusted."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import _socket
+
+from .channel import Channel
+from .limits import AsUser
+from .processes import kill_tree, send_signal, ticks_now
+from .streams import Pipe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Protocol
+
+    from .limits import Settings
+    from .loop import Loop
+    from .protocol import Header
+    from .streams import Capture
+
+    class Run(Protocol):
+        """The execution that a kernel is busy with."""
+
+        stdout: Capture
+        stderr: Capture
+
+        def on_result(self, header: Header, payload: bytes) -> None:
+            """The kernel has published a result."""
+
+        def on_done(self, header: Header) -> None:
+            """The kernel has finished the execution and goes on living."""
+
+        def on_lost(self, status: int | None) -> None:
+            """The kernel has died with this wait status; None when there never was a process."""
+
+
+class KernelProcess:
+    """One process that executes code for one context, one execution after the other."""
+
+    grace = 1.0
+    """Seconds between SIGINT and SIGKILL when time is up."""
+
+    def __init__(self, loop: Loop, settings: Settings) -> None:
+        self._loop = loop
+        self._settings = settings
+        self.pid: int | None = None
+        self.dead = False
+        self._doomed = False
+        self._run: Run | None = None
+        self._sequence = 0
+        self._born_at = ticks_now()
+        self._had_stdin = False
+        self.others: Callable[[], List[int]] = list
+        """Asked for the pids of the other kernels and programs before a tree is killed."""
+        with AsUser(settings):  # so that the user can open /dev/stdout, which leads to a pipe of the user's then
+            out, child_out = os.pipe2(os.O_CLOEXEC)
+            err, child_err = os.pipe2(os.O_CLOEXEC)
+            # The kernel's stdin shares this file's offset, so that each execution can be given another input.
+            self._stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        control, child_control = _socket.socketpair()
+        fd = control.detach()
+        self.stdout = Pipe(loop, out, lambda: None)
+        self.stderr = Pipe(loop, err, lambda: None)
+        self._channel = Channel(loop, fd, fd, self._on_frame, self._on_channel_end)
+        child_fds = [child_control.detach(), self._stdin, child_out, child_err]
+        try:
+            self.start(child_fds)
+        finally:
+            for child_fd in (child_fds[0], child_out, child_err):
+                os.close(child_fd)
+
+    def start(self, fds: List[int]) -> None:
+        """Start the process with these descriptors: control, stdin, stdout, stderr."""
+        raise NotImplementedError
+
+    def born(self, pid: int | None) -> None:
+        """The process exists (or, with None, could not be made)."""
+        if pid is None:
+            self.died(None)
+            return
+        self.pid = pid
+        if self._doomed:
+            self.kill()
+
+    def died(self, status: int | None) -> None:
+        """The process has gone."""
+        if self.dead:
+            return
+        self.stdout.drain()
+        self.stderr.drain()
+        self._channel.read_all()
+        if self.pid is not None:
+            self._kill_tree(self.pid)
+        run, self._run = self._run, None
+        self.dead = True
+        self._close()
+        if run is not None:
+            run.on_lost(status)
+
+    @property
+    def usable(self) -> bool:
+        """Whether another execution can begin here."""
+        return not self.dead and not self._doomed
+
+    def setup(self, cwd: str | None, env: Dict[str, str]) -> None:
+        """Give the context its own directory and environment, before the first execution."""
+        self._channel.send({"id": 0, "op": "setup", "cwd": cwd, "env": env})
+
+    def execute(self, run: Run, request: Dict[str, Any], code: bytes, stdin: bytes) -> None:
+        """Begin an execution; `run` hears of its results and its end."""
+        # What an earlier execution left running wrote this; it belongs to nobody.
+        self.stdout.drain()
+        self.stderr.drain()
+        self._sequence += 1
+        self._run = run
+        self._born_at = ticks_now()
+        self.stdout.capture, self.stderr.capture = run.stdout, run.stderr
+        if stdin or self._had_stdin:
+            self._give_input(stdin)
+        self._channel.send({"id": self._sequence, "op": "execute", "stdin": bool(stdin), **request}, code)
+        self._channel.flush()
+
+    def interrupt(self) -> None:
+        """SIGINT to the process group, as Ctrl-C would."""
+        self.signal(signal.SIGINT)
+
+    def signal(self, number: int) -> None:
+        """A signal to the process group."""
+        if self.pid is not None and not self.dead:
+            try:
+                os.killpg(self.pid, number)
+            except OSError:
+                send_signal(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process and all that it started. `died` follows."""
+        self._doomed = True
+        if self.pid is not None and not self.dead:
+            self._kill_tree(self.pid)
+
+    def flush(self) -> None:
+        """Send what is queued for the kernel."""
+        self._channel.flush()
+
+    def hold(self, *, reading: bool) -> None:
+        """Stop or resume taking output, while the host is slow."""
+        if not self.dead:
+            self.stdout.hold(reading=reading)
+            self.stderr.hold(reading=reading)
+            self._channel.hold(reading=reading)
+
+    def _give_input(self, data: bytes) -> None:
+        self._had_stdin = bool(data)
+        os.ftruncate(self._stdin, 0)
+        view = memoryview(data)
+        offset = 0
+        while offset < len(view):
+            offset += os.pwrite(self._stdin, view[offset:], offset)
+        os.lseek(self._stdin, 0, os.SEEK_SET)
+
+    def _kill_tree(self, pid: int) -> None:
+        # Between executions an orphan is somebody's daemon, left behind on purpose.
+        since = self._born_at if self._run is not None else None
+        kill_tree(self._settings.uid, pid, since=since, others=self.others())
+
+    def _on_frame(self, header: Header, payload: bytes) -> None:
+        run = self._run
+        if run is None or header["id"] != self._sequence:
+            return  # a thread that went on after its execution
+        try:
+            if header.get("ev") == "result":
+                run.on_result(header, payload)
+            elif header.get("ev") == "done":
+                self._finish(run, header)
+            else:
+                self.kill()
+        except (TypeError, ValueError):
+            self.kill()
+
+    def _finish(self, run: Run, header: Header) -> None:
+        # The kernel flushed before it said so: what it wrote is in the pipes by now.
+        self.stdout.drain()
+        self.stderr.drain()
+        run.on_done(header)
+        self._run = None
+        self.stdout.capture = self.stderr.capture = None
+
+    def _on_channel_end(self) -> None:
+        # Closed by user code, or nonsense was sent: either way this kernel cannot be talked to any more.
+        self.kill()
+
+    def _close(self) -> None:
+        self.stdout.close()
+        self.stderr.close()
+        self._channel.close()
+        os.close(self._stdin)

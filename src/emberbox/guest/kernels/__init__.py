@@ -1,0 +1,1 @@
+"""What executes code: one kernel per language, each in processes of the user."""

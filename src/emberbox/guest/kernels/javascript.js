@@ -1,0 +1,487 @@
+// The JavaScript kernel: a node process per context that executes cells in one lasting global scope.
+//
+// A cell becomes the body of an async function, so that it can await. What it declares at its top level stays in that
+// function's scope, where it is as fast and as constant as in a file, and is bound to accessors of the global object,
+// through which later cells reach it and may declare it anew.
+"use strict";
+
+const { Buffer, Map, Object, Promise, Set, Symbol, process, globalThis: world } = globalThis;
+const fs = require("fs");
+const net = require("net");
+const path = require("path");
+const util = require("util");
+const vm = require("vm");
+const { builtinModules, createRequire } = require("module");
+const { pathToFileURL } = require("url");
+const transform = require("./javascript_transform.js");
+const timers = require("./javascript_timers.js");
+
+const CONTROL = 3;
+const PREFIX = 8;
+const INTERRUPTED = 130;
+const UNSETTLED = 13;
+const TEXT_LIMIT = 200000;
+const VALUE_LIMIT = 10000;
+const TRACEBACK_LIMIT = 60000;
+const SOURCE_BUDGET = 4 << 20;
+const JSON_LIMIT = 1 << 20;
+
+// ---- the channel to the agent ---------------------------------------------------------------------------------------
+
+const control = new net.Socket({ fd: CONTROL, readable: true, writable: true });
+const pause = new Int32Array(new SharedArrayBuffer(4));
+
+function send(header, payload = Buffer.alloc(0)) {
+  const head = Buffer.from(JSON.stringify(header));
+  const frame = Buffer.alloc(PREFIX);
+  frame.writeUInt32BE(4 + head.length + payload.length, 0);
+  frame.writeUInt32BE(head.length, 4);
+  let data = Buffer.concat([frame, head, payload]);
+  while (data.length) {
+    try {
+      data = data.subarray(fs.writeSync(CONTROL, data));
+    } catch (error) {
+      if (error.code !== "EAGAIN") throw error;
+      Atomics.wait(pause, 0, 0, 1);
+    }
+  }
+}
+
+let incoming = Buffer.alloc(0);
+
+function receive(data) {
+  incoming = incoming.length ? Buffer.concat([incoming, data]) : data;
+  while (incoming.length >= PREFIX) {
+    const end = 4 + incoming.readUInt32BE(0);
+    if (incoming.length < end) return;
+    const head = PREFIX + incoming.readUInt32BE(4);
+    const header = JSON.parse(incoming.toString("utf8", PREFIX, head));
+    const payload = incoming.subarray(head, end);
+    incoming = incoming.subarray(end);
+    if (header.op === "execute") execute(header, payload.toString("utf8"));
+    else if (header.op === "setup") setup(header);
+    else if (header.op === "warm") warm(header);
+  }
+}
+
+function setup({ cwd, env }) {
+  Object.assign(process.env, env);
+  if (cwd !== null) process.chdir(cwd);
+}
+
+function warm(header) {
+  transform.transform("const [a] = [1]; await a; a + 1");
+  render({ a: [1] });
+  send({ id: header.id, ev: "ready" });
+}
+
+// ---- one execution --------------------------------------------------------------------------------------------------
+
+/** The execution under way: {id, room, truncated, cell, pending, failure, code, restore}. */
+let current = null;
+let count = 0;
+const sources = new Map();
+let sourceSize = 0;
+
+class ExitSignal {
+  constructor(code) {
+    this.code = code;
+  }
+}
+
+function remember(cell, source, edits) {
+  sources.set(cell, { source, edits });
+  sourceSize += source.length;
+  while (sourceSize > SOURCE_BUDGET && sources.size > 1) {
+    const [oldest, { source: text }] = sources.entries().next().value;
+    sources.delete(oldest);
+    sourceSize -= text.length;
+  }
+}
+
+function prepare(header) {
+  const before = {};
+  for (const name of Object.keys(header.env)) before[name] = process.env[name];
+  Object.assign(process.env, header.env);
+  const folder = process.cwd();
+  if (header.cwd !== null) process.chdir(header.cwd);
+  const main = path.join(process.cwd(), "main.js");
+  const module = { exports: {}, filename: main, id: ".", loaded: false, children: [], paths: [] };
+  const require = createRequire(main);
+  require.main = module;
+  define("require", require);
+  define("module", module);
+  define("exports", module.exports);
+  define("__filename", main);
+  define("__dirname", process.cwd());
+  process.argv = [process.execPath, main, ...header.args];
+  process.exitCode = undefined;
+  renewStdin();
+  return () => {
+    for (const [name, value] of Object.entries(before)) {
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+    if (header.cwd !== null) process.chdir(folder);
+  };
+}
+
+function execute(header, source) {
+  count += 1;
+  const cell = `<cell ${count}>`;
+  control.unref();
+  current = {
+    id: header.id, room: header.results_limit, truncated: false, cell, pending: true, failure: null, code: null,
+    restore: () => {}, listeners: process.listeners("exit"),
+  };
+  const run = current;
+  try {
+    run.restore = prepare(header);
+    start(run, source).then(
+      () => { run.pending = false; },
+      (error) => { fail(run, error); },
+    );
+  } catch (error) {
+    fail(run, error);
+  }
+}
+
+async function start(run, source) {
+  remember(run.cell, source, []);
+  const cell = transform.transform(source, run.cell);
+  remember(run.cell, source, cell.edits);
+  const script = new vm.Script(cell.code, {
+    filename: run.cell,
+    columnOffset: -cell.prefix,
+    importModuleDynamically: (specifier) => importModule(specifier),
+  });
+  const names = { bind, importModule: importNames, meta: meta() };
+  Object.defineProperty(world, transform.HELPER, { value: names, configurable: true, enumerable: false });
+  let promise;
+  try {
+    promise = script.runInThisContext({ breakOnSigint: true });
+  } finally {
+    delete world[transform.HELPER];
+  }
+  const last = await promise;
+  let value = last === undefined ? undefined : last.value;
+  if (util.types.isPromise(value)) {
+    // As with `node file.js`, nobody has to await the last call; but its outcome counts.
+    run.pending = false;
+    value = await value;
+  }
+  if (value !== undefined && current === run) publish(render(value), true);
+}
+
+function bind(accessors) {
+  for (const [name, accessor] of Object.entries(Object.getOwnPropertyDescriptors(accessors))) {
+    Object.defineProperty(world, name, { get: accessor.get, set: accessor.set, configurable: true, enumerable: true });
+  }
+}
+
+function define(name, value) {
+  Object.defineProperty(world, name, { value, configurable: true, writable: true, enumerable: false });
+}
+
+function meta() {
+  const file = path.join(process.cwd(), "main.js");
+  return { url: pathToFileURL(file).href, filename: file, dirname: process.cwd() };
+}
+
+/** The event loop has nothing left to do, or was told to stop. */
+function finish(run) {
+  if (current !== run) return;
+  let { failure, code } = run;
+  if (failure === null && code === null && run.pending) {
+    code = UNSETTLED;
+    failure = { name: "Error", value: "the code awaits something that never happens", traceback: "" };
+    failure.traceback = `Error: ${failure.value}`;
+  }
+  if (code === null) code = failure !== null ? 1 : exitCode(process.exitCode);
+  runExitListeners(run, code);
+  current = null;
+  run.restore();
+  control.ref();
+  send({
+    id: run.id, ev: "done", exit_code: code, error: failure && describe(failure), cause: run.cause || null,
+    count, results_truncated: run.truncated,
+  });
+}
+
+function runExitListeners(run, code) {
+  for (const listener of process.listeners("exit")) {
+    if (run.listeners.includes(listener)) continue;
+    process.removeListener("exit", listener);
+    try {
+      listener.call(process, code);
+    } catch (error) {
+      if (!(error instanceof ExitSignal)) fs.writeSync(2, `${util.inspect(error)}\n`);
+    }
+  }
+}
+
+function describe(failure) {
+  return {
+    name: failure.name.slice(0, 200),
+    value: failure.value.slice(0, VALUE_LIMIT),
+    traceback: failure.traceback.slice(0, TRACEBACK_LIMIT),
+  };
+}
+
+/** The execution ends with an error, or because it asked to: as in a process of its own, what is pending is dropped. */
+function fail(run, error) {
+  if (current !== run) return;
+  if (error instanceof ExitSignal) {
+    run.code = error.code;
+  } else if (error && error.code === "ERR_SCRIPT_EXECUTION_INTERRUPTED") {
+    interrupted(run);
+  } else {
+    run.failure = failureOf(error, run);
+    run.cause = causeOf(error);
+  }
+  run.pending = false;
+  stopPending();
+  finish(run);
+}
+
+function interrupted(run) {
+  run.code = INTERRUPTED;
+  run.failure = { name: "KeyboardInterrupt", value: "", traceback: "KeyboardInterrupt" };
+}
+
+function stopPending() {
+  timers.clearAll();
+  for (const handle of process._getActiveHandles()) {
+    if (handle === control || handle === process.stdout || handle === process.stderr) continue;
+    try {
+      if (typeof handle.destroy === "function") handle.destroy();
+      else if (typeof handle.close === "function") handle.close();
+      else if (typeof handle.unref === "function") handle.unref();
+    } catch {
+      // It is on its way out already.
+    }
+  }
+}
+
+function exitCode(value) {
+  const code = Number(value === undefined || value === null ? 0 : value);
+  return Number.isInteger(code) ? code & 0xff : 1;
+}
+
+process.exit = process.reallyExit = (code = process.exitCode) => {
+  const signal = new ExitSignal(exitCode(code));
+  const run = current;
+  if (run !== null) {
+    // Should the code catch the signal, the execution is over all the same as soon as the stack unwinds.
+    setImmediateNow(() => fail(run, signal));
+  }
+  throw signal;
+};
+
+const setImmediateNow = setImmediate;
+
+process.on("uncaughtException", (error) => {
+  if (process.listenerCount("uncaughtException") > 1 && !(error instanceof ExitSignal)) return;
+  if (current !== null) fail(current, error);
+});
+process.on("SIGINT", () => {
+  const run = current;
+  if (run === null) return;
+  interrupted(run);
+  run.pending = false;
+  stopPending();
+  finish(run);
+});
+process.on("beforeExit", () => {
+  if (current !== null) finish(current);
+});
+
+// ---- modules, stdin -------------------------------------------------------------------------------------------------
+
+async function importModule(specifier) {
+  return import(resolve(String(specifier)));
+}
+
+async function importNames(specifier, names) {
+  const module = await importModule(specifier);
+  for (const name of names) {
+    if (!(name in module)) {
+      throw new SyntaxError(`The requested module '${specifier}' does not provide an export named '${name}'`);
+    }
+  }
+  return module;
+}
+
+function resolve(specifier) {
+  if (/^\.{0,2}\//.test(specifier) || specifier === "." || specifier === "..") {
+    return pathToFileURL(path.resolve(specifier)).href;
+  }
+  if (/^[a-z][a-z0-9+.-]+:/i.test(specifier) || builtinModules.includes(specifier)) return specifier;
+  const require = createRequire(path.join(process.cwd(), "main.js"));
+  try {
+    return pathToFileURL(require.resolve(specifier)).href;
+  } catch (error) {
+    const file = moduleFile(specifier, require.resolve.paths(specifier) || []);
+    if (file === null) throw error;
+    return pathToFileURL(file).href;
+  }
+}
+
+/** A package that exports itself to `import` only. */
+function moduleFile(specifier, folders) {
+  const [name, rest] = /^((?:@[^/]+\/)?[^/]+)(.*)$/.exec(specifier).slice(1);
+  for (const folder of folders) {
+    const manifest = path.join(folder, name, "package.json");
+    if (!fs.existsSync(manifest)) continue;
+    const { exports: offered, module, main } = JSON.parse(fs.readFileSync(manifest, "utf8"));
+    let target = offered;
+    if (target && typeof target === "object" && `.${rest}` in target) target = target[`.${rest}`];
+    while (target && typeof target === "object") target = target.import || target.node || target.default;
+    target = target || (rest ? `.${rest}` : module || main);
+    if (typeof target === "string") return path.join(folder, name, target);
+  }
+  return null;
+}
+
+function renewStdin() {
+  let stream = null;
+  Object.defineProperty(process, "stdin", {
+    configurable: true,
+    enumerable: true,
+    get() {
+      if (stream === null) {
+        stream = new fs.ReadStream(null, { fd: 0, autoClose: false });
+        stream.fd = 0;
+      }
+      return stream;
+    },
+  });
+}
+
+// ---- results --------------------------------------------------------------------------------------------------------
+
+function inspect(value) {
+  try {
+    const text = util.inspect(value);
+    return text.length <= TEXT_LIMIT ? text : `${text.slice(0, TEXT_LIMIT)}... (${text.length} characters in all)`;
+  } catch (error) {
+    return `[${typeof value} that cannot be inspected]`;
+  }
+}
+
+function isPlain(value, depth = 0) {
+  if (value === null || typeof value === "string" || typeof value === "boolean") return true;
+  if (typeof value === "number") return Number.isFinite(value);
+  if (typeof value !== "object" || depth > 50) return false;
+  const prototype = Object.getPrototypeOf(value);
+  if (Array.isArray(value)) return value.every((item) => isPlain(item, depth + 1));
+  return (prototype === Object.prototype || prototype === null)
+    && Object.values(value).every((item) => isPlain(item, depth + 1));
+}
+
+function render(value) {
+  const data = { "text/plain": inspect(value) };
+  try {
+    const method = value !== null && typeof value === "object" && value[Symbol.for("Jupyter.display")];
+    if (typeof method === "function") Object.assign(data, bundle(method.call(value)));
+    if (value !== null && typeof value === "object" && isPlain(value)) {
+      const text = JSON.stringify(value);
+      if (text.length <= JSON_LIMIT) data["application/json"] = JSON.parse(text);
+    }
+  } catch {
+    // Getters of the user may throw; text is enough then.
+  }
+  return data;
+}
+
+function bundle(offered) {
+  const data = {};
+  for (const [mime, value] of Object.entries(offered)) {
+    if (value instanceof Uint8Array) data[mime] = Buffer.from(value).toString("base64");
+    else if (typeof value === "string" || /json$/.test(mime)) data[mime] = value;
+  }
+  return data;
+}
+
+function publish(data, main) {
+  const run = current;
+  if (run === null) return;
+  let payload = Buffer.from(JSON.stringify(data));
+  while (payload.length > run.room && Object.keys(data).length) {
+    run.truncated = true;
+    const sizes = Object.keys(data).sort((a, b) => JSON.stringify(data[b]).length - JSON.stringify(data[a]).length);
+    delete data[sizes[0]];
+    payload = Buffer.from(JSON.stringify(data));
+  }
+  if (!Object.keys(data).length) return;
+  run.room -= payload.length;
+  send({ id: run.id, ev: "result", main }, payload);
+}
+
+define("display", (...values) => {
+  for (const value of values) {
+    const keys = value !== null && typeof value === "object" ? Object.keys(value) : [];
+    const isBundle = keys.length > 0 && keys.every((key) => /^[\w.+-]+\/[\w.+-]+$/.test(key));
+    publish(isBundle ? bundle(value) : render(value), false);
+  }
+});
+
+// ---- errors ---------------------------------------------------------------------------------------------------------
+
+const FRAME = /(<cell \d+>):(\d+):(\d+)/;
+
+function isKernelFrame(line) {
+  return /^\s+at /.test(line) && (line.includes(__dirname) || /node:(internal|vm)\b/.test(line));
+}
+
+function failureOf(error, run) {
+  if (!(util.types.isNativeError(error) || error instanceof Error)) {
+    const text = inspect(error);
+    return { name: "Uncaught", value: text, traceback: `Uncaught ${text}` };
+  }
+  let name = "Error";
+  let value = "";
+  try {
+    name = String(error.name);
+    value = String(error.message);
+  } catch {
+    // Getters of the user may throw.
+  }
+  const lines = inspect(error).split("\n").filter((line) => !isKernelFrame(line));
+  const text = lines.map((line) => line.replace(FRAME, original)).join("\n");
+  return { name, value, traceback: text.startsWith("<cell") ? text : excerpt(text) + text };
+}
+
+/** Columns of the code as it was before the transformation. */
+function original(whole, cell, line, column) {
+  const { edits = [] } = sources.get(cell) || {};
+  let shift = 0;
+  for (const edit of edits) {
+    if (edit.line === Number(line) && edit.column < Number(column) - 1) shift += edit.added;
+  }
+  return `${cell}:${line}:${Math.max(1, Number(column) - shift)}`;
+}
+
+/** The line that failed, marked as node does it. */
+function excerpt(text) {
+  const found = FRAME.exec(text);
+  const source = found && sources.get(found[1]);
+  const line = source && source.source.split("\n")[Number(found[2]) - 1];
+  if (line === undefined || line === null || line.length > 500) return "";
+  return `${found[1]}:${found[2]}\n${line}\n${" ".repeat(Number(found[3]) - 1)}^\n\n`;
+}
+
+function causeOf(error) {
+  if (!error || typeof error !== "object") return null;
+  if (error.code === "ENOSPC" || error.code === "EDQUOT") return "disk";
+  if (error.code === "EAGAIN" && /spawn|fork/.test(String(error.syscall))) return "processes";
+  if (error.code === "ENOMEM" || /allocation failed/.test(String(error.message))) return "memory";
+  if (error.code === "ERR_WORKER_INIT_FAILED") return "processes";
+  return null;
+}
+
+// ---- begin ----------------------------------------------------------------------------------------------------------
+
+control.on("data", receive);
+control.on("error", () => process.kill(process.pid, "SIGKILL"));
+control.on("close", () => process.kill(process.pid, "SIGKILL"));

@@ -1,0 +1,293 @@
+"""The Python kernel: a process per context that executes cells in one lasting `__main__`."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import os
+import signal
+import sys
+import types
+
+import _socket
+
+from ..protocol import FrameDecoder, encode
+from .errors import Sources, cause_of, describe
+from .plots import Plots
+from .results import add, bundle, fit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, NoReturn
+
+    from ..protocol import Header
+
+RECEIVE_SIZE = 1 << 18
+PACKAGE = __name__.split(".", maxsplit=1)[0]
+FUTURE_FLAGS = 0
+for _name in __import__("__future__").all_feature_names:
+    FUTURE_FLAGS |= getattr(__import__("__future__"), _name).compiler_flag
+INTERRUPTED = 130
+RESULT_ROOM = 7 << 20
+KEPT_MODULES: list[Any] = []
+
+
+def _hide_package() -> None:
+    # User code might otherwise meet it under a name of its own.
+    for name in [name for name in sys.modules if name == PACKAGE or name.startswith(PACKAGE + ".")]:
+        KEPT_MODULES.append(sys.modules.pop(name))
+
+
+def main(control: int, workdir: str) -> NoReturn:
+    """Serve executions until the agent closes the control channel."""
+    try:
+        os.chdir(workdir)
+    except OSError:
+        os.chdir("/")
+    _prepare_interpreter()
+    Kernel(control).serve()
+    os._exit(0)
+
+
+def _prepare_interpreter() -> None:
+    signal.set_wakeup_fd(-1)
+    sys.path.insert(0, "")
+    site = sys.modules["site"]
+    user_packages = site.getusersitepackages()
+    if os.path.isdir(user_packages):
+        site.ENABLE_USER_SITE = True
+        site.addsitedir(user_packages)
+    sys.argv = ["main.py"]
+    sys.orig_argv = [sys.executable]
+    # `random` reseeds itself after a fork, numpy does not.
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    _hide_package()
+
+
+def _stream(fd: int, mode: str) -> io.TextIOWrapper:
+    errors = "surrogateescape" if mode == "r" else "backslashreplace"
+    raw = open(fd, mode + "b", closefd=False)
+    return io.TextIOWrapper(raw, "utf-8", errors, line_buffering=mode == "w", write_through=False)
+
+
+class Kernel:
+    """One context: its namespace, its streams and the conversation with the agent."""
+
+    def __init__(self, control: int) -> None:
+        self._pid = os.getpid()
+        self._socket = _socket.socket(fileno=control)
+        self._decoder = FrameDecoder()
+        self._module = types.ModuleType("__main__")
+        self._module.__dict__["__builtins__"] = builtins
+        sys.modules["__main__"] = self._module
+        self._count = 0
+        self._flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        self._sources = Sources()
+        self._event_loop: Any = None
+        self._running = False
+        self._in_child = False
+        self._request = 0
+        self._room = 0
+        self._truncated = False
+        self._plots = Plots(lambda data: self._publish(data, main=False))
+        self._open_streams()
+        builtins.display = self._display  # type: ignore[attr-defined]
+        os.register_at_fork(after_in_child=self._become_child)
+        self._handler = self._on_interrupt
+        signal.signal(signal.SIGINT, self._handler)
+
+    def serve(self) -> None:
+        """Execute what the agent sends until it closes the channel."""
+        while True:
+            frame = self._decoder.next()
+            if frame is None:
+                data = self._socket.recv(RECEIVE_SIZE)
+                if not data:
+                    return
+                self._decoder.feed(data)
+            elif frame[0]["op"] == "setup":
+                os.environ.update(frame[0]["env"])
+                os.chdir(frame[0]["cwd"] or ".")
+            else:
+                self._execute(*frame)
+
+    def _execute(self, header: Header, code: bytes) -> None:
+        self._begin(header)
+        try:
+            try:
+                self._running = True
+                done = self._run(header, code.decode("utf-8", "replace"))
+            finally:
+                self._running = False
+        except KeyboardInterrupt as exc:
+            # It arrived between the user's code and the line above.
+            self._running = False
+            done = self._failure(exc)
+        except BaseException as exc:  # noqa: BLE001 - nothing that user objects do may end the kernel
+            done = self._failure(exc)
+        if self._in_child:
+            self._flush()
+            os._exit(done["exit_code"] & 0xFF)
+        self._flush()
+        done.update(id=header["id"], ev="done", count=self._count, results_truncated=self._truncated)
+        self._request = 0
+        self._socket.sendall(encode(done))
+
+    def _begin(self, header: Header) -> None:
+        self._count += 1
+        self._request = header["id"]
+        self._room = header["results_limit"]
+        self._truncated = False
+        self._plots.reset()
+        if header["stdin"] or sys.stdin is not self._stdin or self._stdin.closed:
+            self._stdin = sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
+        if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
+            self._flush()
+            self._open_streams()
+        if signal.getsignal(signal.SIGINT) is not self._handler:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def _run(self, header: Header, source: str) -> Dict[str, Any]:
+        env: Dict[str, str] = header["env"]
+        before = {name: os.environ.get(name) for name in env}
+        folder = os.getcwd() if header["cwd"] else None
+        sys.argv[1:] = header["args"]
+        try:
+            os.environ.update(env)
+            if header["cwd"]:
+                os.chdir(header["cwd"])
+            return self._run_cell(source)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+            if folder is not None and not self._in_child:
+                os.chdir(folder)
+
+    def _run_cell(self, source: str) -> Dict[str, Any]:
+        cell = "<cell %d>" % self._count
+        self._sources.add(cell, source)
+        code = 0
+        error: Dict[str, str] | None = None
+        cause: str | None = None
+        try:
+            self._evaluate(source, cell)
+        except SystemExit as exc:
+            code = self._exit_code(exc)
+        except BaseException as exc:  # noqa: BLE001 - the user's exceptions are data here
+            failure = self._failure(exc, cell)
+            code, error, cause = failure["exit_code"], failure["error"], failure["cause"]
+        if not self._in_child:
+            self._plots.show()
+        return {"exit_code": code, "error": error, "cause": cause}
+
+    def _evaluate(self, source: str, cell: str) -> None:
+        tree = compile(source, cell, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        last = tree.body[-1] if tree.body else None
+        if not isinstance(last, ast.Expr) or _silenced(source, last):
+            self._call(compile(tree, cell, "exec", self._flags, dont_inherit=True))
+            return
+        tree.body.pop()
+        if tree.body:
+            self._call(compile(tree, cell, "exec", self._flags, dont_inherit=True))
+        value = self._call(compile(ast.Expression(last.value), cell, "eval", self._flags, dont_inherit=True))
+        if value is not None and not self._in_child:
+            builtins._ = value  # type: ignore[attr-defined]
+            if self._plots.is_figure(value):
+                self._publish(self._plots.figure_bundle(value), main=True)
+            else:
+                self._publish(bundle(value), main=True)
+
+    def _call(self, code: types.CodeType) -> Any:
+        self._flags |= code.co_flags & FUTURE_FLAGS
+        value = eval(code, self._module.__dict__)
+        if code.co_flags & 0x80:  # CO_COROUTINE: the code awaits at its top level
+            return self._await(value)
+        return value
+
+    def _await(self, coroutine: Any) -> Any:
+        import asyncio
+
+        if self._event_loop is None or self._event_loop.is_closed():
+            self._event_loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._event_loop)
+        task = self._event_loop.create_task(coroutine)
+        try:
+            return self._event_loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            try:
+                self._event_loop.run_until_complete(task)
+            except asyncio.CancelledError:
+                pass
+            raise
+
+    def _failure(self, exc: BaseException, cell: str = "") -> Dict[str, Any]:
+        code = INTERRUPTED if isinstance(exc, KeyboardInterrupt) else 1
+        return {"exit_code": code, "error": describe(exc, cell), "cause": cause_of(exc)}
+
+    def _exit_code(self, exc: SystemExit) -> int:
+        if exc.code is None:
+            return 0
+        if isinstance(exc.code, int):
+            return exc.code & 0xFF
+        print(exc.code, file=sys.stderr)
+        return 1
+
+    def _display(self, *values: Any, **_options: Any) -> None:
+        """Show values in the richest form they have. A dict whose keys are MIME types is shown as those."""
+        for value in values:
+            if self._in_child or not self._request:
+                print(repr(value))
+            elif self._plots.is_figure(value):
+                self._publish(self._plots.figure_bundle(value), main=False)
+            elif isinstance(value, dict) and value and all(isinstance(key, str) and "/" in key for key in value):
+                data: Dict[str, Any] = {}
+                add(data, value)
+                self._publish(data, main=False)
+            else:
+                self._publish(bundle(value), main=False)
+
+    def _publish(self, data: Dict[str, Any], *, main: bool) -> None:
+        if self._in_child or not self._request:
+            return
+        payload, cut = fit(data, min(self._room, RESULT_ROOM))
+        self._truncated = self._truncated or cut
+        if payload:
+            self._room -= len(payload)
+            self._flush()
+            self._socket.sendall(encode({"id": self._request, "ev": "result", "main": main}, payload))
+
+    def _open_streams(self) -> None:
+        self._stdin = sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
+        self._stdout = sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[misc]
+        self._stderr = sys.stderr = sys.__stderr__ = _stream(2, "w")  # type: ignore[misc]
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
+            try:
+                stream.flush()
+            except Exception:  # noqa: BLE001, PERF203, S110 - the user may have closed or replaced it
+                pass
+
+    def _on_interrupt(self, _number: int, _frame: Any) -> None:
+        if self._running or self._in_child:
+            raise KeyboardInterrupt
+
+    def _become_child(self) -> None:
+        """A fork of this process is no kernel: it must neither read nor write the agent's channel."""
+        self._in_child = True
+        self._socket.close()
+
+
+def _silenced(source: str, last: ast.Expr) -> bool:
+    """Whether a semicolon follows the last expression. Only brackets, comments and space can stand there else."""
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")[(last.end_lineno or 1) - 1 :]
+    if lines:
+        lines[0] = lines[0].encode()[last.end_col_offset or 0 :].decode("utf-8", "replace")
+    return any(";" in line.split("#", 1)[0] for line in lines)

@@ -1,0 +1,207 @@
+"""Starting programs as the user, reading the process table, and killing whole process trees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from .limits import default_signals, restrict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, Iterable, List, NoReturn, Set
+
+    from .limits import Settings
+
+KILL_ROUNDS = 40
+EXEC_FAILED = 127
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+DEADLY_SIGNALS = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGKILL}
+)
+
+
+def spawn(
+    settings: Settings,
+    argv: List[str],
+    *,
+    cwd: str,
+    env: Dict[str, str],
+    stdio: List[int],
+    address_space: bool = True,
+) -> tuple[int, int]:
+    """Start `argv` as the user with `stdio` as its descriptors 0, 1, 2, ... and no other.
+
+    Answers the pid and a descriptor that ends when the program runs, or gives the errno and the step that failed.
+    """
+    report, child_report = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if not pid:
+        _become(settings, argv, cwd, env, stdio, child_report, address_space=address_space)
+    os.close(child_report)
+    os.set_blocking(report, False)
+    return pid, report
+
+
+def _become(
+    settings: Settings,
+    argv: List[str],
+    cwd: str,
+    env: Dict[str, str],
+    stdio: List[int],
+    report: int,
+    *,
+    address_space: bool,
+) -> NoReturn:
+    step = "start"
+    try:
+        import fcntl
+
+        # First out of the way of the targets, whose numbers are below that of any of these copies.
+        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, len(stdio) + 3)
+        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(stdio) + 3) for fd in stdio]
+        for target, fd in enumerate(copies):
+            os.dup2(fd, target, inheritable=True)
+        restrict(settings, address_space=address_space)
+        default_signals()
+        step = "cwd"
+        os.chdir(cwd)
+        step = "exec"
+        os.execvpe(argv[0], argv, env)  # noqa: S606 - running the caller's programs is what the agent is for
+    except BaseException as exc:  # noqa: BLE001 - this process must not return into the agent's loop
+        number = exc.errno if isinstance(exc, OSError) and exc.errno else 5
+        os.write(report, b"%d %s" % (number, step.encode()))
+    finally:
+        os._exit(EXEC_FAILED)
+
+
+def exit_code(status: int) -> int:
+    """The shell's exit code for a wait status: 128 + signal for a process that died of one."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+class Process:
+    """One line of the process table."""
+
+    __slots__ = ("group", "parent", "pid", "session", "started", "state", "threads")
+
+    def __init__(self, pid: int, fields: List[bytes]) -> None:
+        self.pid = pid
+        self.state = fields[0]
+        self.parent = int(fields[1])
+        self.group = int(fields[2])
+        self.session = int(fields[3])
+        self.threads = max(1, int(fields[17]))
+        self.started = int(fields[19])
+
+
+def processes_of(uid: int) -> Dict[int, Process]:
+    """The user's processes by pid, without zombies."""
+    table: Dict[int, Process] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        process = _read_process(name, uid)
+        if process is not None and process.state not in (b"Z", b"X"):
+            table[process.pid] = process
+    return table
+
+
+def _read_process(name: str, uid: int) -> Process | None:
+    try:
+        if os.stat("/proc/" + name).st_uid != uid:
+            return None
+        fd = os.open("/proc/%s/stat" % name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+        # The program's name is in parentheses and may hold anything, so what follows its last one counts.
+        return Process(int(name), text[text.rindex(b")") + 2 :].split())
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def thread_count(uid: int) -> int:
+    """Processes and threads of the user: what RLIMIT_NPROC counts."""
+    return sum(process.threads for process in processes_of(uid).values())
+
+
+def ticks_now() -> int:
+    """The present on the clock of `Process.started`."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * CLOCK_TICKS)
+
+
+def kill_tree(uid: int, root: int, *, since: int | None, others: Iterable[int]) -> None:
+    """Kill `root`, its group and session, all that descends from it, and what it has orphaned.
+
+    An orphan that made its own session bears no trace of who started it. It counts as ours when it was born after
+    `since` (None: never) and belongs to none of `others`, the roots of what else runs. Everything is stopped before anything is
+    killed, again and again until nothing new turns up, so that a fork bomb cannot outrun this.
+    """
+    foreign = set(others)
+    stopped: Set[int] = set()
+    for _ in range(KILL_ROUNDS):
+        found = {pid for pid in _family(processes_of(uid), root, since, foreign) if pid not in stopped}
+        if not found:
+            break
+        for pid in found:
+            send_signal(pid, signal.SIGSTOP)
+        stopped |= found
+    for pid in stopped:
+        send_signal(pid, signal.SIGKILL)
+    try:
+        os.killpg(root, signal.SIGKILL)
+    except OSError:
+        pass
+
+
+def _family(table: Dict[int, Process], root: int, since: int | None, others: Set[int]) -> Set[int]:
+    init = os.getpid()
+    family = {root} if root in table else set()
+    for process in table.values():
+        ours = root in (process.group, process.session)
+        if process.pid in others or process.session in others or process.group in others:
+            continue
+        orphan = since is not None and init == 1 and process.parent == 1 and process.started >= since
+        if ours or orphan:
+            family.add(process.pid)
+    grown = True
+    while grown:
+        grown = False
+        for process in table.values():
+            if process.parent in family and process.pid not in family and process.pid not in others:
+                family.add(process.pid)
+                grown = True
+    return family
+
+
+def send_signal(pid: int, number: int) -> bool:
+    """Signal one process; False when it has gone."""
+    try:
+        os.kill(pid, number)
+    except OSError:
+        return False
+    return True
+
+
+def interrupt_group(pid: int) -> None:
+    """What Ctrl-C does: SIGINT to the whole process group."""
+    try:
+        os.killpg(pid, signal.SIGINT)
+    except OSError:
+        # A child that is still on its way to its own group.
+        send_signal(pid, signal.SIGINT)
+
+
+def out_of_memory_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory; None where it does not say."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return None

@@ -1,0 +1,90 @@
+"""Kernels that are programs of their own: node and bash."""
+
+from __future__ import annotations
+
+import os
+
+from .fields import RequestError
+from .kernel_process import KernelProcess
+from .loop import READ
+from .processes import spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, List
+
+    from .limits import Settings
+    from .loop import Loop
+
+KERNELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernels")
+MEBIBYTE = 1 << 20
+HEAP_SHARE = 0.75
+SMALLEST_HEAP = 64
+ACORN = "acorn/package.json"
+
+
+def find_program(name: str, env: Dict[str, str]) -> str | None:
+    """The program of that name on the user's PATH."""
+    for folder in env.get("PATH", "").split(":"):
+        path = os.path.join(folder, name)
+        if folder and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+class SpawnedKernel(KernelProcess):
+    """A kernel that the agent starts itself; its control channel is descriptor 3."""
+
+    address_space = True
+
+    def start(self, fds: List[int]) -> None:
+        """Start the process with these descriptors: control, stdin, stdout, stderr."""
+        try:
+            pid, self._report = spawn(
+                self._settings,
+                self.command(),
+                cwd=self._settings.workdir,
+                env=self._settings.env,
+                stdio=[*fds[1:], fds[0]],
+                address_space=self.address_space,
+            )
+        except OSError:
+            self._loop.later(0, lambda: self.born(None))
+            return
+        self._loop.watch(self._report, READ, lambda _: self._on_report())
+        self._loop.on_death(pid, self.died)
+        self.born(pid)
+
+    def command(self) -> List[str]:
+        """The program and its arguments."""
+        raise NotImplementedError
+
+    def _on_report(self) -> None:
+        # It runs, or it is about to die, which is heard of in any case.
+        self._loop.pause(self._report)
+        os.close(self._report)
+
+
+class JavaScriptKernel(SpawnedKernel):
+    """A node process."""
+
+    # V8 reserves far more address space than it uses; its heap has a limit of its own.
+    address_space = False
+
+    def command(self) -> List[str]:
+        """The program and its arguments."""
+        options: List[str] = []
+        if self._settings.address_space > 0:
+            heap = max(SMALLEST_HEAP, int(self._settings.address_space * HEAP_SHARE) // MEBIBYTE)
+            options.append("--max-old-space-size=%d" % heap)
+        return ["node", *options, os.path.join(KERNELS, "javascript.js")]
+
+
+def check_javascript(settings: Settings) -> None:
+    """RequestError (unsupported) where node or acorn is missing."""
+    if find_program("node", settings.env) is None:
+        raise RequestError("unsupported", "this machine has no node (Debian package nodejs)")
+    folders = ["/usr/share/nodejs", "/usr/lib/nodejs", "/usr/local/lib/node_modules"]
+    folders += [folder for folder in settings.env.get("NODE_PATH", "").split(":") if folder]
+    if not any(os.path.exists(os.path.join(folder, ACORN)) for folder in folders):
+        raise RequestError("unsupported", "this machine has no acorn (Debian package node-acorn), which JavaScript needs")

@@ -1,0 +1,56 @@
+"""Does an image carry the packages that a caller's code needs? Machines have no network, so nothing can be fetched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from emberbox.errors import ValidationFailed
+from emberbox.images.store import Manifest
+from emberbox.models import Language
+
+
+def check_requirements(requirements: Sequence[str], language: Language, manifest: Manifest) -> None:
+    """Return if the image has them all.
+
+    Raises:
+        ValidationFailed: one is missing, has another version, or cannot be had for this language at all.
+    """
+    if not requirements:
+        return
+    if language == "python":
+        problems = [p for r in requirements if (p := _python_problem(r, manifest)) is not None]
+        where = "pip"
+    elif language == "javascript":
+        problems = [f"{r} is not in the image" for r in requirements if _npm_name(r) not in manifest.npm_packages]
+        where = "npm"
+    else:
+        problems, where = [f"{language} code cannot have requirements"], "packages"
+    if problems:
+        raise ValidationFailed(
+            f"Requirements are not met by template {manifest.name!r}: {'; '.join(problems)}.",
+            remediation=f"Sandboxes have no network. Add them to the list `{where}` of the template and build it again.",
+            details={"problems": problems},
+        )
+
+
+def _python_problem(text: str, manifest: Manifest) -> str | None:
+    try:
+        wanted = Requirement(text)
+    except InvalidRequirement:
+        return f"{text!r:.100} is no requirement (PEP 508)"
+    if wanted.marker is not None and not wanted.marker.evaluate():
+        return None
+    version = manifest.python_packages.get(re.sub(r"[-_.]+", "-", wanted.name).lower())
+    if version is None:
+        return f"{wanted.name} is not in the image"
+    if not wanted.specifier.contains(version, prereleases=True):
+        return f"{text} is wanted, the image has {wanted.name} {version}"
+    return None
+
+
+def _npm_name(text: str) -> str:
+    at = text.find("@", 1)
+    return text if at < 0 else text[:at]

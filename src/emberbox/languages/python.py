@@ -1,0 +1,129 @@
+"""Python: its syntax check is CPython's own compiler; its restrictions are resolved through imports and aliases."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+
+from emberbox.languages import _python_names as names
+from emberbox.languages._tree import Source, generic_syntax_findings, walk
+from emberbox.languages.spec import Hit, LanguageSpec, Restriction
+from emberbox.models import Finding, LanguageConfig
+
+RESTRICTIONS = (
+    Restriction("python.subprocess", "starts other programs with `subprocess`", "code should not leave its language"),
+    Restriction("python.os-system", "starts other programs through `os`", "code should not leave its language"),
+    Restriction("python.eval", "evaluates text as code with `eval`", "the text cannot be reviewed beforehand"),
+    Restriction("python.exec", "executes text as code with `exec`", "the text cannot be reviewed beforehand"),
+    Restriction("python.dunder-import", "imports with `__import__`", "the module's name is hidden from review"),
+)
+
+CONFIG = LanguageConfig(
+    name="python",
+    aliases=("py", "python3"),
+    file_extension=".py",
+    run_command=("python3",),
+    timeout_multiplier=1.0,
+    restrictions=tuple(rule.id for rule in RESTRICTIONS),
+)
+
+_NEWER_SYNTAX = frozenset({"type_alias_statement", "type_parameter", "template_string"})
+
+
+_VARIANTS = ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")
+_OS_STARTERS = frozenset(
+    {"system", "popen", "posix_spawn", "posix_spawnp"}
+    | {f"{stem}{variant}" for stem in ("exec", "spawn") for variant in _VARIANTS}
+)
+_EXACT = {
+    "builtins.eval": "python.eval",
+    "builtins.exec": "python.exec",
+    "builtins.__import__": "python.dunder-import",
+    "importlib.__import__": "python.dunder-import",
+    "asyncio.create_subprocess_exec": "python.subprocess",
+    "asyncio.create_subprocess_shell": "python.subprocess",
+}
+
+
+def _rule(path: str) -> str | None:
+    """The restriction that the use of a dotted name violates."""
+    if path in _EXACT:
+        return _EXACT[path]
+    module, _, rest = path.partition(".")
+    if module in {"subprocess", "_posixsubprocess"}:
+        return "python.subprocess"
+    if module in {"os", "posix"} and rest.partition(".")[0] in _OS_STARTERS:
+        return "python.os-system"
+    return None
+
+
+def _check(source: Source) -> Iterator[Hit]:
+    scope = names.Scope(source, _rule)
+    imported: list[str] = []
+    for node, path in scope.imports:
+        rule = _rule(path)
+        if rule is not None:
+            imported.append(path)
+            yield Hit(rule, node.start_byte, node.end_byte, f"import of `{path}`")
+    for node, path in scope.references():
+        rule = _rule(path)
+        # Where the import of the very thing is a finding, its uses would only repeat it.
+        if rule is not None and not any(path == known or path.startswith(f"{known}.") for known in imported):
+            shown = path.removeprefix("builtins.")
+            yield Hit(rule, node.start_byte, node.end_byte, f"use of `{shown}`")
+
+
+def _syntax(source: Source) -> list[Finding]:
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an invalid escape sequence is the author's business
+            compile(source.code, "<code>", "exec", flags=flags, dont_inherit=True)
+    except SyntaxError as error:
+        if _valid_in_newer_python(source, error):
+            return []
+        return [_finding(source, error)]
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+        # NUL, lone surrogates, nesting beyond the compiler's stack: the guest's compiler refuses them as well.
+        found = generic_syntax_findings(source)
+        return found or [source.finding(_bad_character(source), f"cannot be compiled: {_plain(error)}")]
+    return []
+
+
+def _valid_in_newer_python(source: Source, error: SyntaxError) -> bool:
+    """Whether the code only uses syntax that is newer than the Python that runs Emberbox; the guest has its own."""
+    if source.root.has_error:
+        return False
+    if (error.msg or "").startswith("f-string"):
+        return True
+    return any(node.type in _NEWER_SYNTAX for node in walk(source.root))
+
+
+def _finding(source: Source, error: SyntaxError) -> Finding:
+    line = min(max(error.lineno or 1, 1), source.code.count("\n") + 1)
+    return Finding(
+        rule="syntax",
+        message=error.msg or "invalid syntax",
+        line=line,
+        column=max(error.offset or 1, 1),
+        snippet=source.line_text(line),
+    )
+
+
+def _bad_character(source: Source) -> int:
+    for index, char in enumerate(source.code):
+        if char == "\0" or "\ud800" <= char <= "\udfff":
+            return len(Source.encode(source.code[:index]))
+    return 0
+
+
+def _plain(error: BaseException) -> str:
+    if isinstance(error, UnicodeError):
+        return "a lone surrogate is not a character"
+    if isinstance(error, RecursionError | MemoryError):
+        return "too deeply nested"
+    return str(error)
+
+
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, "tree_sitter_python", _check, _syntax)

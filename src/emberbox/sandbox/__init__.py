@@ -1,0 +1,1 @@
+"""Sandboxes: a machine with its guest agent, made, used, timed out and reaped. Knows no back end by name."""

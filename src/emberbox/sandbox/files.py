@@ -1,0 +1,199 @@
+"""Files of a sandbox, over its channel. Paths are guest paths; nothing of them touches the host's file system."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from typing import IO, Any, Protocol
+
+import asyncio
+
+from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
+from emberbox.guest.protocol import CHUNK_SIZE
+from emberbox.machines.channel import Channel, Event
+from emberbox.models import EntryInfo
+
+_CALL_TIMEOUT = 60.0
+_IN_FLIGHT = 8
+"""Chunks of an upload that are under way at once: enough to keep the pipe full, few enough to hold in memory."""
+_MAX_ENTRIES = 100_000
+_TYPES = {"file", "dir", "symlink", "other"}
+
+Data = str | bytes | bytearray | memoryview | IO[bytes] | IO[str] | Iterable[bytes]
+
+
+class HasChannel(Protocol):
+    """What the files need of their sandbox."""
+
+    def open_channel(self) -> Channel:
+        """The channel; raises VmNotAvailable when the sandbox is gone."""
+
+
+class GuestFiles:
+    """`files` of a sandbox, asynchronous."""
+
+    def __init__(self, owner: HasChannel) -> None:
+        self._owner = owner
+
+    async def _call(self, op: str, payload: bytes = b"", **fields: Any) -> Event:
+        return await self._owner.open_channel().call(op, payload, timeout=_CALL_TIMEOUT, **fields)
+
+    async def read_stream(self, path: str) -> AsyncIterator[bytes]:
+        """The file's bytes in pieces of at most 256 KiB.
+
+        Raises:
+            GuestFileError: there is no such file, it is no regular file, or another took its name meanwhile (ESTALE).
+        """
+        path = _checked(path)
+        offset, ident = 0, None
+        while True:
+            header, data = await self._call("read", path=path, offset=offset, length=CHUNK_SIZE, ident=ident)
+            ident = header.get("ident")
+            if data:
+                yield data
+            offset += len(data)
+            if header.get("eof") is not False:
+                return
+            if not data:
+                raise ExecutionFailed(f"The machine sent no data for {path} before its end.")
+
+    async def read_bytes(self, path: str) -> bytes:
+        """The whole file. Use `read_stream` for large ones."""
+        return b"".join([chunk async for chunk in self.read_stream(path)])
+
+    async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
+        """Write a file, whole or not at all; missing parent directories are made. Streams are read in pieces.
+
+        Raises:
+            GuestFileError: for example ENOSPC when the sandbox's disk is full, EROFS outside home and /tmp.
+        """
+        path = _checked(path)
+        upload = secrets.token_hex(8)
+        channel = self._owner.open_channel()
+        under_way: deque[asyncio.Task[Event]] = deque()
+        offset = 0
+
+        def send(chunk: bytes, *, final: bool) -> None:
+            fields = {"path": path, "upload": upload, "offset": offset, "final": final, "mode": mode}
+            under_way.append(asyncio.ensure_future(channel.call("write", chunk, timeout=_CALL_TIMEOUT, **fields)))
+
+        try:
+            async for chunk in _chunks(data):
+                send(chunk, final=False)
+                offset += len(chunk)
+                while len(under_way) >= _IN_FLIGHT:
+                    await under_way.popleft()
+            while under_way:
+                await under_way.popleft()
+            send(b"", final=True)
+            await under_way.popleft()
+        except BaseException:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                await asyncio.shield(asyncio.ensure_future(channel.call("write_abort", path=path, upload=upload, timeout=5)))
+            raise
+        return await self.get_info(path)
+
+    async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
+        """Entries of a directory, `depth` levels deep.
+
+        Raises:
+            ExecutionFailed: there are more than 100,000.
+        """
+        if depth < 1:
+            raise ValidationFailed(f"depth must be at least 1, not {depth}.", remediation="Leave it out for one level.")
+        header, _ = await self._call("list", path=_checked(path), depth=depth, limit=_MAX_ENTRIES)
+        if header.get("truncated"):
+            raise ExecutionFailed(
+                f"{path} has more than {_MAX_ENTRIES} entries.", remediation="List a smaller directory or depth."
+            )
+        entries = header.get("entries")
+        return [_entry(e) for e in entries] if isinstance(entries, list) else []
+
+    async def get_info(self, path: str) -> EntryInfo:
+        """One file or directory (of a symbolic link: the link itself)."""
+        header, _ = await self._call("stat", path=_checked(path))
+        return _entry(header.get("entry"))
+
+    async def exists(self, path: str) -> bool:
+        """Whether something has this name."""
+        try:
+            await self.get_info(path)
+        except GuestFileError as exc:
+            if exc.details.get("errno") in ("ENOENT", "ENOTDIR"):
+                return False
+            raise
+        return True
+
+    async def make_dir(self, path: str) -> bool:
+        """Make a directory and its parents; False if it was there already."""
+        header, _ = await self._call("mkdir", path=_checked(path))
+        return header.get("created") is True
+
+    async def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all it holds."""
+        await self._call("remove", path=_checked(path))
+
+    async def rename(self, path: str, new_path: str) -> EntryInfo:
+        """Rename or move; an existing file of the new name is replaced."""
+        await self._call("rename", path=_checked(path), to=_checked(new_path))
+        return await self.get_info(new_path)
+
+
+def _checked(path: str) -> str:
+    if not isinstance(path, str) or not path or "\0" in path or len(path) > 4096:
+        raise ValidationFailed(
+            f"{path!r:.80} is no path.", remediation="Give a non-empty string without NUL, at most 4096 characters."
+        )
+    return path
+
+
+async def _chunks(data: Data) -> AsyncIterator[bytes]:
+    if isinstance(data, str):
+        data = data.encode()
+    if isinstance(data, bytes | bytearray | memoryview):
+        view = memoryview(data)
+        for start in range(0, len(view), CHUNK_SIZE):
+            yield bytes(view[start : start + CHUNK_SIZE])
+        return
+    if hasattr(data, "read"):
+        while piece := await asyncio.to_thread(data.read, CHUNK_SIZE):
+            yield piece.encode() if isinstance(piece, str) else piece
+        return
+    for item in data:
+        for start in range(0, len(item), CHUNK_SIZE):
+            yield bytes(item[start : start + CHUNK_SIZE])
+
+
+def _entry(value: object) -> EntryInfo:
+    if not isinstance(value, dict) or value.get("type") not in _TYPES or not isinstance(value.get("path"), str):
+        raise ExecutionFailed("The machine described a file in a way that makes no sense.")
+    modified = value.get("mtime")
+    target = value.get("target")
+    return EntryInfo(
+        name=os.path.basename(value["path"]) or "/",
+        path=value["path"],
+        type=value["type"],
+        size=_natural(value.get("size")),
+        mode=_natural(value.get("mode")) & 0o7777,
+        modified=_time(modified),
+        target=target if isinstance(target, str) else None,
+    )
+
+
+def _time(value: object) -> datetime | None:
+    if not isinstance(value, int | float):
+        return None
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(value, UTC)
+    return None
+
+
+def _natural(value: object) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0

@@ -1,0 +1,209 @@
+"""From the agent's events to an Execution or a CommandResult. Pure: no I/O, tested without a machine.
+
+Nothing here trusts the events: a field of the wrong type or size breaks the protocol (ProtocolError).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from emberbox.guest.protocol import Header, ProtocolError
+from emberbox.models import CommandResult, Execution, ExecutionError, Language, Logs, Result, TerminationReason
+
+_MAX_TEXT = 1 << 20
+_FIELD_OF_MIME = {
+    "text/plain": "text",
+    "text/html": "html",
+    "text/markdown": "markdown",
+    "image/svg+xml": "svg",
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "application/pdf": "pdf",
+    "text/latex": "latex",
+    "application/json": "json",
+    "application/javascript": "javascript",
+}
+DEAD_EXIT_CODE = 137
+"""Exit code of what died with its machine: 128 + SIGKILL, as a shell says it."""
+
+
+class TextStream:
+    """Bytes of one stream in, text out; a UTF-8 sequence cut between two chunks is joined, nonsense becomes U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.parts: list[str] = []
+
+    def feed(self, data: bytes, *, final: bool = False) -> str:
+        text = self._decoder.decode(data, final)
+        if text:
+            self.parts.append(text)
+        return text
+
+
+@dataclass(slots=True)
+class OutputCollector:
+    """What run_code and exec have in common: two streams and how it ended."""
+
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    stdout: TextStream = field(default_factory=TextStream)
+    stderr: TextStream = field(default_factory=TextStream)
+
+    def output(self, header: Header, payload: bytes) -> tuple[str, str] | None:
+        """Take a stdout or stderr event; (stream, new text), or None when it is another event or no whole character."""
+        if header["ev"] not in ("stdout", "stderr"):
+            return None
+        stream = self.stdout if header["ev"] == "stdout" else self.stderr
+        text = stream.feed(payload)
+        return (header["ev"], text) if text else None
+
+    def flush(self) -> list[tuple[str, str]]:
+        """The rest of both streams at the end."""
+        rest = (("stdout", self.stdout.feed(b"", final=True)), ("stderr", self.stderr.feed(b"", final=True)))
+        return [(name, text) for name, text in rest if text]
+
+    def command_result(self, done: Header) -> CommandResult:
+        return CommandResult(
+            exit_code=_integer(done, "exit_code"),
+            stdout="".join(self.stdout.parts),
+            stderr="".join(self.stderr.parts),
+            termination_reason=_reason(done),
+            stdout_truncated=_flag(done, "stdout_truncated"),
+            stderr_truncated=_flag(done, "stderr_truncated"),
+            duration_ms=_number(done, "duration_ms"),
+        )
+
+    def dead_command(self, reason: TerminationReason, message: str) -> CommandResult:
+        return CommandResult(
+            exit_code=DEAD_EXIT_CODE,
+            stdout="".join(self.stdout.parts),
+            stderr="".join(self.stderr.parts),
+            termination_reason=reason,
+            error=message,
+            duration_ms=self.elapsed_ms(),
+        )
+
+    def elapsed_ms(self) -> float:
+        return (datetime.now(UTC) - self.started_at).total_seconds() * 1000
+
+
+@dataclass(slots=True)
+class ExecutionCollector(OutputCollector):
+    """Events of one run_code."""
+
+    execution_id: str = ""
+    sandbox_id: str = ""
+    backend: str = ""
+    language: Language = "python"
+    results: list[Result] = field(default_factory=list)
+    context: str | None = None
+
+    def result(self, header: Header, payload: bytes) -> Result | None:
+        """Take a result event; None for any other."""
+        if header["ev"] != "result":
+            return None
+        try:
+            bundle = json.loads(payload)
+        except (ValueError, RecursionError) as exc:
+            raise ProtocolError("a result that is not JSON") from exc
+        if not isinstance(bundle, dict):
+            raise ProtocolError("a result that is no MIME bundle")
+        result = result_of(bundle, main=header.get("main") is True)
+        self.results.append(result)
+        return result
+
+    def execution(self, done: Header) -> Execution:
+        """The finished Execution."""
+        error = done.get("error")
+        count = done.get("execution_count")
+        context = done.get("context")
+        return Execution(
+            **self._common(),
+            context_id=context[:100] if isinstance(context, str) else None,
+            error=None if error is None else _error(error),
+            exit_code=_integer(done, "exit_code"),
+            termination_reason=_reason(done),
+            context_survived=_flag(done, "context_survived"),
+            execution_count=count if isinstance(count, int) else None,
+            stdout_truncated=_flag(done, "stdout_truncated"),
+            stderr_truncated=_flag(done, "stderr_truncated"),
+            results_truncated=_flag(done, "results_truncated"),
+            duration_ms=_number(done, "duration_ms"),
+        )
+
+    def dead(self, reason: TerminationReason, message: str) -> Execution:
+        """The Execution of code whose machine died under it."""
+        return Execution(
+            **self._common(),
+            context_id=self.context,
+            error=ExecutionError(name="SandboxDied", value=message),
+            exit_code=DEAD_EXIT_CODE,
+            termination_reason=reason,
+            context_survived=False,
+            duration_ms=self.elapsed_ms(),
+        )
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "execution_id": self.execution_id,
+            "sandbox_id": self.sandbox_id,
+            "backend": self.backend,
+            "language": self.language,
+            "results": self.results,
+            "logs": Logs(stdout=self.stdout.parts, stderr=self.stderr.parts),
+            "started_at": self.started_at,
+            "completed_at": datetime.now(UTC),
+        }
+
+
+def result_of(bundle: dict[str, Any], *, main: bool) -> Result:
+    """A Result from a MIME bundle; text formats that are not text are dropped."""
+    fields: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for mime, value in bundle.items():
+        name = _FIELD_OF_MIME.get(mime)
+        if name is None:
+            extra[mime[:200]] = value
+        elif name == "json" or isinstance(value, str):
+            fields[name] = value
+    return Result(**fields, extra=extra, is_main_result=main)
+
+
+def _error(value: object) -> ExecutionError:
+    if not isinstance(value, dict):
+        raise ProtocolError("an error that is no object")
+    name, text, traceback = (str(value.get(key, ""))[:_MAX_TEXT] for key in ("name", "value", "traceback"))
+    return ExecutionError(name=name, value=text, traceback=traceback)
+
+
+def _reason(done: Header) -> TerminationReason:
+    try:
+        return TerminationReason(done["reason"])
+    except (KeyError, ValueError) as exc:
+        raise ProtocolError("an unknown reason of the end") from exc
+
+
+def _integer(done: Header, key: str) -> int:
+    value = done.get(key)
+    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
+        raise ProtocolError(f"{key} is no integer")
+    return value
+
+
+def _number(done: Header, key: str) -> float:
+    value = done.get(key)
+    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:  # type: ignore[arg-type,operator]
+        raise ProtocolError(f"{key} is no duration")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _flag(done: Header, key: str) -> bool:
+    value = done.get(key, False)
+    if type(value) is not bool:
+        raise ProtocolError(f"{key} is no boolean")
+    return value

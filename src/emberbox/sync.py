@@ -1,0 +1,371 @@
+"""The synchronous SDK: `Sandbox`, the twin of `AsyncSandbox`. It runs the same code on an event loop in a thread.
+
+Callbacks are called in the caller's thread. Ctrl-C during a call cancels it in the sandbox as well.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from anyio.from_thread import BlockingPortal, BlockingPortalProvider
+
+from emberbox.aio import DEFAULT_COMMAND_TIMEOUT, DEFAULT_SANDBOX_TIMEOUT, AsyncCommandHandle, AsyncSandbox
+from emberbox.config import Settings
+from emberbox.models import (
+    CommandResult,
+    ContextInfo,
+    EntryInfo,
+    Execution,
+    MachineLimits,
+    ProcessInfo,
+    SandboxInfo,
+    SandboxMetrics,
+)
+from emberbox.sandbox.files import Data
+from emberbox.sandbox.session import OnResult, OnText
+
+T = TypeVar("T")
+
+_provider = BlockingPortalProvider(backend="asyncio")
+"""The loop's thread: it starts with the first sandbox and ends with the last."""
+
+_END = object()
+
+
+class _Loop:
+    """Calls of one sandbox into the loop's thread."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._portal: BlockingPortal = self._stack.enter_context(_provider)
+
+    def call(self, work: Callable[[], Coroutine[Any, Any, T]], listeners: _Relay | None = None) -> T:
+        """Run a coroutine function there and return what it returned; relay its callbacks meanwhile."""
+        future = self._portal.start_task_soon(work)
+        try:
+            if listeners is not None:
+                future.add_done_callback(lambda _: listeners.end())
+                listeners.serve()
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def now(self, work: Callable[[], T]) -> T:
+        """Run a plain function there."""
+        return self._portal.call(work)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class _Relay:
+    """Carries callbacks from the loop's thread to the caller's."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | object] = queue.SimpleQueue()
+
+    def wrap(self, listener: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+        """A callback for the loop's thread that has `listener` called in the caller's."""
+        return None if listener is None else lambda value: self._queue.put((listener, value))
+
+    def serve(self) -> None:
+        while (item := self._queue.get()) is not _END:
+            listener, value = item  # type: ignore[misc]
+            listener(value)
+
+    def end(self) -> None:
+        self._queue.put(_END)
+
+
+class Sandbox:
+    """An isolated machine to run code in.
+
+    >>> with Sandbox.create() as sandbox:              # doctest: +SKIP
+    ...     sandbox.run_code("x = 41")
+    ...     sandbox.run_code("x + 1").text
+    '42'
+
+    Attributes:
+        files: read, write, list, … (see `Files`).
+        commands: run programs (see `Commands`).
+    """
+
+    def __init__(self, loop: _Loop, sandbox: AsyncSandbox) -> None:
+        self._loop = loop
+        self._sandbox = sandbox
+        self._closed = False
+        self.files = Files(loop, sandbox)
+        self.commands = Commands(loop, sandbox)
+
+    @classmethod
+    def create(
+        cls,
+        template: str | None = None,
+        *,
+        timeout: float | None = DEFAULT_SANDBOX_TIMEOUT,
+        envs: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limits: MachineLimits | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Start a sandbox. Arguments and errors as of `AsyncSandbox.create`."""
+        loop = _Loop()
+        try:
+            work = partial(
+                AsyncSandbox.create,
+                template,
+                timeout=timeout,
+                envs=envs,
+                metadata=metadata,
+                limits=limits,
+                settings=settings,
+            )
+            return cls(loop, loop.call(work))
+        except BaseException:
+            loop.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    @property
+    def sandbox_id(self) -> str:
+        return self._sandbox.sandbox_id
+
+    @property
+    def backend(self) -> str:
+        """Which isolation it runs in, such as `gvisor`."""
+        return self._sandbox.backend
+
+    def run_code(
+        self,
+        code: str,
+        language: str | None = None,
+        *,
+        context: ContextInfo | str | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        timeout: float | None = None,
+        envs: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        args: Sequence[str] = (),
+        stdin: str | bytes = b"",
+        requirements: Sequence[str] = (),
+    ) -> Execution:
+        """Run code and return what it did. Arguments and errors as of `AsyncSandbox.run_code`."""
+        relay = _Relay()
+        work = partial(
+            self._sandbox.run_code,
+            code,
+            language,
+            context=context,
+            on_stdout=relay.wrap(on_stdout),
+            on_stderr=relay.wrap(on_stderr),
+            on_result=relay.wrap(on_result),
+            timeout=timeout,
+            envs=envs,
+            cwd=cwd,
+            args=args,
+            stdin=stdin,
+            requirements=requirements,
+        )
+        return self._loop.call(work, relay)
+
+    def create_code_context(
+        self, language: str = "python", *, cwd: str | None = None, envs: Mapping[str, str] | None = None
+    ) -> ContextInfo:
+        """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
+        return self._loop.call(partial(self._sandbox.create_code_context, language, cwd=cwd, envs=envs))
+
+    def list_code_contexts(self) -> list[ContextInfo]:
+        return self._loop.call(self._sandbox.list_code_contexts)
+
+    def restart_code_context(self, context: ContextInfo | str) -> None:
+        """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
+        self._loop.call(partial(self._sandbox.restart_code_context, context))
+
+    def remove_code_context(self, context: ContextInfo | str) -> None:
+        """End its interpreter and whatever it runs."""
+        self._loop.call(partial(self._sandbox.remove_code_context, context))
+
+    def interrupt(self, context: ContextInfo | str | None = None) -> int:
+        """Interrupt running code as Ctrl-C would (call it from another thread); how many executions it reached."""
+        return self._loop.call(partial(self._sandbox.interrupt, context))
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Kill the sandbox this many seconds from now; None: never."""
+        self._loop.now(partial(self._sandbox.set_timeout, seconds))
+
+    def get_info(self) -> SandboxInfo:
+        return self._loop.now(self._sandbox.get_info)
+
+    def get_metrics(self) -> SandboxMetrics:
+        """Memory, CPU, disk and processes of now."""
+        return self._loop.call(self._sandbox.get_metrics)
+
+    def is_running(self) -> bool:
+        return not self._closed and self._loop.now(self._sandbox.is_running)
+
+    def kill(self) -> None:
+        """End it and everything in it. Harmless when it has ended."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._loop.call(self._sandbox.kill)
+        finally:
+            self._loop.close()
+
+
+class Files:
+    """Files of a sandbox. Relative paths start in the work directory; errors are GuestFileError."""
+
+    def __init__(self, loop: _Loop, sandbox: AsyncSandbox) -> None:
+        self._loop = loop
+        self._files = sandbox.files
+
+    @overload
+    def read(self, path: str) -> str: ...
+    @overload
+    def read(self, path: str, format: Literal["text"]) -> str: ...  # noqa: A002
+    @overload
+    def read(self, path: str, format: Literal["bytes"]) -> bytes: ...  # noqa: A002
+    @overload
+    def read(self, path: str, format: Literal["stream"]) -> Iterator[bytes]: ...  # noqa: A002
+
+    def read(
+        self,
+        path: str,
+        format: Literal["text", "bytes", "stream"] = "text",  # noqa: A002 (the field's name for it)
+    ) -> str | bytes | Iterator[bytes]:
+        """Read a file as `text` (UTF-8, nonsense replaced), `bytes`, or a `stream` of pieces of at most 256 KiB."""
+        if format == "stream":
+            return self._stream(path)
+        if format == "bytes":
+            return self._loop.call(partial(self._files.read, path, "bytes"))
+        return self._loop.call(partial(self._files.read, path, "text"))
+
+    def _stream(self, path: str) -> Iterator[bytes]:
+        pieces = self._loop.call(partial(self._files.read, path, "stream"))
+
+        async def next_piece() -> bytes | None:
+            return await anext(pieces, None)
+
+        while (piece := self._loop.call(next_piece)) is not None:
+            yield piece
+
+    def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
+        """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
+        return self._loop.call(partial(self._files.write, path, data, mode=mode))
+
+    def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
+        """Entries of a directory, `depth` levels deep."""
+        return self._loop.call(partial(self._files.list, path, depth=depth))
+
+    def exists(self, path: str) -> bool:
+        return self._loop.call(partial(self._files.exists, path))
+
+    def get_info(self, path: str) -> EntryInfo:
+        return self._loop.call(partial(self._files.get_info, path))
+
+    def make_dir(self, path: str) -> bool:
+        """Make a directory and its parents; False if it was there already."""
+        return self._loop.call(partial(self._files.make_dir, path))
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all it holds."""
+        self._loop.call(partial(self._files.remove, path))
+
+    def rename(self, path: str, new_path: str) -> EntryInfo:
+        return self._loop.call(partial(self._files.rename, path, new_path))
+
+
+class CommandHandle:
+    """A command that runs in the background."""
+
+    def __init__(self, loop: _Loop, handle: AsyncCommandHandle) -> None:
+        self._loop = loop
+        self._handle = handle
+        self.pid = handle.pid
+
+    def wait(self) -> CommandResult:
+        """Wait for its end."""
+        return self._loop.call(self._handle.wait)
+
+    def kill(self) -> bool:
+        """Kill it and its children; False if it had ended."""
+        return self._loop.call(self._handle.kill)
+
+    def send_stdin(self, data: str | bytes, *, eof: bool = False) -> None:
+        """Write to its standard input; `eof` closes it afterwards."""
+        self._loop.call(partial(self._handle.send_stdin, data, eof=eof))
+
+
+class Commands:
+    """Programs in a sandbox, run as its user. A string is run by `bash -c`, a list as it is."""
+
+    def __init__(self, loop: _Loop, sandbox: AsyncSandbox) -> None:
+        self._loop = loop
+        self._commands = sandbox.commands
+
+    @overload
+    def run(
+        self, cmd: str | Sequence[str], *, background: Literal[False] = False, cwd: str | None = None,
+        envs: Mapping[str, str] | None = None, timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
+    ) -> CommandResult: ...  # fmt: skip
+    @overload
+    def run(
+        self, cmd: str | Sequence[str], *, background: Literal[True], cwd: str | None = None,
+        envs: Mapping[str, str] | None = None, timeout: float | None = None,
+        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
+    ) -> CommandHandle: ...  # fmt: skip
+
+    def run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        background: bool = False,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+    ) -> CommandResult | CommandHandle:
+        """Run a command. Arguments and errors as of `AsyncCommands.run`; the callbacks of a command in the background
+        are called in the loop's thread."""
+        options: dict[str, Any] = {"cwd": cwd, "envs": envs, "timeout": timeout}
+        if background:
+            work = partial(
+                self._commands.run, cmd, background=True, on_stdout=on_stdout, on_stderr=on_stderr, **options
+            )
+            return CommandHandle(self._loop, self._loop.call(work))
+        relay = _Relay()
+        wait = partial(
+            self._commands.run, cmd, on_stdout=relay.wrap(on_stdout), on_stderr=relay.wrap(on_stderr), **options
+        )
+        return self._loop.call(wait, relay)
+
+    def list(self) -> list[ProcessInfo]:
+        """Commands under way."""
+        return self._loop.call(self._commands.list)
+
+    def kill(self, pid: int) -> bool:
+        """Kill a command; False if there is none of this pid."""
+        return self._loop.call(partial(self._commands.kill, pid))
+
+    def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
+        """Write to a background command's standard input."""
+        self._loop.call(partial(self._commands.send_stdin, pid, data, eof=eof))
