@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-MAX_MARKERS = 15_000  # list and quote markers in a text that markdown-it may still parse
+MAX_MARKERS = 15_000  # list, quote, fence and indent markers of a text that markdown-it may still parse
 _NESTING = 40
 _LINE_END = re.compile(r"\r\n?|\n")
-_MARKER = re.compile(r"^[ \t>]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t])", re.MULTILINE)
-_PREFIX = re.compile(r"(?:[ \t]*(?:>|[-+*](?=[ \t])|\d{1,9}[.)](?=[ \t])))*[ \t]*")
-_FENCE = re.compile(r"`{3,}(?=[^`]*$)|~{3,}")
+_MARKER = re.compile(r"^[ \t>]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t]|```|~~~| {4})", re.MULTILINE)
+_OPENING = re.compile(
+    r"^((?:[ \t]*(?:>|[-+*](?=[ \t])|\d{1,9}[.)](?=[ \t])))*[ \t]*)(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE
+)
 
 
 @dataclass(slots=True)
@@ -151,22 +152,17 @@ def _assemble(lines: Lines, kind: str, first: int, stripped: list[str], info: st
 def scan(lines: Lines) -> list[RawBlock]:
     """Fences alone, found line by line. List and quote markers before a fence are taken off without being checked."""
     blocks: list[RawBlock] = []
-    index = 0
-    while index < len(lines):
-        line = lines.line(index)
-        prefix = _PREFIX.match(line)
-        indent = prefix.end() if prefix else 0
-        fence = _FENCE.match(line, indent) if line[indent : indent + 3] in {"```", "~~~"} else None
-        if fence is None:
-            index += 1
-            continue
-        content, index, closed = _scan_body(lines, index + 1, fence[0], line[:indent])
-        first = index - len(content) - (1 if closed else 0)
-        block = _assemble(lines, "fence", first, content, line[fence.end() :].strip())
-        block.start, block.line, block.closed = lines.starts[first - 1] + indent, first, closed
-        last = index - 1
-        block.end = lines.starts[last] + len(lines.line(last).rstrip()) if closed else lines.ends[last]
+    opening = _OPENING.search(lines.text)
+    while opening is not None:
+        first = lines.number(opening.start())
+        prefix, fence = opening[1], opening[2]
+        content, index, closed = _scan_body(lines, first + 1, fence, prefix)
+        info = lines.line(first)[len(prefix) + len(fence) :].strip()
+        block = _assemble(lines, "fence", first + 1, content, info)
+        block.start, block.line, block.closed = opening.start(2), first + 1, closed
+        block.end = lines.starts[index - 1] + len(lines.line(index - 1).rstrip()) if closed else lines.ends[index - 1]
         blocks.append(block)
+        opening = _OPENING.search(lines.text, lines.starts[index]) if index < len(lines) else None
     return blocks
 
 

@@ -26,42 +26,42 @@ _TAGGED_AS = {
 
 _EVIDENCE: dict[Language, tuple[tuple[re.Pattern[str], int], ...]] = {
     "python": (
-        (re.compile(r"^\s*(?:async )?def \w+\(.*\).*:", re.M), 3),
-        (re.compile(r"^\s*class \w+[^{;]*:\s*$", re.M), 3),
-        (re.compile(r"^(?:import [\w.]+(?: as \w+)?(?:, ?[\w.]+)*|from [\w.]+ import [\w*(, )]+)\s*$", re.M), 3),
-        (re.compile(r"^\s*(?:if|for|while|with|elif|try|except|else)\b[^{};]*:\s*(?:#.*)?$", re.M), 2),
-        (re.compile(r"^\s*print\(", re.M), 2),
+        (re.compile(r"^[ \t]*(?:async )?def \w+\(.{0,300}:", re.M), 3),
+        (re.compile(r"^[ \t]*class \w+[^{;\n]{0,200}:[ \t]*$", re.M), 3),
+        (re.compile(r"^(?:import [\w.]+(?: as \w+)?(?:, ?[\w.]+)*|from [\w.]+ import [\w*(, )]+)[ \t]*$", re.M), 3),
+        (re.compile(r"^[ \t]*(?:if|for|while|with|elif|try|except|else)\b[^{};\n]{0,300}:[ \t]*(?:#.*)?$", re.M), 2),
+        (re.compile(r"^[ \t]*print\(", re.M), 2),
         (re.compile(r"__name__|\bself\.|\bNone\b|\bTrue\b|\brange\("), 1),
     ),
     "javascript": (
-        (re.compile(r"\b(?:const|let|var) [\w{\[$][^=\n]*=(?!=)"), 3),
+        (re.compile(r"\b(?:const|let|var) [\w{\[$][^=\n]{0,80}=(?!=)"), 3),
         (re.compile(r"\bconsole\.(?:log|error|table)\("), 3),
-        (re.compile(r"^\s*(?:async )?function\b[^\n]*\{", re.M), 3),
+        (re.compile(r"^[ \t]*(?:async )?function\b[^\n]{0,200}\{", re.M), 3),
         (re.compile(r"=>\s*[{(\w]"), 1),
-        (re.compile(r"^\s*(?:import|export) [^\n]*from ['\"]", re.M), 3),
+        (re.compile(r"^[ \t]*(?:import|export) [^\n]{0,200}from ['\"]", re.M), 3),
         (re.compile(r"\brequire\(['\"]|\bdocument\.|===|\bJSON\."), 2),
     ),
     "rust": (
-        (re.compile(r"\bfn \w+\s*(?:<[^>\n]*>)?\([^\n]*\{"), 3),
+        (re.compile(r"\bfn \w+\s*(?:<[^>\n]{0,80}>)?\([^\n]{0,200}\{"), 3),
         (re.compile(r"\b(?:println|eprintln|vec|format|assert_eq|panic)!\s*[(\[]"), 3),
         (re.compile(r"\blet mut \w|&mut |&str\b|\bVec<|\bOption<|\bResult<"), 2),
         (re.compile(r"^use \w+(?:::[\w{}*, ]+)+;", re.M), 3),
-        (re.compile(r"^\s*(?:pub )?(?:struct|enum|impl|trait|mod) \w", re.M), 2),
+        (re.compile(r"^[ \t]*(?:pub )?(?:struct|enum|impl|trait|mod) \w", re.M), 2),
     ),
     "bash": (
         (
             re.compile(
-                r"^\s*(?:sudo|apt|apt-get|pip3?|npm|npx|yarn|cd|ls|mkdir|export|echo|curl|wget|git|cat|grep|chmod|docker"
+                r"^[ \t]*(?:sudo|apt|apt-get|pip3?|npm|npx|yarn|cd|ls|mkdir|export|echo|curl|wget|git|cat|grep|chmod|docker"
                 r"|python3?|node|cargo|rustc|source|touch|tar|sed|awk|find|cp|mv|rm|uv|bash|sh|set|ssh|brew|kubectl|make)"
                 r" (?![=(])[-\w./~\"'$@*+]",
                 re.M,
             ),
             2,
         ),
-        (re.compile(r"^\s*(?:if \[|while \[|for \w+ in [^\n:]*(?:;|$)|case )", re.M), 3),
-        (re.compile(r"^\s*(?:fi|done|esac)\b", re.M), 2),
-        (re.compile(r"\$\{\w+|\$\(\w|\"\$\w|^\w+=\S*\s*$", re.M), 1),
-        (re.compile(r"^\s*\./[\w./-]+", re.M), 2),
+        (re.compile(r"^[ \t]*(?:if \[|while \[|for \w+ in [^\n:]{0,200}(?:;|$)|case )", re.M), 3),
+        (re.compile(r"^[ \t]*(?:fi|done|esac)\b", re.M), 2),
+        (re.compile(r"\$\{\w+|\$\(\w|\"\$\w|^\w+=\S*[ \t]*$", re.M), 1),
+        (re.compile(r"^[ \t]*\./[\w./-]+", re.M), 2),
     ),
 }
 
@@ -99,6 +99,9 @@ class Info:
     language: str
     attributes: dict[str, str]
     flags: frozenset[str]
+
+
+NO_INFO = Info("", {}, frozenset())
 
 
 def read_info(info: str) -> Info:

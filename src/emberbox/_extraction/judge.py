@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from emberbox._extraction.scoring import BLOCK_RULES, Score
 from emberbox.languages import resolve
 from emberbox.models import CodeBlock, Language
 
-MAX_EXAMINED = 2_000  # blocks of a text that are parsed and scored in full
+MAX_EXAMINED = 1_500  # blocks of a text that are parsed and scored in full
 MAX_PARSED = 400_000  # characters of a text that are parsed
 _MAX_BLOCK = 50_000
 _NOT_TO_RUN = frozenset({"no_run", "norun", "no-run", "ignore", "compile_fail", "should_panic", "skip", "noexec"})
@@ -28,30 +29,35 @@ class Judge:
         self._budget = MAX_PARSED
         fenced = [block for block in blocks if block.kind != "inline"]
         self._forbidden = phrases.forbids_everything(text[: fenced[0].start]) if fenced else False
-        self._comments = self._comment_spans()
+        self._comments = self._comment_spans() if "<!--" in text else []
+        self._unexamined = Score(BLOCK_RULES)
+        self._unexamined.add("not-examined")
 
     def judge(self) -> list[CodeBlock]:
         """All blocks, by confidence, then by position."""
-        found = [self._block(index, raw) for index, raw in enumerate(self._blocks)]
-        return sorted(found, key=lambda block: (-block.execution_confidence, block.start_pos))
+        judged = (self._block(index, raw) for index, raw in enumerate(self._blocks))
+        return sorted((block for block in judged if block is not None), key=lambda block: (-block.execution_confidence, block.start_pos))
 
-    def _block(self, index: int, raw: RawBlock) -> CodeBlock:
-        info = evidence.read_info(raw.info)
-        score = Score(BLOCK_RULES)
+    def _block(self, index: int, raw: RawBlock) -> CodeBlock | None:
+        info = evidence.read_info(raw.info) if raw.info else evidence.NO_INFO
         metadata: dict[str, Any] = {"kind": raw.kind, "line": raw.line, "info": raw.info, "closed": raw.closed}
         if info.attributes:
             metadata["attributes"] = info.attributes
         if raw.code_start is not None and raw.code_end is not None:
             metadata["code_start"], metadata["code_end"] = raw.code_start, raw.code_end
         if index < MAX_EXAMINED:
+            score = Score(BLOCK_RULES)
             language, alike = self._examine(index, raw, info, score)
             if alike is not None:
                 metadata["looks_like"] = alike
+            elif raw.kind == "indented" and language == "text":
+                return None  # an indented paragraph, not code
+        elif raw.kind == "indented":
+            return None
         else:
             language = resolve(info.language) or info.language or "text"
-            score.add("tagged" if resolve(language) else "other-language" if info.language else "no-language")
-            score.add("not-examined")
-        metadata["why"] = score.why
+            score = self._unexamined
+        metadata["why"] = list(score.why)
         return CodeBlock(
             language=language,
             code=raw.code,
@@ -164,4 +170,5 @@ class Judge:
         return spans
 
     def _is_commented_out(self, offset: int) -> bool:
-        return any(begin <= offset < end for begin, end in self._comments[:1_000])
+        index = bisect_right(self._comments, (offset, len(self._text) + 1)) - 1
+        return index >= 0 and offset < self._comments[index][1]

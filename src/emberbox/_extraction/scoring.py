@@ -35,7 +35,7 @@ BLOCK_RULES: dict[str, Rule] = {
     "unclosed": Rule("its fence is never closed; the text may be cut off", -0.10, cap=0.65),
     "indented": Rule("it is set off by indentation only", -0.15, cap=0.65),
     "inline": Rule("it is a command in the running text", -0.20, cap=0.65),
-    "not-examined": Rule("too long, or one of too many, to be parsed", 0.0, cap=0.60),
+    "not-examined": Rule("too long, or one of too many, to be looked at closely", 0.0, cap=0.60),
     # what it looks like
     "looks-like": Rule("it is data or output, not a program", -0.20, cap=0.30),
     "flag": Rule("its fence says that it is not to be run", -0.20, cap=0.30),

@@ -1,0 +1,1 @@
+"""The command line: `emberbox run | exec | image | setup | doctor`. Every command is a thin shell around the engine."""

@@ -1,0 +1,155 @@
+"""The `emberbox` program: commands and their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emberbox import __version__
+
+app = typer.Typer(
+    name="emberbox",
+    help="Run code that a language model wrote in an isolated machine.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+image_app = typer.Typer(help="What sandboxes start from: list, build, show, remove.", no_args_is_help=True)
+app.add_typer(image_app, name="image")
+
+_EXITS = "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, 5 no back end."
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text for people.")]
+Template = Annotated[str | None, typer.Option("--template", "-t", help="Template name, or path of its .toml file.")]
+Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds each execution may take.", min=0.001)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"emberbox {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).", exists=True)] = None,
+) -> None:
+    del version
+    if config is not None:
+        import os
+
+        os.environ["EMBERBOX_CONFIG"] = str(config)
+
+
+@app.command(epilog=_EXITS)
+def run(
+    file: Annotated[str, typer.Argument(help="A file with a model's answer, or - for standard input.")],
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only find the blocks; run nothing.")] = False,
+    threshold: Annotated[float | None, typer.Option(help="Run blocks of at least this confidence.", min=0, max=1)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Run all blocks, whatever their confidence.")] = False,
+    timeout: Timeout = None,
+    template: Template = None,
+) -> None:
+    """Find the code in a model's answer and run it in a fresh sandbox."""
+    from emberbox.cli.run import RunOptions, run_answer
+
+    if everything and threshold is not None:
+        raise typer.BadParameter("give either --all or --threshold")
+    run_answer(
+        RunOptions(
+            file=file,
+            as_json=as_json,
+            dry_run=dry_run,
+            threshold=0.0 if everything else threshold,
+            timeout=timeout,
+            template=template,
+        )
+    )
+
+
+@app.command("exec", epilog=_EXITS)
+def exec_(
+    file: Annotated[str | None, typer.Argument(help="A source file, or - for standard input.")] = None,
+    language: Annotated[str | None, typer.Option("--language", "-l", help="python, javascript, bash or rust.")] = None,
+    code: Annotated[str | None, typer.Option("--code", "-c", help="The code itself.")] = None,
+    as_json: Json = False,
+    timeout: Timeout = None,
+    template: Template = None,
+) -> None:
+    """Run one piece of code in a fresh sandbox; its output and exit status are the answer."""
+    from emberbox.cli.execute import execute_code
+
+    execute_code(file=file, language=language, code=code, as_json=as_json, timeout=timeout, template=template)
+
+
+@app.command()
+def setup(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before installing.")] = False,
+    template: Template = None,
+) -> None:
+    """Install what is missing, build the template's image, and start a sandbox from it as proof."""
+    from emberbox.cli.setup import run_setup
+
+    run_setup(yes=yes, template=template)
+
+
+@app.command()
+def doctor(as_json: Json = False, template: Template = None) -> None:
+    """Say what was found, what was chosen and what to do; exit code 0 only if code was really run."""
+    from emberbox.cli.doctor import run_doctor
+
+    run_doctor(as_json=as_json, template=template)
+
+
+@image_app.command("list")
+def image_list(as_json: Json = False) -> None:
+    """Templates and their images."""
+    from emberbox.cli.images import list_images
+
+    list_images(as_json=as_json)
+
+
+@image_app.command("build")
+def image_build(
+    name: Annotated[str, typer.Argument(help="Template name, or path of its .toml file.")] = "default",
+    force: Annotated[bool, typer.Option("--force", help="Build it anew even if it is in the cache.")] = False,
+) -> None:
+    """Build the image of a template."""
+    from emberbox.cli.images import build_image
+
+    build_image(name, force=force)
+
+
+@image_app.command("show")
+def image_show(name: Annotated[str, typer.Argument(help="Template name.")] = "default", as_json: Json = False) -> None:
+    """What an image holds."""
+    from emberbox.cli.images import show_image
+
+    show_image(name, as_json=as_json)
+
+
+@image_app.command("rm")
+def image_rm(
+    name: Annotated[str, typer.Argument(help="Template name.")],
+    stale: Annotated[bool, typer.Option("--stale", help="Only images of earlier versions of the template.")] = False,
+) -> None:
+    """Remove the images of a template."""
+    from emberbox.cli.images import remove_image
+
+    remove_image(name, stale_only=stale)
+
+
+def main() -> None:
+    """Entry point of the `emberbox` program."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

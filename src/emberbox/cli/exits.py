@@ -1,0 +1,85 @@
+"""Exit codes, and how errors become messages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from enum import IntEnum
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+from emberbox.errors import (
+    ConfigError,
+    ImageError,
+    PolicyBlocked,
+    ValidationFailed,
+    VmExecutionError,
+    VmNotAvailable,
+)
+from emberbox.models import BlockError, TerminationReason, VmExecuteResponse
+
+
+class Exit(IntEnum):
+    """What a script sees. Where several apply, the order of `worst` decides."""
+
+    SUCCESS = 0
+    FAILED = 1
+    USAGE = 2
+    BLOCKED = 3
+    TIMEOUT = 4
+    NO_BACKEND = 5
+
+
+def exit_of_error(error: VmExecutionError) -> Exit:
+    """The exit code of an error that ended a command."""
+    if isinstance(error, PolicyBlocked):
+        return Exit.BLOCKED
+    if isinstance(error, VmNotAvailable | ImageError):
+        return Exit.NO_BACKEND
+    if isinstance(error, ConfigError | ValidationFailed):
+        return Exit.USAGE
+    return Exit.TIMEOUT if error.code == "timeout" else Exit.FAILED
+
+
+def exit_of_run(results: list[VmExecuteResponse], errors: list[BlockError]) -> Exit:
+    """The exit code of a run: no back end, else a time-out, else a failure, else a refusal, else success."""
+    codes = {error.code for error in errors}
+    if codes & {VmNotAvailable.code, ImageError.code}:
+        return Exit.NO_BACKEND
+    if any(result.termination_reason is TerminationReason.TIMEOUT for result in results):
+        return Exit.TIMEOUT
+    if any(not response_succeeded(result) for result in results) or codes - {PolicyBlocked.code}:
+        return Exit.FAILED
+    return Exit.BLOCKED if codes else Exit.SUCCESS
+
+
+def response_succeeded(result: VmExecuteResponse) -> bool:
+    """Exit code 0, no error, not cut short."""
+    harmless = (TerminationReason.COMPLETED, TerminationReason.OUTPUT_TRUNCATED)
+    return result.exit_code == 0 and result.error is None and result.termination_reason in harmless
+
+
+def fail(error: VmExecutionError, *, as_json: bool) -> NoReturn:
+    """Say what went wrong and what to do, and leave."""
+    if as_json:
+        print(json.dumps({"error": error.to_dict()}, indent=2))  # noqa: T201 (the command's answer)
+    else:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[bold red]✗[/] {escape(error.message)}")
+        console.print(f"  [cyan]→[/] {escape(error.remediation)}")
+    sys.exit(int(exit_of_error(error)))
+
+
+def run_async(work: Callable[[], Coroutine[Any, Any, int]], *, as_json: bool) -> NoReturn:
+    """Run a command's coroutine and leave with its code; errors and Ctrl-C become messages."""
+    try:
+        sys.exit(asyncio.run(work()))
+    except VmExecutionError as error:
+        fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("[yellow]interrupted[/]")
+        sys.exit(130)

@@ -1,0 +1,40 @@
+"""Reads what the user points at, with clear errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from emberbox.config import Settings
+from emberbox.errors import ValidationFailed
+
+
+def read_input(name: str, settings: Settings) -> str:
+    """The text of a file, or of standard input for `-`.
+
+    Raises:
+        ValidationFailed: not there, not readable, not UTF-8, empty, or longer than `max_input_bytes`.
+    """
+    most = settings.max_input_bytes
+    label = "standard input" if name == "-" else name
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(most + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(most + 1)
+    except OSError as exc:
+        raise ValidationFailed(f"Cannot read {label}: {exc.strerror}.", remediation="Check the path.") from exc
+    if len(data) > most:
+        raise ValidationFailed(
+            f"{label} is longer than {most} bytes.", remediation="Raise max_input_bytes, or give less at once."
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise ValidationFailed(
+            f"{label} is not UTF-8 text (byte {exc.start}).", remediation="Convert it, for example with iconv."
+        ) from exc
+    if not text.strip():
+        raise ValidationFailed(f"{label} is empty.", remediation="Give a text with code in it.")
+    return text

@@ -1,0 +1,179 @@
+"""`emberbox run`: a model's answer in, its blocks executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.rule import Rule
+from rich.text import Text
+
+from emberbox.cli.exits import Exit, exit_of_run, run_async
+from emberbox.cli.inputs import read_input
+from emberbox.cli.progress import build_progress
+from emberbox.config import load_settings
+from emberbox.engine import Engine
+from emberbox.errors import PolicyBlocked, VmExecutionError
+from emberbox.models import CodeBlock, Execution, ExecutionIntent, ParseExecuteResponse, Result
+from emberbox.sandbox.session import Listeners, Session
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    file: str
+    as_json: bool
+    dry_run: bool
+    threshold: float | None
+    timeout: float | None
+    template: str | None
+
+
+def run_answer(options: RunOptions) -> None:
+    """The command; leaves the process."""
+    run_async(lambda: _run(options), as_json=options.as_json)
+
+
+async def _run(options: RunOptions) -> int:
+    settings = load_settings()
+    text = read_input(options.file, settings)
+    threshold = settings.auto_execute_threshold if options.threshold is None else options.threshold
+    screen = None if options.as_json else Screen(Console(highlight=False), threshold)
+    async with Engine(settings) as engine:
+        blocks = engine.extractor.extract_code_blocks(text)
+        intent = engine.extractor.detect_execution_intent(text)
+        if screen:
+            screen.overview(options.file, blocks, intent)
+        if options.dry_run:
+            return _answer(ParseExecuteResponse(code_blocks=blocks, intent=intent), screen)
+
+        sessions: list[Session] = []
+
+        async def open_sandbox() -> Session:
+            with build_progress("image", Console(stderr=True)) as progress:
+                sessions.append(await engine.create_sandbox(options.template, progress=progress))
+            return sessions[0]
+
+        results, errors = await engine.run_answer(
+            blocks, open_sandbox, threshold=threshold, timeout=options.timeout, listener=screen
+        )
+        response = ParseExecuteResponse(code_blocks=blocks, intent=intent, execution_results=results, errors=errors)
+        if screen:
+            screen.summary(response, sessions[0] if sessions else None)
+    return _answer(response, screen)
+
+
+def _answer(response: ParseExecuteResponse, screen: Screen | None) -> int:
+    if screen is None:
+        print(response.model_dump_json(indent=2))  # noqa: T201 (the command's answer)
+    return int(exit_of_run(response.execution_results, response.errors))
+
+
+class Screen:
+    """What a person sees. Listens to the engine as the blocks run."""
+
+    def __init__(self, console: Console, threshold: float) -> None:
+        self.console = console
+        self.threshold = threshold
+        self.names: dict[int, str] = {}
+
+    def overview(self, source: str, blocks: list[CodeBlock], intent: ExecutionIntent) -> None:
+        """The blocks that were found, in the order of the text."""
+        from rich.table import Table
+
+        self.console.print(
+            f"[bold]{escape(source)}[/]: {len(blocks)} code block{'s' * (len(blocks) != 1)}, "
+            f"intent [bold]{intent.suggested_action}[/] ({intent.confidence:.2f})"
+        )
+        if not blocks:
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for column in ("block", "line", "language", "confidence", "verdict", "begins with"):
+            table.add_column(column, justify="right" if column in ("block", "line", "confidence") else "left")
+        order = sorted(range(len(blocks)), key=lambda i: blocks[i].start_pos)
+        for number, index in enumerate(order, 1):
+            block = blocks[index]
+            self.names[index] = str(number)
+            runs = block.execution_confidence >= self.threshold
+            table.add_row(
+                str(number),
+                str(block.metadata.get("line", "")),
+                block.language,
+                f"{block.execution_confidence:.2f}",
+                "[green]run[/]" if runs else f"[dim]skip (below {self.threshold:.2f})[/]",
+                Text(_first_line(block.code), style="dim"),
+            )
+        self.console.print(table)
+
+    async def block_begins(self, index: int, block: CodeBlock) -> Listeners:
+        """Head line; then whatever it prints, as it comes."""
+        self._head(index, block.language, "cyan")
+        return Listeners(self._stdout, self._stderr, self._result)
+
+    def _head(self, index: int, language: str, colour: str) -> None:
+        self.console.print(
+            Rule(f"[bold]block {self.names.get(index, index + 1)}[/] · {escape(language)}", style=colour, align="left")
+        )
+
+    def _stdout(self, text: str) -> None:
+        self.console.out(printable(text), end="", highlight=False)
+
+    def _stderr(self, text: str) -> None:
+        self.console.print(Text(printable(text), style="yellow"), end="", soft_wrap=True)
+
+    def _result(self, result: Result) -> None:
+        if result.png is not None:
+            size = len(result.png) * 3 // 4
+            self.console.print(f"[magenta]◆ figure: PNG, {size:,} bytes[/]")
+        elif result.text is not None:
+            mark = "[magenta]⇒[/] " if result.is_main_result else "[magenta]◆[/] "
+            self.console.print(mark, Text(printable(result.text)), sep="", soft_wrap=True)
+
+    async def block_ran(self, index: int, execution: Execution) -> None:
+        """Error, exit code, duration."""
+        del index
+        if execution.error is not None:
+            trace = execution.error.traceback or f"{execution.error.name}: {execution.error.value}"
+            self.console.print(Text(printable(trace.rstrip()), style="red"), soft_wrap=True)
+        good = execution.succeeded
+        reason = execution.termination_reason
+        words = [f"exit {execution.exit_code}", f"{execution.duration_ms:,.0f} ms"]
+        if reason != "completed":
+            words.append(reason.value)
+        if not execution.context_survived:
+            words.append("its variables are lost")
+        mark = "[green]✓[/]" if good else "[red]✗[/]"
+        self.console.print(f"{mark} [dim]{' · '.join(words)}[/]")
+
+    async def block_refused(self, index: int, error: VmExecutionError) -> None:
+        """Why a block was not run."""
+        blocked = isinstance(error, PolicyBlocked)
+        self._head(index, "blocked by policy" if blocked else "not run", "red")
+        self.console.print(f"[red]✗[/] {escape(error.message)}", soft_wrap=True)
+        self.console.print(f"  [cyan]→[/] {escape(error.remediation)}", soft_wrap=True)
+
+    def summary(self, response: ParseExecuteResponse, session: Session | None) -> None:
+        """The last line: how many ran where."""
+        ran, refused = len(response.execution_results), len(response.errors)
+        self.console.print(Rule(style="dim"))
+        if session is None and not refused:
+            self.console.print("Nothing was run: no block is sure enough to be meant. [cyan]--all[/] runs them anyway.")
+            return
+        code = exit_of_run(response.execution_results, response.errors)
+        words = [f"{ran} ran", f"{refused} refused"] if refused else [f"{ran} ran"]
+        where = f" in [bold]{session.machine.backend}[/] (template {session.image.name})" if session else ""
+        colour = "green" if code is Exit.SUCCESS else "red"
+        self.console.print(f"[bold {colour}]{', '.join(words)}[/]{where}")
+
+
+def _first_line(code: str) -> str:
+    line = next((line for line in code.splitlines() if line.strip()), "").strip()
+    return printable(line[:48] + ("…" if len(line) > 48 else ""))
+
+
+def printable(text: str) -> str:
+    """Text from a sandbox, without what could control the terminal: of the C0 and C1 codes only tab and line end."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\N{REPLACEMENT CHARACTER}" for c in text)
+

@@ -1,0 +1,117 @@
+"""`emberbox setup`: from a bare host to a sandbox that answered."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+
+from emberbox.cli.exits import Exit, run_async
+from emberbox.cli.progress import build_progress
+from emberbox.config import Settings, load_settings
+from emberbox.engine import Engine, ExecuteRequest
+from emberbox.errors import VmNotAvailable
+from emberbox.host.apt import install_packages
+from emberbox.images.store import ImageStore
+from emberbox.images.template import Template, load_template
+from emberbox.machines.gvisor.install import install_runsc
+from emberbox.machines.gvisor.runsc import find_runsc, private_runsc
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is missing on this host."""
+
+    packages: list[str]
+    runsc: bool
+    image: bool
+
+    @property
+    def empty(self) -> bool:
+        return not (self.packages or self.runsc or self.image)
+
+
+def plan_setup(settings: Settings, template: Template) -> Plan:
+    """Look what has to be done."""
+    image = ImageStore(settings).find(template) is None
+    packages = []
+    if image and shutil.which("mmdebstrap") is None:
+        packages.append("mmdebstrap")
+    if image and template.npm and shutil.which("npm") is None:
+        packages.append("npm")
+    if shutil.which("unshare") is None:
+        packages.append("util-linux")
+    return Plan(packages, find_runsc(settings)[0] is None, image)
+
+
+def run_setup(*, yes: bool, template: str | None) -> None:
+    """The command; leaves the process."""
+    run_async(lambda: _setup(yes, template), as_json=False)
+
+
+async def _setup(yes: bool, template_name: str | None) -> int:
+    settings = load_settings()
+    template = load_template(template_name or settings.vm_execution.default_vm_type, settings)
+    console = Console(stderr=True, highlight=False)
+    plan = plan_setup(settings, template)
+    if not plan.empty:
+        _announce(console, plan, settings, template)
+        if not yes and not _agreed(console):
+            console.print("Nothing was changed.")
+            return int(Exit.USAGE)
+        _install(console, plan, settings)
+    await _prove(console, settings, template)
+    return 0
+
+
+def _announce(console: Console, plan: Plan, settings: Settings, template: Template) -> None:
+    console.print("[bold]Emberbox will[/]")
+    if plan.packages:
+        console.print(f"  • install these Debian packages with apt: {', '.join(plan.packages)}")
+    if plan.runsc:
+        console.print(f"  • fetch runsc (gVisor) from a signed package into {private_runsc(settings)}", soft_wrap=True)
+    if plan.image:
+        console.print(
+            f"  • build the image {template.name!r} below {settings.cache_dir} (a download of some hundred MB)",
+            soft_wrap=True,
+        )
+
+
+def _agreed(console: Console) -> bool:
+    if not sys.stdin.isatty():
+        raise VmNotAvailable("Setup needs a yes.", remediation="Run `emberbox setup --yes`.")
+    return console.input("Go on? [Y/n] ").strip().lower() in ("", "y", "yes")
+
+
+def _install(console: Console, plan: Plan, settings: Settings) -> None:
+    def say(message: str) -> None:
+        console.print(f"  {escape(message)}", style="dim", soft_wrap=True)
+
+    if plan.packages:
+        install_packages(plan.packages, say)
+        console.print(f"[green]✓[/] packages: {', '.join(plan.packages)}")
+    if plan.runsc:
+        runsc = install_runsc(settings, say)
+        console.print(f"[green]✓[/] runsc {runsc.version}: {runsc.program}", soft_wrap=True)
+
+
+async def _prove(console: Console, settings: Settings, template: Template) -> None:
+    """Start a sandbox and run something: only that says that it works."""
+    async with Engine(settings) as engine:
+        with build_progress(f"image {template.name}", console) as progress:
+            image = await engine.image(str(template.directory / f"{template.name}.toml"), progress)
+        console.print(f"[green]✓[/] image {image.name}: {image.manifest.size_bytes >> 20} MiB")
+        started = time.monotonic()
+        sandbox = await engine.create_sandbox(str(template.directory / f"{template.name}.toml"))
+        execution = await engine.execute(ExecuteRequest(sandbox, "python", "6 * 7"))
+        if execution.text != "42":
+            raise VmNotAvailable(
+                f"A sandbox started, but its answer to 6 * 7 was {execution.text!r} {execution.error or ''}.",
+                remediation="Build the image again: emberbox image build --force",
+            )
+        seconds = time.monotonic() - started
+        console.print(f"[green]✓[/] a [bold]{execution.backend}[/] sandbox started and answered in {seconds:.1f} s")
