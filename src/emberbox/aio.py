@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self, overload
+from typing import Any, Literal, Self, overload
 from weakref import WeakKeyDictionary
 
 from emberbox.config import Settings
@@ -192,9 +192,7 @@ class AsyncSandbox:
         request = ExecuteRequest(self._session, language, code, options, requirements)
         return await self._engine.execute(request, Listeners(on_stdout, on_stderr, on_result))
 
-    async def _language_of(
-        self, language: str | None, context: ContextInfo | str | None
-    ) -> tuple[str, str | None]:
+    async def _language_of(self, language: str | None, context: ContextInfo | str | None) -> tuple[str, str | None]:
         if context is None:
             return language or "python", None
         if isinstance(context, str):
@@ -269,11 +267,11 @@ class AsyncFiles:
     @overload
     async def read(self, path: str) -> str: ...
     @overload
-    async def read(self, path: str, format: Literal["text"]) -> str: ...  # noqa: A002
+    async def read(self, path: str, format: Literal["text"]) -> str: ...
     @overload
-    async def read(self, path: str, format: Literal["bytes"]) -> bytes: ...  # noqa: A002
+    async def read(self, path: str, format: Literal["bytes"]) -> bytes: ...
     @overload
-    async def read(self, path: str, format: Literal["stream"]) -> AsyncIterator[bytes]: ...  # noqa: A002
+    async def read(self, path: str, format: Literal["stream"]) -> AsyncIterator[bytes]: ...
 
     async def read(
         self,
@@ -388,7 +386,8 @@ class AsyncCommands:
             on_start=lambda request, pid: started.set_result((request, pid)),
         )  # fmt: skip
         task = asyncio.ensure_future(work)
-        await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
+        both: list[asyncio.Future[Any]] = [started, task]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not started.done():
             started.cancel()
             await task  # raises why it did not start

@@ -121,4 +121,5 @@ def _summary(spec: LanguageSpec, findings: list[Finding]) -> str:
     first = findings[0]
     more = len(findings) - 1
     rest = f" (and {more} more)" if more else ""
-    return f"{spec.config.name} code refused: line {first.line}, column {first.column}: {first.message} [{first.rule}]{rest}"
+    place = f"line {first.line}, column {first.column}"
+    return f"{spec.config.name} code refused: {place}: {first.message} [{first.rule}]{rest}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings, load_settings
@@ -90,7 +90,7 @@ class Engine:
         self._sandboxes: SandboxManager | None = None
         self._opening = asyncio.Lock()
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

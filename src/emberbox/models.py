@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 Language = Literal["python", "javascript", "bash", "rust"]
+ALL_LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 
 class Model(BaseModel):
@@ -74,7 +75,7 @@ class MachineLimits(Model):
     processes: int = Field(default=256, ge=16, le=32768, description="processes and threads of user code")
     open_files: int = Field(default=1024, ge=64, le=1 << 20)
     disk_mb: int = Field(default=1024, ge=8, le=1 << 20, description="home and work directory")
-    tmp_mb: int = Field(default=256, ge=8, le=1 << 20, description="/tmp")
+    tmp_mb: int = Field(default=256, ge=8, le=1 << 20, description="the directory /tmp")
     output_bytes: int = Field(default=1 << 20, ge=1024, le=64 << 20, description="per stream and execution")
 
 
@@ -86,7 +87,7 @@ class VmExecutionConfig(Model):
     vm_pool_size: int = Field(default=1, ge=0)
     default_vm_type: str = "default"
     execution_timeout_ms: int = Field(default=30_000, ge=1)
-    allowed_languages: list[Language] = Field(default_factory=lambda: ["python", "javascript", "bash", "rust"])
+    allowed_languages: list[Language] = Field(default_factory=lambda: list(ALL_LANGUAGES))
     auto_provision: bool = True
     code_validation: bool = True
     max_code_length: int = Field(default=10_000, ge=1, description="characters")

@@ -6,7 +6,8 @@ Callbacks are called in the caller's thread. Ctrl-C during a call cancels it in 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -34,8 +35,6 @@ T = TypeVar("T")
 _provider = BlockingPortalProvider(backend="asyncio")
 """The loop's thread: it starts with the first sandbox and ends with the last."""
 
-_END = object()
-
 
 class _Loop:
     """Calls of one sandbox into the loop's thread."""
@@ -46,7 +45,7 @@ class _Loop:
 
     def call(self, work: Callable[[], Coroutine[Any, Any, T]], listeners: _Relay | None = None) -> T:
         """Run a coroutine function there and return what it returned; relay its callbacks meanwhile."""
-        future = self._portal.start_task_soon(work)
+        future: Future[T] = self._portal.start_task_soon(work)
         try:
             if listeners is not None:
                 future.add_done_callback(lambda _: listeners.end())
@@ -68,19 +67,19 @@ class _Relay:
     """Carries callbacks from the loop's thread to the caller's."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | object] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
 
     def wrap(self, listener: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
         """A callback for the loop's thread that has `listener` called in the caller's."""
         return None if listener is None else lambda value: self._queue.put((listener, value))
 
     def serve(self) -> None:
-        while (item := self._queue.get()) is not _END:
-            listener, value = item  # type: ignore[misc]
+        while (item := self._queue.get()) is not None:
+            listener, value = item
             listener(value)
 
     def end(self) -> None:
-        self._queue.put(_END)
+        self._queue.put(None)
 
 
 class Sandbox:
@@ -239,11 +238,11 @@ class Files:
     @overload
     def read(self, path: str) -> str: ...
     @overload
-    def read(self, path: str, format: Literal["text"]) -> str: ...  # noqa: A002
+    def read(self, path: str, format: Literal["text"]) -> str: ...
     @overload
-    def read(self, path: str, format: Literal["bytes"]) -> bytes: ...  # noqa: A002
+    def read(self, path: str, format: Literal["bytes"]) -> bytes: ...
     @overload
-    def read(self, path: str, format: Literal["stream"]) -> Iterator[bytes]: ...  # noqa: A002
+    def read(self, path: str, format: Literal["stream"]) -> Iterator[bytes]: ...
 
     def read(
         self,
@@ -258,7 +257,10 @@ class Files:
         return self._loop.call(partial(self._files.read, path, "text"))
 
     def _stream(self, path: str) -> Iterator[bytes]:
-        pieces = self._loop.call(partial(self._files.read, path, "stream"))
+        async def start() -> AsyncIterator[bytes]:
+            return await self._files.read(path, "stream")
+
+        pieces = self._loop.call(start)
 
         async def next_piece() -> bytes | None:
             return await anext(pieces, None)
@@ -348,10 +350,13 @@ class Commands:
         are called in the loop's thread."""
         options: dict[str, Any] = {"cwd": cwd, "envs": envs, "timeout": timeout}
         if background:
-            work = partial(
-                self._commands.run, cmd, background=True, on_stdout=on_stdout, on_stderr=on_stderr, **options
-            )
-            return CommandHandle(self._loop, self._loop.call(work))
+
+            async def start() -> AsyncCommandHandle:
+                return await self._commands.run(
+                    cmd, background=True, on_stdout=on_stdout, on_stderr=on_stderr, **options
+                )
+
+            return CommandHandle(self._loop, self._loop.call(start))
         relay = _Relay()
         wait = partial(
             self._commands.run, cmd, on_stdout=relay.wrap(on_stdout), on_stderr=relay.wrap(on_stderr), **options

@@ -109,20 +109,48 @@ def _raw(lines: Lines, token: Token) -> RawBlock | None:
     begin = lines.starts[first] + max(lines.line(first).find(token.markup), 0)
     count = min(len(stripped), beyond - first - 1)
     closed = beyond - first - 1 > count
-    block = _assemble(lines, "fence", first + 1, stripped[:count], token.info.strip())
-    block.start, block.line, block.closed = begin, first + 1, closed
-    last = beyond - 1 if closed else first + count
+    return _fence(lines, (begin, first, stripped[:count], closed), token.info.strip())
+
+
+def _fence(lines: Lines, place: tuple[int, int, list[str], bool], info: str) -> RawBlock:
+    """A fenced block from: offset of the fence, its line, the stripped lines within, whether it was closed."""
+    begin, opening, stripped, closed = place
+    block = _assemble(lines, "fence", opening + 1, stripped, info)
+    block.start, block.line, block.closed = begin, opening + 1, closed
+    last = opening + len(stripped) + (1 if closed else 0)
     block.end = lines.starts[last] + len(lines.line(last).rstrip()) if closed else lines.ends[last]
-    if block.code_start is not None and not count:
-        block.code_start = block.code_end = lines.after(first)
+    if not stripped:
+        block.code_start = block.code_end = lines.after(opening)
     return block
 
 
 def _assemble(lines: Lines, kind: str, first: int, stripped: list[str], info: str) -> RawBlock:
     """A block from its lines as the parser stripped them; each is looked up at the end of its original line."""
+    begin = end = lines.starts[first] if first < len(lines) else len(lines.text)
+    last = first + len(stripped) - 1
+    if stripped:
+        end = lines.after(last)
+    code = lines.text[begin:end]
+    contiguous = code == "\n".join(stripped) + ("\n" if code.endswith("\n") else "")
+    if not contiguous:
+        begin, code, contiguous = _pieced(lines, first, stripped)
+    return RawBlock(
+        kind=kind,
+        start=begin,
+        end=lines.ends[last] if stripped else end,
+        code=code,
+        code_start=begin if contiguous else None,
+        code_end=end if contiguous else None,
+        info=info,
+        line=first + 1,
+    )
+
+
+def _pieced(lines: Lines, first: int, stripped: list[str]) -> tuple[int, str, bool]:
+    """Offset of the code, the code, and whether it is one slice of the text."""
     parts: list[str] = []
     contiguous = True
-    begin = end = lines.starts[first] if first < len(lines) else len(lines.text)
+    begin = lines.starts[first]
     for index, content in enumerate(stripped, first):
         original = lines.line(index)
         cut = len(original) - len(content)
@@ -132,21 +160,11 @@ def _assemble(lines: Lines, kind: str, first: int, stripped: list[str], info: st
         else:
             parts.append(original[cut:])
         if index == first:
-            begin = lines.starts[index] + max(cut, 0)
+            begin += max(cut, 0)
         elif cut:
             contiguous = False
-        end = lines.after(index)
-        parts.append(lines.text[lines.ends[index] : end])
-    return RawBlock(
-        kind=kind,
-        start=begin,
-        end=lines.ends[first + len(stripped) - 1] if stripped else end,
-        code="".join(parts),
-        code_start=begin if contiguous else None,
-        code_end=end if contiguous else None,
-        info=info,
-        line=first + 1,
-    )
+        parts.append(lines.text[lines.ends[index] : lines.after(index)])
+    return begin, "".join(parts), contiguous
 
 
 def scan(lines: Lines) -> list[RawBlock]:
@@ -158,10 +176,7 @@ def scan(lines: Lines) -> list[RawBlock]:
         prefix, fence = opening[1], opening[2]
         content, index, closed = _scan_body(lines, first + 1, fence, prefix)
         info = lines.line(first)[len(prefix) + len(fence) :].strip()
-        block = _assemble(lines, "fence", first + 1, content, info)
-        block.start, block.line, block.closed = opening.start(2), first + 1, closed
-        block.end = lines.starts[index - 1] + len(lines.line(index - 1).rstrip()) if closed else lines.ends[index - 1]
-        blocks.append(block)
+        blocks.append(_fence(lines, (opening.start(2), first, content, closed), info))
         opening = _OPENING.search(lines.text, lines.starts[index]) if index < len(lines) else None
     return blocks
 

@@ -81,8 +81,8 @@ _SHELL_PROMPT = re.compile(
     r"^\s*(?:\$ \S|[\w.-]+@[\w.-]+:[^$#\n]{0,80}[$#] |\[[\w.-]+@[\w.-]+ [^\]\n]{0,80}\][$#] |PS [A-Z]:)"
 )
 _OUTPUT = re.compile(
-    r"^(?:Traceback \(most recent call last\):|={3,} .{1,60} ={3,}\s*$|error\[E\d{4}\]|npm ERR!|\s*at \S+ \(\S+:\d+:\d+\)"
-    r"|[A-Za-z]*(?:Error|Exception): |\[\d\d:\d\d:\d\d\]|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d|\+[-=+]{3,}\+\s*$|Output:|total \d+$)"
+    r"^(?:Traceback \(most recent call last\):|={3,} .{1,60} ={3,}\s*$|error\[E\d{4}\]|npm ERR!|\+[-=+]{3,}\+\s*$"
+    r"|[A-Za-z]*(?:Error|Exception): |\[\d\d:\d\d:\d\d\]|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d|Output:|total \d+$)"
 )
 
 
@@ -121,7 +121,7 @@ def read_info(info: str) -> Info:
     return Info(language, attributes, frozenset(word.lower() for word in flags))
 
 
-def looks_like(code: str, language: str) -> str | None:
+def looks_like(code: str, language: str) -> str | None:  # noqa: PLR0911 - one return per kind
     """`json`, `diff`, `transcript` or `output`, if the code is that rather than a program."""
     for kind, names in _TAGGED_AS.items():
         if language.lower() in names:

@@ -36,7 +36,10 @@ class Judge:
     def judge(self) -> list[CodeBlock]:
         """All blocks, by confidence, then by position."""
         judged = (self._block(index, raw) for index, raw in enumerate(self._blocks))
-        return sorted((block for block in judged if block is not None), key=lambda block: (-block.execution_confidence, block.start_pos))
+        return sorted(
+            (block for block in judged if block is not None),
+            key=lambda block: (-block.execution_confidence, block.start_pos),
+        )
 
     def _block(self, index: int, raw: RawBlock) -> CodeBlock | None:
         info = evidence.read_info(raw.info) if raw.info else evidence.NO_INFO

@@ -20,7 +20,10 @@ app = typer.Typer(
 image_app = typer.Typer(help="What sandboxes start from: list, build, show, remove.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
 
-_EXITS = "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, 5 no back end."
+_EXITS = (
+    "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, "
+    "5 no back end."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text for people.")]
 Template = Annotated[str | None, typer.Option("--template", "-t", help="Template name, or path of its .toml file.")]
@@ -52,7 +55,9 @@ def run(
     file: Annotated[str, typer.Argument(help="A file with a model's answer, or - for standard input.")],
     as_json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only find the blocks; run nothing.")] = False,
-    threshold: Annotated[float | None, typer.Option(help="Run blocks of at least this confidence.", min=0, max=1)] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Run blocks of at least this confidence.", min=0, max=1)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Run all blocks, whatever their confidence.")] = False,
     timeout: Timeout = None,
     template: Template = None,

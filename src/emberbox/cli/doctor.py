@@ -58,7 +58,7 @@ async def _doctor(as_json: bool, template_name: str | None) -> int:
             "backends": [asdict(found) for found in backends],
             "checks": [asdict(check) for check in checks],
         }
-        print(json.dumps(answer, indent=2))  # noqa: T201 (the command's answer)
+        print(json.dumps(answer, indent=2))
     else:
         _show(checks, works)
     return int(Exit.SUCCESS if works else Exit.NO_BACKEND)

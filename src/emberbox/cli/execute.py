@@ -37,7 +37,9 @@ async def _execute(
 ) -> int:
     settings = load_settings()
     if (file is None) == (code is None):
-        raise ValidationFailed("Give either a file (or -) or --code.", remediation="emberbox exec -l python -c 'print(1)'")
+        raise ValidationFailed(
+            "Give either a file (or -) or --code.", remediation="emberbox exec -l python -c 'print(1)'"
+        )
     language = language or _language_of(file)
     source = code if code is not None else read_input(str(file), settings)
     async with Engine(settings) as engine:
@@ -47,7 +49,7 @@ async def _execute(
         listeners = Listeners() if as_json else Listeners(_out, _err)
         execution = await engine.execute(request, listeners)
     if as_json:
-        print(VmExecuteResponse.of(execution).model_dump_json(indent=2))  # noqa: T201 (the command's answer)
+        print(VmExecuteResponse.of(execution).model_dump_json(indent=2))
     else:
         _epilogue(execution)
     if execution.termination_reason is TerminationReason.TIMEOUT:

@@ -66,7 +66,7 @@ def response_succeeded(result: VmExecuteResponse) -> bool:
 def fail(error: VmExecutionError, *, as_json: bool) -> NoReturn:
     """Say what went wrong and what to do, and leave."""
     if as_json:
-        print(json.dumps({"error": error.to_dict()}, indent=2))  # noqa: T201 (the command's answer)
+        print(json.dumps({"error": error.to_dict()}, indent=2))
     else:
         console = Console(stderr=True, highlight=False)
         console.print(f"[bold red]✗[/] {escape(error.message)}")

@@ -19,11 +19,11 @@ from emberbox.images.template import load_template
 def list_images(*, as_json: bool) -> None:
     """Templates and images, ready, stale or not built."""
     try:
-        rows = ImageStore(load_settings()).list()
+        rows = ImageStore(load_settings()).rows()
     except VmExecutionError as error:
         fail(error, as_json=as_json)
     if as_json:
-        print(json.dumps([_row(row) for row in rows], indent=2))  # noqa: T201 (the command's answer)
+        print(json.dumps([_row(row) for row in rows], indent=2))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("template", "state", "size", "built", "description"):
@@ -87,7 +87,7 @@ def show_image(name: str, *, as_json: bool) -> None:
         fail(error, as_json=as_json)
     manifest = image.manifest
     if as_json:
-        print(manifest.model_dump_json(indent=2))  # noqa: T201 (the command's answer)
+        print(manifest.model_dump_json(indent=2))
         return
     console = Console()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

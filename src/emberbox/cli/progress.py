@@ -41,6 +41,6 @@ def build_progress(title: str, console: Console) -> Iterator[Callable[[str, floa
             nonlocal task
             if task is None:
                 task = bar.add_task(message, total=1.0, title=title)
-            bar.update(task, description=message, **({} if part is None else {"completed": part}))
+            bar.update(task, description=message, completed=part)
 
         yield show

@@ -65,7 +65,7 @@ async def _run(options: RunOptions) -> int:
 
 def _answer(response: ParseExecuteResponse, screen: Screen | None) -> int:
     if screen is None:
-        print(response.model_dump_json(indent=2))  # noqa: T201 (the command's answer)
+        print(response.model_dump_json(indent=2))
     return int(exit_of_run(response.execution_results, response.errors))
 
 
@@ -175,5 +175,6 @@ def printable(text: str) -> str:
     """Text from a sandbox, without what could control the terminal: of the C0 and C1 codes only tab and line end."""
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\N{REPLACEMENT CHARACTER}" for c in text)
-
+    return "".join(
+        c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\N{REPLACEMENT CHARACTER}" for c in text
+    )

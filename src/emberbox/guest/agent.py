@@ -8,6 +8,7 @@ import os
 import _socket
 
 from . import files
+from .bash import BashKernel
 from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
 from .executions import CodeRun, Execution, Program
@@ -164,6 +165,9 @@ class Agent:
                 return JavaScriptKernel(self.loop, settings)
 
             self.contexts.offer("javascript", javascript)
+
+        if "bash" in settings.languages:
+            self.contexts.offer("bash", lambda: BashKernel(self.loop, settings))
 
     def _warm_languages(self, ident: int, problem: str | None) -> None:
         if problem is not None:

@@ -49,11 +49,13 @@ class Channel:
 
     def send(self, header: Header, payload: bytes = b"") -> None:
         """Queue a frame; it leaves with the next `flush`."""
-        if self.closed:
-            return
-        frame = encode(header, payload)
-        self._chunks.append(frame)
-        self.backlog += len(frame)
+        self.send_raw(encode(header, payload))
+
+    def send_raw(self, data: bytes) -> None:
+        """Queue bytes for a peer that does not read frames."""
+        if not self.closed:
+            self._chunks.append(data)
+            self.backlog += len(data)
 
     def flush(self) -> None:
         """Write what the peer takes now; the rest follows as soon as it takes more."""

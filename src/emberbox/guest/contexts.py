@@ -92,14 +92,17 @@ class Contexts:
 
     def kernel_of(self, context: Context) -> KernelProcess:
         """The context's kernel, started where there is none alive."""
-        kernel = context.kernel
-        if kernel is not None and kernel.usable:
-            return kernel
+        previous = context.kernel
+        if previous is not None and previous.usable:
+            return previous
         kernel = self._spares.pop(context.language, None)
         if kernel is None or not kernel.usable:
             kernel = self._makers[context.language]()
         kernel.others = lambda: [pid for pid in self._pids() if pid != kernel.pid]
         context.kernel = kernel
+        if previous is not None and previous.legacy:
+            kernel.inherit(previous.legacy)
+            return kernel
         context.count = 0
         if context.cwd is not None or context.env:
             kernel.setup(context.cwd, context.env)

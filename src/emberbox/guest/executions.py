@@ -142,6 +142,7 @@ class CodeRun(Execution):
     ) -> None:
         super().__init__(agent, ident, stdout_limit, stderr_limit)
         self._context = context
+        context.count += 1
         self._room = results_limit
         self._results_truncated = False
 
@@ -176,14 +177,13 @@ class CodeRun(Execution):
 
     def on_done(self, header: Header) -> None:
         """The kernel has finished and goes on living, as far as it knows."""
-        code, count = header.get("exit_code"), header.get("count")
-        if type(code) is not int or type(count) is not int or not (0 <= code <= 255 and 0 < count < 1 << 53):
+        code = header.get("exit_code")
+        if type(code) is not int or not 0 <= code <= 255:
             raise ValueError("a kernel sent an end that is none")
         error = outcome.clean_error(header.get("error"))
         survived = header.get("survived") is not False
         if not survived and self._context.kernel is not None:
             self._context.kernel.kill()
-        self._context.count = count
         ending = self.ending(code, died=False)
         ending.interrupted = self.interrupted and error is not None and error["name"] == "KeyboardInterrupt"
         ending.interrupted = ending.interrupted or (self.interrupted and code == 130)

@@ -53,6 +53,8 @@ class KernelProcess:
         self._sequence = 0
         self._born_at = ticks_now()
         self._had_stdin = False
+        self.legacy = b""
+        """The state that a kernel which has ended in an orderly way leaves to the next one."""
         self.others: Callable[[], List[int]] = list
         """Asked for the pids of the other kernels and programs before a tree is killed."""
         with AsUser(settings):  # so that the user can open /dev/stdout, which leads to a pipe of the user's then
@@ -96,9 +98,13 @@ class KernelProcess:
             self._kill_tree(self.pid)
         run, self._run = self._run, None
         self.dead = True
-        self._close()
         if run is not None:
-            run.on_lost(status)
+            self.end_run(run, status)
+        self._close()
+
+    def end_run(self, run: Run, status: int | None) -> None:
+        """The process has died while it was executing something."""
+        run.on_lost(status)
 
     @property
     def usable(self) -> bool:
@@ -120,8 +126,16 @@ class KernelProcess:
         self.stdout.capture, self.stderr.capture = run.stdout, run.stderr
         if stdin or self._had_stdin:
             self._give_input(stdin)
-        self._channel.send({"id": self._sequence, "op": "execute", "stdin": bool(stdin), **request}, code)
+        self.transmit({"id": self._sequence, "op": "execute", "stdin": bool(stdin), **request}, code)
         self._channel.flush()
+
+    def transmit(self, header: Header, code: bytes) -> None:
+        """Send an execution to the process."""
+        self._channel.send(header, code)
+
+    def inherit(self, legacy: bytes) -> None:
+        """Take over the state of a kernel that has ended."""
+        raise NotImplementedError
 
     def interrupt(self) -> None:
         """SIGINT to the process group, as Ctrl-C would."""

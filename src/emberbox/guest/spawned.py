@@ -45,7 +45,7 @@ class SpawnedKernel(KernelProcess):
                 self.command(),
                 cwd=self._settings.workdir,
                 env=self._settings.env,
-                stdio=[*fds[1:], fds[0]],
+                stdio=[*fds[1:], fds[0], *self.extra_fds()],
                 address_space=self.address_space,
             )
         except OSError:
@@ -54,6 +54,10 @@ class SpawnedKernel(KernelProcess):
         self._loop.watch(self._report, READ, lambda _: self._on_report())
         self._loop.on_death(pid, self.died)
         self.born(pid)
+
+    def extra_fds(self) -> List[int]:
+        """What the process gets beside the usual descriptors, from 4 on."""
+        return []
 
     def command(self) -> List[str]:
         """The program and its arguments."""

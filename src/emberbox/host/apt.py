@@ -135,7 +135,7 @@ def _apt(argv: list[str], work: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _field(deb: Path, name: str) -> str:
-    argv = ["dpkg-deb", "-f", deb, name]
+    argv = ["dpkg-deb", "-f", str(deb), name]
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=_TIMEOUT).stdout.strip()
 
 

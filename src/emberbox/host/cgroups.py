@@ -191,7 +191,7 @@ def find_cgroup_root(
     v1, v2 = _read_mounts(mounts)
     own = _read_membership(membership)
     if "memory" in v1:
-        found = {}
+        found: dict[str, Path] = {}
         for controller in ("memory", "cpu", "cpuacct", "pids"):
             if controller in v1:
                 candidates = [v1[controller] / own.get(controller, "/").lstrip("/"), v1[controller]]
@@ -200,7 +200,7 @@ def find_cgroup_root(
                     found[controller] = usable / GROUP
         return CgroupRoot("v1", found) if "memory" in found else None
     if v2 is not None and _delegate_v2(v2):
-        return CgroupRoot("v2", {controller: v2 / GROUP for controller in ("memory", "cpu", "pids")})
+        return CgroupRoot("v2", dict.fromkeys(("memory", "cpu", "pids"), v2 / GROUP))
     return None
 
 

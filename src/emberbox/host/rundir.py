@@ -74,9 +74,7 @@ def _check_base(base: Path, *, socket_paths: bool) -> None:
     except OSError as exc:
         raise ConfigError(f"Cannot make the run directory {base}: {exc.strerror}.", remediation=_REMEDY) from exc
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-        raise ConfigError(
-            f"The run directory {base} is not a private directory of this user.", remediation=_REMEDY
-        )
+        raise ConfigError(f"The run directory {base} is not a private directory of this user.", remediation=_REMEDY)
     if socket_paths and len(os.fsencode(base)) > _LONGEST:
         raise ConfigError(f"The run directory {base} is too long for Unix sockets in it.", remediation=_REMEDY)
 

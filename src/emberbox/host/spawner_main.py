@@ -28,6 +28,7 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -49,9 +50,9 @@ class Spawner:
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
-        self.reported: "set[int]" = set()
-        self.ended: "dict[int, int]" = {}
-        self.cgroups: "list[str]" = []
+        self.reported: set[int] = set()
+        self.ended: dict[int, int] = {}
+        self.cgroups: list[str] = []
 
     def run(self) -> None:
         """Serve until the control socket ends."""
@@ -88,33 +89,33 @@ class Spawner:
                 os.close(fd)
         return self.send({"id": request["id"], **reply})
 
-    def send(self, message: "dict[str, object]") -> bool:
+    def send(self, message: dict[str, Any]) -> bool:
         try:
             self.control.send(json.dumps(message).encode())
         except OSError:
             return False
         return True
 
-    def handle(self, request: "dict[str, object]", fds: "list[int]") -> "dict[str, object]":
+    def handle(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         op = request["op"]
         if op == "spawn":
             pid = spawn(request, fds)
             self.reported.add(pid)
             return {"pid": pid}
         if op == "own":
-            return self.own(int(str(request["pid"])))
+            return self.own(request["pid"])
         if op == "signal":
-            pid = int(str(request["pid"]))
+            pid = request["pid"]
             if pid not in self.reported:
                 raise ProcessLookupError(errno.ESRCH, "not a child of the spawner")
-            os.kill(pid, int(str(request["signal"])))
+            os.kill(pid, request["signal"])
             return {}
         if op == "cgroup":
-            self.cgroups.append(str(request["path"]))
+            self.cgroups.append(request["path"])
             return {}
         raise OSError(errno.EINVAL, "unknown operation")
 
-    def own(self, pid: int) -> "dict[str, object]":
+    def own(self, pid: int) -> dict[str, Any]:
         if pid in self.ended:
             self.send({"exit": pid, "status": self.ended.pop(pid)})
             return {}
@@ -158,7 +159,7 @@ class Spawner:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def spawn(request: "dict[str, object]", fds: "list[int]") -> int:
+def spawn(request: dict[str, Any], fds: list[int]) -> int:
     """Fork, join the cgroups, exec. An exec that fails is reported through a close-on-exec pipe."""
     argv, env, cwd, join = request["argv"], request["env"], request["cwd"], request["join"]
     if len(fds) != 3:
@@ -169,24 +170,24 @@ def spawn(request: "dict[str, object]", fds: "list[int]") -> int:
         step = ""
         try:
             signal.set_wakeup_fd(-1)
-            for path in join:  # type: ignore[attr-defined]
+            for path in join:
                 step = "join " + path
                 with open(path, "w") as file:  # noqa: PTH123
                     file.write("0")
             step = "exec"
             os.setsid()
-            os.chdir(str(cwd))
+            os.chdir(cwd)
             for target, source in enumerate([os.dup(f) for f in fds]):
                 os.dup2(source, target)
             # descriptors that arrive by SCM_RIGHTS are inheritable; failed_write is not, and must stay till the exec
             os.closerange(3, failed_write)
             os.closerange(failed_write + 1, 1 << 16)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            os.execvpe(argv[0], argv, env)  # type: ignore[index,arg-type]  # noqa: S606
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signum, signal.SIG_DFL)
+            os.execvpe(argv[0], argv, env)  # noqa: S606
         except OSError as exc:
-            os.write(failed_write, ("%d %s: %s" % (exc.errno or 0, step, exc)).encode()[:1000])
+            os.write(failed_write, f"{exc.errno or 0} {step}: {exc}".encode()[:1000])
         finally:
             os._exit(127)
     os.close(failed_write)
@@ -199,13 +200,13 @@ def spawn(request: "dict[str, object]", fds: "list[int]") -> int:
     return pid
 
 
-def children() -> "list[int]":
+def children() -> list[int]:
     """Pids of our children, by /proc (a kernel without CONFIG_PROC_CHILDREN still has `stat`)."""
     me, found = os.getpid(), []
     for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdigit():
             try:
-                with open("/proc/%s/stat" % name, "rb") as file:  # noqa: PTH123
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
                     parent = int(file.read().rsplit(b")", 1)[1].split()[1])
             except (OSError, IndexError, ValueError):
                 continue

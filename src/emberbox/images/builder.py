@@ -20,18 +20,20 @@ from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import ImageError
+from emberbox.host.rundir import dead_owners, make_run_dir
+from emberbox.host.spawner import Spawner
 from emberbox.images import contents
 from emberbox.images.store import LOCK, MANIFEST, Image, ImageStore, Manifest
 from emberbox.images.template import Template
-from emberbox.host.rundir import dead_owners, make_run_dir
-from emberbox.host.spawner import Spawner
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done now and, where it is known, the part of the whole that is done (0..1)."""
 
 _BUILD_TIMEOUT = 3600.0
-_ALWAYS = ("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils", "findutils", "grep",
-           "gzip", "hostname", "libc-bin", "login", "mawk", "passwd", "procps", "sed", "tar", "util-linux", "python3")  # fmt: skip
+_ALWAYS = (
+    "base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils", "findutils", "grep", "gzip",
+    "hostname", "libc-bin", "login", "mawk", "passwd", "procps", "sed", "tar", "util-linux", "python3",
+)  # fmt: skip
 """What every image has: a POSIX user land, and Python for the agent."""
 _EXCLUDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 _ENV_PASSED = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE")
@@ -195,11 +197,16 @@ class _Build:
     async def _start(
         self, argv: list[str], *, stdin: int | None = None, stdout: int | None = None, passed_prefix: str | None = None
     ) -> asyncio.Future[int]:
-        env = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "TMPDIR": str(self.tmp), "LC_ALL": "C.UTF-8"}
+        env = {
+            "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            "TMPDIR": str(self.tmp),
+            "LC_ALL": "C.UTF-8",
+        }
         env["HOME"] = str(Path.home())
-        for name, value in os.environ.items():
-            if name in _ENV_PASSED or (passed_prefix and name.startswith(passed_prefix)):
-                env[name] = value
+        passed = {
+            k: v for k, v in os.environ.items() if k in _ENV_PASSED or (passed_prefix and k.startswith(passed_prefix))
+        }
+        env.update(passed)
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as null:
             process = await self.spawner.spawn(
                 argv,
@@ -220,7 +227,11 @@ class _Build:
     def _check(self, program: str, status: int) -> None:
         if status != 0:
             tail = "\n".join(line for line in self._log_tail(3000).splitlines() if line.strip())[-1500:]
-            hint = "Is the network reachable, and is there disk space?" if re.search(r"(?i)resolv|fetch|space", tail) else ""
+            hint = (
+                "Is the network reachable, and is there disk space?"
+                if re.search(r"(?i)resolv|fetch|space", tail)
+                else ""
+            )
             raise ImageError(
                 f"Building {self.template.name!r} failed: {program} ended with status {status}. {hint}\n{tail}",
                 details={"program": program, "status": status},

@@ -31,7 +31,7 @@ def check_requirements(requirements: Sequence[str], language: Language, manifest
     if problems:
         raise ValidationFailed(
             f"Requirements are not met by template {manifest.name!r}: {'; '.join(problems)}.",
-            remediation=f"Sandboxes have no network. Add them to the list `{where}` of the template and build it again.",
+            remediation=f"Sandboxes have no network: add them to the list `{where}` of the template and build it.",
             details={"problems": problems},
         )
 

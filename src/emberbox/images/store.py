@@ -109,7 +109,7 @@ class ImageStore:
             return None
         return Image(directory, template, read_manifest(directory), self.guest_dir())
 
-    def list(self) -> list[ImageInfo]:
+    def rows(self) -> list[ImageInfo]:
         """Templates and images: `ready`, `not built`, or `stale` (built from an earlier version of its template)."""
         rows: list[ImageInfo] = []
         current: set[Path] = set()
@@ -120,7 +120,9 @@ class ImageStore:
             ready = (directory / MANIFEST).is_file()
             manifest = read_manifest(directory) if ready else None
             rows.append(
-                ImageInfo(name, template.key(), "ready" if ready else "not built", directory if ready else None, manifest)
+                ImageInfo(
+                    name, template.key(), "ready" if ready else "not built", directory if ready else None, manifest
+                )
             )
         for directory in sorted(self.folder.glob("*-*")) if self.folder.is_dir() else []:
             if directory not in current and not directory.name.startswith(".") and (directory / MANIFEST).is_file():
@@ -134,7 +136,7 @@ class ImageStore:
         Raises:
             ImageError: there is none, or one is in use (those before it in the list are gone).
         """
-        rows = [row for row in self.list() if row.name == name and row.directory is not None]
+        rows = [row for row in self.rows() if row.name == name and row.directory is not None]
         if stale_only:
             rows = [row for row in rows if row.state == "stale"]
         elif not rows:

@@ -24,7 +24,9 @@ BUILD_FORMAT = 3
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian Policy 5.6.1."""
-NpmPackage = Annotated[str, StringConstraints(pattern=r"^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*(@[\w.^~<>=*-]+)?$")]
+NpmPackage = Annotated[
+    str, StringConstraints(pattern=r"^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*(@[\w.^~<>=*-]+)?$")
+]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -75,7 +77,7 @@ class Template(Model):
     env: dict[EnvName, str] = Field(default_factory=dict)
     workdir: str = "/home/user"
     limits: MachineLimits = MachineLimits()
-    languages: list[Language] = Field(default_factory=lambda: ["python", "bash"])
+    languages: list[Language] = Field(default=["python", "bash"])
     warm: list[Literal["python"]] = Field(default_factory=list)
     warmup: str | None = Field(default=None, description="Python source that runs once before any user code")
 
@@ -124,7 +126,9 @@ def template_folders(settings: Settings) -> list[Path]:
 
 def list_templates(settings: Settings) -> list[str]:
     """Names of all templates that can be found."""
-    return sorted({path.stem for folder in template_folders(settings) if folder.is_dir() for path in folder.glob("*.toml")})
+    return sorted(
+        {path.stem for folder in template_folders(settings) if folder.is_dir() for path in folder.glob("*.toml")}
+    )
 
 
 def load_template(name: str, settings: Settings) -> Template:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from emberbox.languages._tree import Source, walk
@@ -77,7 +78,7 @@ class Words:
                     key, text = source.text(name), self.constant(value)
                     self._variables[key] = None if key in self._variables else text
 
-    def constant(self, node: Node | None, depth: int = 0) -> str | None:
+    def constant(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
         """The text of a word after quoting and expansion."""
         if node is None or depth > _DEPTH:
             return None
@@ -247,7 +248,7 @@ def _feeds(source: Source, words: Words) -> dict[int, list[tuple[Node, str]]]:
                         feeds.setdefault(body.id, []).append((inner, source.text(inner)))
         elif node.type == "pipeline":
             parts = [child for child in node.named_children if child.type == "command"]
-            for left, right in zip(parts, parts[1:], strict=False):
+            for left, right in pairwise(parts):
                 name = words.constant(left.child_by_field_name("name"))
                 if name in {"echo", "printf"}:
                     texts = [words.constant(child) for child in left.children_by_field_name("argument")]

@@ -178,9 +178,9 @@ class Scope:
         if node.type == "call_expression":
             function = node.child_by_field_name("function")
             inner = function
-            if function is not None and function.type == "member_expression":  # eval.call(null, ...)
-                if self._property(function) in {"call", "apply", "bind"}:
-                    inner = function.child_by_field_name("object")
+            borrowed = function is not None and function.type == "member_expression"
+            if function is not None and borrowed and self._property(function) in {"call", "apply", "bind"}:
+                inner = function.child_by_field_name("object")  # eval.call(null, …)
             return [] if inner is None else [inner]
         if node.type in {"arguments", "array", "return_statement"}:
             return [child for child in node.named_children if child.type in {"identifier", "member_expression"}]
@@ -188,7 +188,7 @@ class Scope:
 
     # --- meaning ----------------------------------------------------------------------------------------------------
 
-    def path(self, node: Node | None, depth: int = 0) -> str | None:
+    def path(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
         """The path from a global name that an expression means."""
         if node is None or depth > _DEPTH:
             return None
@@ -240,7 +240,7 @@ class Scope:
             return "createRequire()"
         return None
 
-    def constant(self, node: Node | None, depth: int = 0) -> str | None:
+    def constant(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
         """The text that an expression always has, if that can be read off."""
         if node is None or depth > _DEPTH:
             return None

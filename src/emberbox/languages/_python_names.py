@@ -180,7 +180,7 @@ class Scope:
             outer = outer.parent
         return False
 
-    def path(self, node: Node | None, depth: int = 0) -> str | None:
+    def path(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
         """The dotted name that an expression means, such as `os.system`."""
         if node is None or depth > _DEPTH:
             return None
@@ -226,7 +226,7 @@ class Scope:
             return owner
         return f"{owner}.{name}"
 
-    def _call(self, node: Node, depth: int) -> str | None:
+    def _call(self, node: Node, depth: int) -> str | None:  # noqa: PLR0911 - one per kind of call
         function = self.path(node.child_by_field_name("function"), depth)
         arguments = node.child_by_field_name("arguments")
         if function is None or arguments is None:
@@ -246,7 +246,7 @@ class Scope:
             return self._member(owner, self.constant(given[-1 if method == "__getattribute__" else 0], depth))
         return None
 
-    def constant(self, node: Node | None, depth: int = 0) -> str | None:
+    def constant(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
         """The text that an expression always has, if that can be read off."""
         if node is None or depth > _DEPTH:
             return None

@@ -58,9 +58,7 @@ def _check_code(source: Source, depth: int) -> Iterator[Hit]:
     for node in walk(source.root):
         if node.type == "file_redirect" and _writes_device(node, words):
             yield Hit("bash.dd-device", node.start_byte, node.end_byte, "output goes to a disk")
-        elif node.type == "function_definition" and _is_bomb(source, node):
-            yield Hit("bash.fork-bomb", node.start_byte, node.end_byte)
-        elif node.type == "pipeline" and _starts_itself(source, node):
+        elif _is_bomb(source, node):
             yield Hit("bash.fork-bomb", node.start_byte, node.end_byte)
 
 
@@ -105,7 +103,11 @@ def _writes_device(node: Node, words: Words) -> bool:
 
 
 def _is_bomb(source: Source, node: Node) -> bool:
-    """A function that starts itself twice over: through a pipe to itself, or in the background."""
+    """A function, or a script, that starts itself twice over: through a pipe to itself, or in the background."""
+    if node.type == "pipeline":
+        return _starts_itself(source, node)
+    if node.type != "function_definition":
+        return False
     name_node, body = node.child_by_field_name("name"), node.child_by_field_name("body")
     if name_node is None or body is None:
         return False

@@ -154,10 +154,9 @@ def _unsafe(node: Node) -> Iterator[Hit]:
         for word in words:
             if word.type == "identifier" and word.text == b"unsafe":
                 yield Hit("rust.unsafe", word.start_byte, word.end_byte)
-    elif node.type != "function_type":
+    elif node.type not in {"function_type", "function_modifiers"}:  # `type F = unsafe fn()` only names a type
         for child in node.children:
-            holder = child.type == "function_modifiers" and node.type != "function_type"
-            for token in child.children if holder else [child]:
+            for token in child.children if child.type == "function_modifiers" else [child]:
                 if token.type == "unsafe":
                     yield Hit("rust.unsafe", token.start_byte, token.end_byte)
 

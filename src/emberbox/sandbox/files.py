@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import IO, Any, Protocol
-
-import asyncio
 
 from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
 from emberbox.guest.protocol import CHUNK_SIZE
@@ -96,7 +95,9 @@ class GuestFiles:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
             with contextlib.suppress(Exception):  # the first error is the one to tell
-                await asyncio.shield(asyncio.ensure_future(channel.call("write_abort", path=path, upload=upload, timeout=5)))
+                await asyncio.shield(
+                    asyncio.ensure_future(channel.call("write_abort", path=path, upload=upload, timeout=5))
+                )
             raise
         return await self.get_info(path)
 
@@ -177,7 +178,7 @@ def _entry(value: object) -> EntryInfo:
     modified = value.get("mtime")
     target = value.get("target")
     return EntryInfo(
-        name=os.path.basename(value["path"]) or "/",
+        name=PurePosixPath(value["path"]).name or "/",
         path=value["path"],
         type=value["type"],
         size=_natural(value.get("size")),

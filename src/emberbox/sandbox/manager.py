@@ -35,9 +35,7 @@ class SandboxManager:
         with contextlib.ExitStack() as holding:
             holding.enter_context(image.in_use())
             machine = await self._factory.boot(image, limits)
-            session = Session(
-                machine, image, limits, envs=envs or {}, metadata=metadata or {}, on_closed=self._closed
-            )
+            session = Session(machine, image, limits, envs=envs or {}, metadata=metadata or {}, on_closed=self._closed)
             try:
                 await session.start(self._boot_timeout)
                 session.set_timeout(timeout)

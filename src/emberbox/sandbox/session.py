@@ -146,7 +146,9 @@ class Session:
                 if self.image.manifest.has_skeleton:
                     await self._copy_skeleton()
         except TimeoutError as exc:
-            raise ExecutionTimeout(f"The agent of {self.id} did not answer within {deadline:g} s.", retryable=True) from exc
+            raise ExecutionTimeout(
+                f"The agent of {self.id} did not answer within {deadline:g} s.", retryable=True
+            ) from exc
         except VmConnectionError as exc:
             death = await self.machine.wait()
             raise VmNotAvailable(f"Sandbox {self.id} died while it started: {death.message}.", retryable=True) from exc
@@ -382,7 +384,7 @@ class Session:
         return ContextInfo(id=str(header.get("context")), language=language, cwd=cwd or self.image.template.workdir)
 
     async def list_contexts(self) -> list[ContextInfo]:
-        rows = (await self._call("context_list")).get("contexts")
+        rows = _rows(await self._call("context_list"), "contexts")
         with _nonsense():
             return [
                 ContextInfo(id=row["context"], language=row["language"], cwd=row.get("cwd") or "", busy=row["busy"])
@@ -397,7 +399,7 @@ class Session:
 
     async def processes(self) -> list[ProcessInfo]:
         """Commands under way."""
-        rows = (await self._call("processes")).get("processes")
+        rows = _rows(await self._call("processes"), "processes")
         with _nonsense():
             return [
                 ProcessInfo(
@@ -408,7 +410,7 @@ class Session:
 
     async def kill_process(self, pid: int) -> bool:
         """Kill a command by its pid; False if it is not (any more) one of ours."""
-        rows = (await self._call("processes")).get("processes")
+        rows = _rows(await self._call("processes"), "processes")
         with _nonsense():
             targets = [int(row["target"]) for row in rows if row["pid"] == pid]
         for target in targets:
@@ -451,6 +453,13 @@ def _nonsense() -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.") from exc
+
+
+def _rows(header: Header, key: str) -> list[dict[str, Any]]:
+    rows = header.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
+    return rows
 
 
 _REBUILD = "Build the image again: `emberbox image build NAME --force`."

@@ -6,6 +6,7 @@
 "use strict";
 
 const { Buffer, Map, Object, Promise, Set, Symbol, process, globalThis: world } = globalThis;
+const EventEmitter = require("events");
 const fs = require("fs");
 const net = require("net");
 const path = require("path");
@@ -153,15 +154,15 @@ async function start(run, source) {
   const script = new vm.Script(cell.code, {
     filename: run.cell,
     columnOffset: -cell.prefix,
-    importModuleDynamically: (specifier) => importModule(specifier),
   });
-  const names = { bind, importModule: importNames, meta: meta() };
+  const names = { bind, importModule, importNames, meta: meta() };
   Object.defineProperty(world, transform.HELPER, { value: names, configurable: true, enumerable: false });
   let promise;
   try {
     promise = script.runInThisContext({ breakOnSigint: true });
   } finally {
     delete world[transform.HELPER];
+    listenAgain("SIGINT");
   }
   const last = await promise;
   let value = last === undefined ? undefined : last.value;
@@ -170,7 +171,15 @@ async function start(run, source) {
     run.pending = false;
     value = await value;
   }
-  if (value !== undefined && current === run) publish(render(value), true);
+  if (value !== undefined && current === run && !isBusywork(value)) publish(render(value), true);
+}
+
+/** breakOnSigint leaves the default action behind where the code has added a listener of its own. */
+function listenAgain(signal) {
+  const listeners = process.listeners(signal);
+  if (listeners.length < 2) return;
+  process.removeAllListeners(signal);
+  for (const listener of listeners) process.on(signal, listener);
 }
 
 function bind(accessors) {
@@ -204,7 +213,7 @@ function finish(run) {
   control.ref();
   send({
     id: run.id, ev: "done", exit_code: code, error: failure && describe(failure), cause: run.cause || null,
-    count, results_truncated: run.truncated,
+    results_truncated: run.truncated,
   });
 }
 
@@ -236,7 +245,7 @@ function fail(run, error) {
   } else if (error && error.code === "ERR_SCRIPT_EXECUTION_INTERRUPTED") {
     interrupted(run);
   } else {
-    run.failure = failureOf(error, run);
+    run.failure = failureOf(error);
     run.cause = causeOf(error);
   }
   run.pending = false;
@@ -369,6 +378,12 @@ function inspect(value) {
   }
 }
 
+/** Values of calls that are made for their effect, as `server.listen()` and `setTimeout()`: nobody wants to see them. */
+function isBusywork(value) {
+  const name = value !== null && typeof value === "object" && value.constructor && value.constructor.name;
+  return value instanceof EventEmitter || name === "Timeout" || name === "Immediate";
+}
+
 function isPlain(value, depth = 0) {
   if (value === null || typeof value === "string" || typeof value === "boolean") return true;
   if (typeof value === "number") return Number.isFinite(value);
@@ -430,11 +445,25 @@ define("display", (...values) => {
 
 const FRAME = /(<cell \d+>):(\d+):(\d+)/;
 
-function isKernelFrame(line) {
-  return /^\s+at /.test(line) && (line.includes(__dirname) || /node:(internal|vm)\b/.test(line));
+function isMachinery(line) {
+  return line.includes(__dirname) || /\bnode:/.test(line);
 }
 
-function failureOf(error, run) {
+/** Without the frames of this kernel: those of node below the user's, and the call of the cell after its last line. */
+function userLines(text) {
+  const lines = text.split("\n");
+  const frames = lines.map((line) => /^\s+at /.test(line));
+  const last = lines.reduce((found, line, index) => (frames[index] && FRAME.test(line) ? index : found), -1);
+  return lines.filter((line, index) => {
+    if (!frames[index]) return true;
+    const [, cell, number] = FRAME.exec(line) || [];
+    if (cell === undefined) return index < last ? !line.includes(__dirname) : !isMachinery(line);
+    const { source } = sources.get(cell) || {};
+    return source === undefined || Number(number) <= source.split("\n").length;
+  });
+}
+
+function failureOf(error) {
   if (!(util.types.isNativeError(error) || error instanceof Error)) {
     const text = inspect(error);
     return { name: "Uncaught", value: text, traceback: `Uncaught ${text}` };
@@ -447,8 +476,7 @@ function failureOf(error, run) {
   } catch {
     // Getters of the user may throw.
   }
-  const lines = inspect(error).split("\n").filter((line) => !isKernelFrame(line));
-  const text = lines.map((line) => line.replace(FRAME, original)).join("\n");
+  const text = userLines(inspect(error)).map((line) => line.replace(FRAME, original)).join("\n");
   return { name, value, traceback: text.startsWith("<cell") ? text : excerpt(text) + text };
 }
 

@@ -5,7 +5,7 @@ const { promisify } = require("util");
 const timers = require("timers");
 const { syncBuiltinESMExports } = require("module");
 
-const ENTRY = Symbol("entry");
+const entries = new WeakMap();
 const active = new Set();
 const KINDS = [["setTimeout", "clearTimeout", true], ["setInterval", "clearInterval", false],
   ["setImmediate", "clearImmediate", true]];
@@ -22,14 +22,14 @@ for (const [set, clear, once] of KINDS) {
       if (once) active.delete(entry);
       return callback.apply(this, values);
     }, ...rest);
-    entry.timer[ENTRY] = entry;
+    entries.set(entry.timer, entry);
     active.add(entry);
     return entry.timer;
   };
   Object.defineProperty(tracked, "name", { value: set });
   Object.defineProperty(tracked, promisify.custom, { enumerable: true, get: () => make[promisify.custom] });
   const forgotten = function (timer) {
-    if (timer && timer[ENTRY]) active.delete(timer[ENTRY]);
+    if (timer !== null && typeof timer === "object") active.delete(entries.get(timer));
     return unmake(timer);
   };
   Object.defineProperty(forgotten, "name", { value: clear });

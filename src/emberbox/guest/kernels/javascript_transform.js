@@ -47,7 +47,7 @@ function parse(source, name) {
 /** node's own words where it agrees that this is wrong; its parser may know more than acorn. */
 function syntaxError(source, name, failure) {
   try {
-    new vm.Script(`(async()=>{${source}\n})`, { filename: name, columnOffset: -"(async()=>{".length });
+    new vm.Script(`(async()=>{\n${source}\n})`, { filename: name, lineOffset: -1 });
   } catch (error) {
     if (failure.loc === undefined || /^\S+ \d+>:\d+\n/.test(String(error.stack))) return error;
   }
@@ -67,7 +67,7 @@ function patternNames(pattern, names) {
   else if (pattern.type === "RestElement") patternNames(pattern.argument, names);
 }
 
-/** Every `var` that belongs to the cell and not to one of its functions, and every `import.meta`. */
+/** Visit every node; not what is below those for which `visit` returns false. */
 function walk(node, visit) {
   if (node === null || typeof node !== "object") return;
   if (Array.isArray(node)) {
@@ -128,7 +128,7 @@ class Cell {
       wanted.push(imported);
       patterns.push(`${imported}:${local}`);
     }
-    const load = `await ${HELPER}.importModule(${node.source.raw},[${wanted}])`;
+    const load = `await ${HELPER}.importNames(${node.source.raw},[${wanted}])`;
     if (space !== null) {
       const rest = patterns.length ? `,{${patterns}}=${space}` : "";
       this.replace(node, `const ${space}=${load}${rest};`);
@@ -174,6 +174,9 @@ function transform(source, name = "<cell>") {
   program.body.forEach((node) => cell.statement(node));
   walk(program.body, (node) => {
     if (node.type === "MetaProperty" && node.meta.name === "import") cell.replace(node, `${HELPER}.meta`);
+    if (node.type === "ImportExpression") {
+      cell.replace({ start: node.start, end: node.start + "import".length }, `${HELPER}.importModule`);
+    }
     return undefined;
   });
   walk(program.body, (node) => {

@@ -132,7 +132,7 @@ class Kernel:
             self._flush()
             os._exit(done["exit_code"] & 0xFF)
         self._flush()
-        done.update(id=header["id"], ev="done", count=self._count, results_truncated=self._truncated)
+        done.update(id=header["id"], ev="done", results_truncated=self._truncated)
         self._request = 0
         self._socket.sendall(encode(done))
 

@@ -43,7 +43,7 @@ def _config(image: Image, limits: MachineLimits, hostname: str) -> dict[str, Any
             "args": list(AGENT_ARGV),
             "env": ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"],
             "cwd": AGENT_HOME,
-            "capabilities": {kind: _CAPABILITIES for kind in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
             "rlimits": [open_files],
             "noNewPrivileges": True,
         },

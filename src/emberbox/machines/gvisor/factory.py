@@ -11,14 +11,14 @@ from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import ExecutionTimeout, VmNotAvailable
+from emberbox.host.cgroups import CgroupRoot, MachineGroup, find_cgroup_root
+from emberbox.host.rundir import RunDir, clear_owner, dead_owners, make_run_dir
+from emberbox.host.spawner import Process, Spawner
 from emberbox.images.store import Image
 from emberbox.machines.base import Capabilities, Machine
-from emberbox.host.cgroups import CgroupRoot, MachineGroup, find_cgroup_root
 from emberbox.machines.gvisor.bundle import write_bundle
 from emberbox.machines.gvisor.machine import GvisorMachine
 from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, find_runsc
-from emberbox.host.rundir import RunDir, clear_owner, dead_owners, make_run_dir
-from emberbox.host.spawner import Process, Spawner
 from emberbox.models import MachineLimits
 
 _FLAGS = (
@@ -86,9 +86,7 @@ class GvisorFactory:
         machine: GvisorMachine | None = None
         try:
             group = await self._make_group(f"{run_dir.owner}-{machine_id}", limits, spawner)
-            machine = GvisorMachine(
-                machine_id, directory, spawner, group, limits.memory_mb << 20, self._forget
-            )
+            machine = GvisorMachine(machine_id, directory, spawner, group, limits.memory_mb << 20, self._forget)
             self._machines[machine_id] = machine
             write_bundle(directory, image, limits, hostname="emberbox")
             async with asyncio.timeout(self._settings.boot_timeout_seconds):

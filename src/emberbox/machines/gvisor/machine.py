@@ -7,15 +7,15 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from emberbox.errors import VmNotAvailable
-from emberbox.machines.base import Death, MachineState, MachineStats, next_states
 from emberbox.host.cgroups import MachineGroup
-from emberbox.machines.channel import Channel
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
+from emberbox.machines.base import Death, MachineState, MachineStats, next_states
+from emberbox.machines.channel import Channel
 from emberbox.models import TerminationReason
 
 _STDERR_KEPT = 8192
@@ -145,8 +145,8 @@ class GvisorMachine:
         if state in next_states(self._state):
             self._state = state
 
-    def _background(self, work: object) -> None:
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _background(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -221,4 +221,3 @@ class GvisorMachine:
             with contextlib.suppress(OSError, IndexError, ValueError):
                 total += int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * page
         return total
-

@@ -1,0 +1,124 @@
+"""The agent's side of the Bash kernel, which cannot read frames: it gets its executions through a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from .limits import AsUser
+from .processes import exit_code
+from .spawned import KERNELS, SpawnedKernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, List
+
+    from .kernel_process import Run
+    from .limits import Settings
+    from .loop import Loop
+    from .protocol import Header
+
+HIDDEN = "200>&- 201>&- 202<&- 203<&- 204>&- 205>&-"
+# All of it in the first line, so that the line numbers in Bash's messages are those of the user's code.
+LOOP = (
+    "exec 200<&3 201>&4 202<&5 3>&- 4>&- 5<&-; . %s; "
+    "while { __kernel_status=$?; set +x; } 2>/dev/null; __kernel_end && __kernel_next; do "
+    'eval "$__kernel_prelude"; eval "$__kernel_code" ' + HIDDEN + "; done"
+)
+COMPLETE = b"# complete\n"
+STATE_LIMIT = 16 << 20
+
+
+def quote(text: str) -> bytes:
+    """`text` as one word of shell code."""
+    return b"'" + os.fsencode(text).replace(b"'", b"'\\''") + b"'"
+
+
+def exports(env: Dict[str, str]) -> bytes:
+    """Shell code that sets environment variables; names that Bash cannot hold are left out."""
+    lines = [b"export %s=%s\n" % (name.encode(), quote(value)) for name, value in env.items() if _is_name(name)]
+    return b"".join(lines)
+
+
+def prelude(cwd: str | None, env: Dict[str, str], args: List[str]) -> bytes:
+    """Shell code that makes an execution's own surroundings, and notes how to undo that."""
+    lines = [b"__kernel_restore=\n"]
+    for name in filter(_is_name, env):
+        # Written with the value that it has by then: ${x@Q} is quoted for reading in again.
+        lines.append(
+            b'if [[ ! -v %(n)s ]]; then __kernel_restore+="unset %(n)s;"; '
+            b'elif [[ ${%(n)s@a} == *x* ]]; then __kernel_restore+="export %(n)s=${%(n)s@Q};"; '
+            b'else __kernel_restore+="%(n)s=${%(n)s@Q}; export -n %(n)s;"; fi\n' % {b"n": name.encode()}
+        )
+    lines.append(exports(env))
+    if cwd is not None:
+        lines.append(b'__kernel_restore+="builtin cd -- ${PWD@Q};"\nbuiltin cd -- %s\n' % quote(cwd))
+    lines.append(b"set -- %s\n" % b" ".join(quote(arg) for arg in args))
+    return b"".join(lines)
+
+
+def _is_name(name: str) -> bool:
+    return name.isidentifier() and name.isascii()
+
+
+class BashKernel(SpawnedKernel):
+    """A bash process. When user code ends it with `exit`, the next one takes its state over."""
+
+    grace = 0.5
+
+    def __init__(self, loop: Loop, settings: Settings) -> None:
+        with AsUser(settings):
+            self._state = os.memfd_create("state", os.MFD_CLOEXEC)
+            self._code = os.memfd_create("code", os.MFD_CLOEXEC)
+        self._prologue = b""
+        super().__init__(loop, settings)
+
+    def extra_fds(self) -> List[int]:
+        """What the process gets beside the usual descriptors."""
+        return [self._state, self._code]
+
+    def command(self) -> List[str]:
+        """The program and its arguments."""
+        script = LOOP % os.fsdecode(quote(os.path.join(KERNELS, "bash.sh")))
+        return ["bash", "--noprofile", "--norc", "-c", script, "bash"]
+
+    def setup(self, cwd: str | None, env: Dict[str, str]) -> None:
+        """Give the context its own directory and environment, before the first execution."""
+        self._prologue = exports(env)
+        if cwd is not None:
+            self._prologue += b"builtin cd -- %s\n" % quote(cwd)
+
+    def inherit(self, legacy: bytes) -> None:
+        """Take over the state of a kernel that has ended."""
+        # Read-only variables cannot be set again; Bash says so, and goes on.
+        self._prologue = b"{\n%s} 2>/dev/null\n" % legacy
+
+    def transmit(self, header: Header, code: bytes) -> None:
+        """Send an execution to the process."""
+        before = self._prologue + prelude(header["cwd"], header["env"], header["args"])
+        self._prologue = b""
+        data = before + b"\0" + code.replace(b"\0", b"") + b"\0"
+        os.ftruncate(self._code, 0)
+        offset = 0
+        while offset < len(data):
+            offset += os.pwrite(self._code, data[offset:], offset)
+        os.lseek(self._code, 0, os.SEEK_SET)
+        self._channel.send_raw(b"%d\n" % header["id"])
+
+    def end_run(self, run: Run, status: int | None) -> None:
+        """The shell has ended while it was executing something, in most cases because it was told to."""
+        state = os.pread(self._state, STATE_LIMIT, 0)
+        orderly = status is not None and (os.WIFEXITED(status) or os.WTERMSIG(status) == signal.SIGINT)
+        if status is not None and orderly and state.endswith(COMPLETE):
+            self.legacy = state
+            run.on_done({"id": self._sequence, "exit_code": exit_code(status)})
+        elif status is not None and os.WIFEXITED(status):
+            # It became another program by `exec`, or could not say what it knew.
+            run.on_done({"id": self._sequence, "exit_code": exit_code(status), "survived": False})
+        else:
+            run.on_lost(status)
+
+    def _close(self) -> None:
+        os.close(self._state)
+        os.close(self._code)
+        super()._close()

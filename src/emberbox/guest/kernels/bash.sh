@@ -1,0 +1,93 @@
+# The Bash kernel: read by a lasting shell whose loop (see bash.py) evaluates one execution after the other.
+#
+# Descriptors, hidden from user code while it runs: 200 the agent's channel, 201 where the state goes when the shell
+# ends, 202 the code, 203-205 the true stdin, stdout and stderr. Everything here must bear whatever the user has set or
+# redefined, hence `builtin` and no word splitting.
+
+exec 203<&0 204>&1 205>&2
+__kernel_id=
+__kernel_restore=
+__kernel_exit_trap=
+__kernel_options=$(builtin set +o)
+
+# EXIT is the kernel's; the user's trap for it runs at the end of the execution.
+trap() {
+  if ((BASH_SUBSHELL > 0)); then builtin trap "$@"; return; fi
+  case ${1-} in
+    -l | '') builtin trap "$@"; return ;;
+    -p) [[ -z $__kernel_exit_trap ]] || builtin printf 'trap -- %q EXIT\n' "$__kernel_exit_trap"
+        return ;;
+    --) builtin shift ;;
+  esac
+  if (($# == 1)); then builtin set -- - "$@"; fi
+  builtin local __kernel_action=$1 __kernel_signal
+  builtin shift
+  for __kernel_signal; do
+    case ${__kernel_signal^^} in
+      EXIT | 0 | SIGEXIT)
+        __kernel_exit_trap=
+        if [[ $__kernel_action != - ]]; then __kernel_exit_trap=$__kernel_action; fi ;;
+      *) builtin trap -- "$__kernel_action" "$__kernel_signal" ;;
+    esac
+  done
+}
+
+__kernel_run_exit_trap() {
+  builtin local __kernel_action=$__kernel_exit_trap
+  __kernel_exit_trap=
+  if [[ -n $__kernel_action ]]; then
+    (builtin exit "$1")
+    builtin eval "$__kernel_action"
+  fi
+}
+
+# The end of an execution, and nothing before the first one: undo what must not reach the next one, and tell the agent.
+__kernel_end() {
+  if [[ -z $__kernel_id ]]; then builtin return 0; fi
+  __kernel_run_exit_trap "$__kernel_status" 200>&- 201>&- 202<&- 203<&- 204>&- 205>&-
+  builtin eval "$__kernel_options"
+  builtin trap - INT TERM HUP QUIT PIPE USR1 USR2 DEBUG ERR RETURN
+  builtin trap __kernel_save EXIT
+  builtin eval "$__kernel_restore"
+  builtin exec 0<&203 1>&204 2>&205
+  builtin local LC_ALL=C
+  builtin local __kernel_text="{\"id\":$__kernel_id,\"ev\":\"done\",\"exit_code\":$__kernel_status}"
+  builtin local __kernel_head __kernel_size
+  builtin printf -v __kernel_head '\\x%02x' "${#__kernel_text}"
+  builtin printf -v __kernel_size '\\x%02x' "$((${#__kernel_text} + 4))"
+  __kernel_id=
+  builtin printf "\\0\\0\\0$__kernel_size\\0\\0\\0$__kernel_head%s" "$__kernel_text" >&200
+}
+
+__kernel_next() {
+  IFS= builtin read -r -u 200 __kernel_id || builtin return
+  IFS= builtin read -r -d '' -u 202 __kernel_prelude
+  IFS= builtin read -r -d '' -u 202 __kernel_code
+  builtin return 0
+}
+
+# The shell ends, by `exit`, an error under `set -e`, or a signal: leave the state to the next one.
+__kernel_save() {
+  __kernel_status=$?
+  { builtin set +eux; } 2>/dev/null
+  __kernel_run_exit_trap "$__kernel_status" 200>&- 201>&- 202<&- 203<&- 204>&- 205>&-
+  builtin eval "$__kernel_restore"
+  {
+    builtin local __kernel_name
+    while IFS= builtin read -r __kernel_name; do
+      case $__kernel_name in
+        BASH* | EUID | UID | PPID | SHELLOPTS | DIRSTACK | FUNCNAME | GROUPS | LINENO | RANDOM | SRANDOM | SECONDS | \
+          EPOCH* | PIPESTATUS | _ | __kernel_* | HISTCMD | COMP_* | SHLVL | PWD | OLDPWD) ;;
+        *) builtin declare -p "$__kernel_name" ;;
+      esac
+    done < <(builtin compgen -v)
+    builtin declare -f
+    builtin alias -p
+    builtin shopt -p
+    builtin printf 'cd -- %q\n' "$PWD"
+    builtin printf '# complete\n'
+  } >&201 2>/dev/null
+  builtin exit "$__kernel_status"
+}
+
+builtin trap __kernel_save EXIT
