@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 MAX_MARKERS = 15_000  # list, quote, fence and indent markers of a text that markdown-it may still parse
 _NESTING = 40
+_REPARSED = 300_000  # characters that may be parsed again after repairs
+_LOOKAHEAD = 2_000  # lines within which a repaired block must end
+_FENCE_RUN = re.compile(r"`{3,}|~{3,}")
 _LINE_END = re.compile(r"\r\n?|\n")
 _MARKER = re.compile(r"^[ \t>]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t]|```|~~~| {4})", re.MULTILINE)
 _OPENING = re.compile(
@@ -90,17 +93,79 @@ def _parser() -> MarkdownIt:
 
 
 def find_blocks(lines: Lines) -> list[RawBlock]:
-    """All fenced and indented blocks, in the order of the text."""
+    """All fenced and indented blocks, in the order of the text.
+
+    Two slips that models make are repaired where the next lines prove them (`repair`); the rest of the text is then
+    parsed again, as often as the budget for that lasts.
+    """
     if sum(1 for _ in _MARKER.finditer(lines.text)) > MAX_MARKERS:
         return scan(lines)
-    found = [_raw(lines, token) for token in _parser().parse(lines.text) if token.type in {"fence", "code_block"}]
-    return [block for block in found if block is not None]
+    blocks: list[RawBlock] = []
+    base, budget = 0, max(_REPARSED, len(lines.text))
+    while base < len(lines):
+        rest = lines.text[lines.starts[base] :]
+        next_base = len(lines)
+        for token in _parser().parse(rest):
+            if token.type not in {"fence", "code_block"} or token.map is None:
+                continue
+            raw = _raw(lines, token, base)
+            fixed = repair(lines, raw) if budget > 0 and raw.kind == "fence" else None
+            if fixed is not None:
+                block, next_base = fixed
+                blocks.append(block)
+                break
+            blocks.append(raw)
+        base = next_base
+        budget -= len(rest)
+    return blocks
 
 
-def _raw(lines: Lines, token: Token) -> RawBlock | None:
-    if token.map is None:
+def repair(lines: Lines, raw: RawBlock) -> tuple[RawBlock, int] | None:
+    """The block as its author meant it, and the line behind it; None if it stands as the parser has it.
+
+    Dedented: a fence inside a list whose code begins further left ends there for CommonMark, and its closing fence
+    opens another one. Nested: a Markdown file within a fence that is no longer than the fences of the file.
+    """
+    opening = raw.line - 1
+    prefix = lines.text[lines.starts[opening] : raw.start]
+    if ">" in prefix:
         return None
-    first, beyond = token.map
+    fence = _FENCE_RUN.match(lines.line(opening), len(prefix))
+    if fence is None:
+        return None
+    nested = raw.info.split(None, 1)[0].lower() in {"markdown", "md", "mdx"} if raw.info else False
+    if not nested and (raw.closed or not prefix):
+        return None
+    end = _meant_end(lines, opening + 1, fence[0], nested=nested)
+    if end is None or lines.starts[end] < raw.end:
+        return None
+    content = [lines.line(index) for index in range(opening + 1, end)]
+    indents = [len(line) - len(line.lstrip(" \t")) for line in content if line.strip()]
+    cut = min([len(prefix), *indents])
+    stripped = [line[min(cut, len(line)) :] for line in content]
+    return _fence(lines, (raw.start, opening, stripped, True), raw.info), end + 1
+
+
+def _meant_end(lines: Lines, first: int, fence: str, *, nested: bool) -> int | None:
+    """The line of the closing fence; fences within a Markdown file come in pairs, elsewhere there are none."""
+    depth = 0
+    for index in range(first, min(len(lines), first + _LOOKAHEAD)):
+        line = lines.line(index).strip()
+        if not line.startswith(fence):
+            continue
+        if line.strip(fence[0]):
+            if not nested:
+                return None
+            depth += 1
+        elif depth:
+            depth -= 1
+        else:
+            return index
+    return None
+
+
+def _raw(lines: Lines, token: Token, base: int) -> RawBlock:
+    first, beyond = (base + offset for offset in token.map or (0, 0))
     stripped = token.content.split("\n")
     if stripped and not stripped[-1]:
         stripped.pop()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from emberbox.languages import LANGUAGES, resolve
 from emberbox.models import Language
 
-_LOOK = 6_000  # characters at the start of a block that lexical evidence is taken from
+_LOOK = 3_000  # characters at the start of a block that lexical evidence is taken from
 _INFO = 500
 _JSON_MAX = 50_000
 
@@ -51,8 +51,9 @@ _EVIDENCE: dict[Language, tuple[tuple[re.Pattern[str], int], ...]] = {
     "bash": (
         (
             re.compile(
-                r"^[ \t]*(?:sudo|apt|apt-get|pip3?|npm|npx|yarn|cd|ls|mkdir|export|echo|curl|wget|git|cat|grep|chmod|docker"
-                r"|python3?|node|cargo|rustc|source|touch|tar|sed|awk|find|cp|mv|rm|uv|bash|sh|set|ssh|brew|kubectl|make)"
+                r"^[ \t]*(?:sudo|apt|apt-get|pip3?|npm|npx|yarn|cd|ls|mkdir|export|echo|curl|wget|git|cat|grep|chmod"
+                r"|docker|python3?|node|cargo|rustc|source|touch|tar|sed|awk|find|cp|mv|rm|uv|bash|sh|set|ssh|brew"
+                r"|kubectl|make)"
                 r" (?![=(])[-\w./~\"'$@*+]",
                 re.M,
             ),
@@ -65,7 +66,7 @@ _EVIDENCE: dict[Language, tuple[tuple[re.Pattern[str], int], ...]] = {
     ),
 }
 
-_SHEBANG = re.compile(r"#!\s*\S*?/?(?:env\s+(?:-S\s+)?)?([A-Za-z]+)[\d.]*\b")
+_SHEBANG = re.compile(r"#![ \t]*(?:\S*/)?(?:env\s+(?:-S\s+)?)?([A-Za-z]+)[\d.]*\b")
 _SHEBANG_NAMES: dict[str, Language] = {
     "python": "python",
     "node": "javascript",

@@ -43,8 +43,8 @@ EVERYTHING = _any(
     r"\bin this (?:answer|message|response)\b",
 )
 REQUEST = _any(
-    rf"\b(?:please|can you|could you|let{_AP}s|let me|i{_AP}ll|i will|i{_AP}m going to|you can|you should|we can|now|then|to)"
-    r" (?:now |then |also |just |go ahead and )?(?:run|execut(?:e|ing)|launch|test|try)\b",
+    rf"\b(?:please|can you|could you|let{_AP}s|let me|i{_AP}ll|i will|i{_AP}m going to|you can|you should|we can"
+    r"|now|then|to) (?:now |then |also |just |go ahead and )?(?:run|execut(?:e|ing)|launch|test|try)\b",
     r"\b(?:run|execute|launch|try) (?:this|it|the|these|that|my|following)\b",
     r"\b(?:running|executing) (?:this|the|it)\b",
     r"^(?:run|execute)\b|\b(?:run|execute) (?:and|to)\b",
@@ -58,7 +58,7 @@ REFERENCE = _any(
     r"\b(?:for|as) (?:your |future |quick )?(?:reference|illustration|context)\b",
     r"\bfor (?:educational|illustrat\w+|demonstration|information(?:al)?) purposes\b|\billustrat(?:ive|ion) only\b",
     r"\b(?:just|only|purely) (?:an? )?(?:example|illustration|illustrative|for reference|sketch|demo)\b",
-    rf"\bwon{_AP}t (?:run|work|compile)\b|\b(?:does|do|will|would) ?n(?:{_AP}t|ot) (?:run|work|compile)\b",
+    rf"\bwon{_AP}t (?:run|work|compile)\b|\b(?:does|will|would)(?:n{_AP}t| not) (?:run|work|compile)\b",
     r"\bnothing to run\b|\bread-only\b",
 )
 OUTPUT = _any(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
-
-import _socket
 
 from . import files
 from .bash import BashKernel
 from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
-from .executions import CodeRun, Execution, Program
+from .executions import CodeRun, Execution
 from .fields import Fields, RequestError, bad_request
 from .limits import AsUser, Settings, is_privileged
 from .loop import Loop
 from .processes import kill_tree, out_of_memory_kills, thread_count
+from .programs import Program
 from .protocol import MAX_PAYLOAD, PROTOCOL_VERSION, ProtocolError
+from .rust import RustJob, RustRun
 from .spawned import JavaScriptKernel, check_javascript
 from .workers import run_in_worker
 from .zygote import Zygote
@@ -114,14 +115,14 @@ class Agent:
         operation = self._operations.get(header["op"]) if isinstance(header.get("op"), str) else None
         try:
             if ident == 0 or operation is None or ident in self.executions:
-                raise bad_request("no such operation, or an id that is not free: %r" % (header.get("op"),))
+                raise bad_request("no such operation, or an id that is not free: {!r}".format(header.get("op")))
             operation(ident, Fields(header), payload)
         except RequestError as exc:
             self._fail(ident, exc)
         except OSError as exc:
             self._fail(ident, files.os_error(exc))
         except (ProtocolError, MemoryError, RecursionError, ValueError) as exc:
-            self._fail(ident, RequestError("internal", "%s: %s" % (type(exc).__name__, exc)))
+            self._fail(ident, RequestError("internal", f"{type(exc).__name__}: {exc}"))
 
     def _fail(self, ident: int, exc: RequestError) -> None:
         self.executions.pop(ident, None)
@@ -173,10 +174,19 @@ class Agent:
         if problem is not None:
             self._fail(ident, RequestError("internal", "the warm-up code failed: " + problem))
             return
-        for language in self.settings.warm:
-            if language in self.settings.languages and language != "rust":
-                self.contexts.warm(language)
-        self._done(ident)
+        languages = [language for language in self.settings.warm if self.contexts.has(language)]
+        if not languages:
+            self._done(ident)
+            return
+        waiting = set(languages)
+
+        def ready(language: str) -> None:
+            waiting.discard(language)
+            if not waiting:
+                self._done(ident)
+
+        for language in languages:
+            self.contexts.warm(language, lambda language=language: ready(language))  # type: ignore[misc]
 
     def _op_metrics(self, ident: int, _fields: Fields, _payload: bytes) -> None:
         disk = os.statvfs(self.settings.workdir)
@@ -206,9 +216,16 @@ class Agent:
         cwd = self._folder(fields)
         env, args, timeout = fields.environment("env"), fields.texts("args"), fields.seconds("timeout")
         limits = [fields.integer(name) for name in ("stdout_limit", "stderr_limit", "results_limit")]
-        context = self.contexts.for_run(fields.optional_text("context"), fields.text("language"))
+        language = fields.text("language")
+        if language == "rust" and language in self.settings.languages:
+            if fields.optional_text("context") is not None:
+                raise bad_request("Rust has no contexts")
+            rust = RustRun(self, ident, RustJob(code, stdin, cwd, env, args, timeout, limits))
+            rust.start()
+            return
+        context = self.contexts.for_run(fields.optional_text("context"), language)
         if context.run is not None:
-            raise RequestError("busy", "context %r is running something already" % context.ident)
+            raise RequestError("busy", f"context {context.ident!r} is running something already")
         kernel = self.contexts.kernel_of(context)
         run = context.run = CodeRun(self, ident, context, *limits)
         self.executions[ident] = run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from .limits import AsUser
 from .processes import exit_code
@@ -11,7 +10,7 @@ from .spawned import KERNELS, SpawnedKernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List
+    from typing import Callable, Dict, List
 
     from .kernel_process import Run
     from .limits import Settings
@@ -43,13 +42,13 @@ def exports(env: Dict[str, str]) -> bytes:
 def prelude(cwd: str | None, env: Dict[str, str], args: List[str]) -> bytes:
     """Shell code that makes an execution's own surroundings, and notes how to undo that."""
     lines = [b"__kernel_restore=\n"]
-    for name in filter(_is_name, env):
-        # Written with the value that it has by then: ${x@Q} is quoted for reading in again.
-        lines.append(
-            b'if [[ ! -v %(n)s ]]; then __kernel_restore+="unset %(n)s;"; '
-            b'elif [[ ${%(n)s@a} == *x* ]]; then __kernel_restore+="export %(n)s=${%(n)s@Q};"; '
-            b'else __kernel_restore+="%(n)s=${%(n)s@Q}; export -n %(n)s;"; fi\n' % {b"n": name.encode()}
-        )
+    # Written with the value that the variable has by then: ${x@Q} is quoted for reading in again.
+    lines += [
+        b'if [[ ! -v %(n)s ]]; then __kernel_restore+="unset %(n)s;"; '
+        b'elif [[ ${%(n)s@a} == *x* ]]; then __kernel_restore+="export %(n)s=${%(n)s@Q};"; '
+        b'else __kernel_restore+="%(n)s=${%(n)s@Q}; export -n %(n)s;"; fi\n' % {b"n": name.encode()}
+        for name in filter(_is_name, env)
+    ]
     lines.append(exports(env))
     if cwd is not None:
         lines.append(b'__kernel_restore+="builtin cd -- ${PWD@Q};"\nbuiltin cd -- %s\n' % quote(cwd))
@@ -82,6 +81,10 @@ class BashKernel(SpawnedKernel):
         script = LOOP % os.fsdecode(quote(os.path.join(KERNELS, "bash.sh")))
         return ["bash", "--noprofile", "--norc", "-c", script, "bash"]
 
+    def warm_up(self, ready: Callable[[], None]) -> None:
+        """A shell is warm as soon as it runs."""
+        ready()
+
     def setup(self, cwd: str | None, env: Dict[str, str]) -> None:
         """Give the context its own directory and environment, before the first execution."""
         self._prologue = exports(env)
@@ -105,11 +108,21 @@ class BashKernel(SpawnedKernel):
         os.lseek(self._code, 0, os.SEEK_SET)
         self._channel.send_raw(b"%d\n" % header["id"])
 
+    def bury(self, pid: int, status: int | None) -> None:
+        """Kill what the dead process has left; what a script that has ended by itself leaves behind may live on."""
+        if status is None or not os.WIFEXITED(status) or self._doomed:
+            super().bury(pid, status)
+
+    def _on_channel_end(self) -> None:
+        # The shell has become another program by `exec`; that one may run to its end.
+        self._doomed = True
+        if self._run is None:
+            self.kill()
+
     def end_run(self, run: Run, status: int | None) -> None:
         """The shell has ended while it was executing something, in most cases because it was told to."""
         state = os.pread(self._state, STATE_LIMIT, 0)
-        orderly = status is not None and (os.WIFEXITED(status) or os.WTERMSIG(status) == signal.SIGINT)
-        if status is not None and orderly and state.endswith(COMPLETE):
+        if status is not None and os.WIFEXITED(status) and state.endswith(COMPLETE):
             self.legacy = state
             run.on_done({"id": self._sequence, "exit_code": exit_code(status)})
         elif status is not None and os.WIFEXITED(status):

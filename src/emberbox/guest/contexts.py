@@ -59,16 +59,20 @@ class Contexts:
         """Make a language available."""
         self._makers[language] = make
 
-    def warm(self, language: str) -> KernelProcess:
+    def has(self, language: str) -> bool:
+        """Whether there are contexts of that language."""
+        return language in self._makers
+
+    def warm(self, language: str, ready: Callable[[], None]) -> None:
         """Start a kernel ahead of its first use."""
         kernel = self._spares[language] = self._makers[language]()
-        return kernel
+        kernel.warm_up(ready)
 
     def find(self, ident: str) -> Context:
         """The context of that name; RequestError (not_found) when there is none."""
         context = self._contexts.get(ident)
         if context is None:
-            raise RequestError("not_found", "no context %r" % ident)
+            raise RequestError("not_found", f"no context {ident!r}")
         return context
 
     def for_run(self, ident: str | None, language: str) -> Context:
@@ -81,14 +85,14 @@ class Contexts:
             return context
         context = self.find(ident)
         if context.language != language:
-            raise bad_request("context %r is one of %s, not of %s" % (ident, context.language, language))
+            raise bad_request(f"context {ident!r} is one of {context.language}, not of {language}")
         return context
 
     def create(self, language: str, cwd: str | None, env: Dict[str, str]) -> Context:
         """A new context beside the others."""
         self._check_language(language)
         self._next += 1
-        return self._add("%s-%d" % (language, self._next), language, cwd, env)
+        return self._add(f"{language}-{self._next}", language, cwd, env)
 
     def kernel_of(self, context: Context) -> KernelProcess:
         """The context's kernel, started where there is none alive."""
@@ -144,11 +148,11 @@ class Contexts:
         ]
 
     def _check_language(self, language: str) -> None:
-        if language not in self._makers:
-            raise RequestError("unsupported", "this machine does not run %r" % language)
+        if not self.has(language):
+            raise RequestError("unsupported", f"this machine does not run {language!r}")
 
     def _add(self, ident: str, language: str, cwd: str | None, env: Dict[str, str]) -> Context:
         if len(self._contexts) >= CONTEXT_LIMIT:
-            raise RequestError("busy", "there are %d contexts already" % CONTEXT_LIMIT)
+            raise RequestError("busy", f"there are {CONTEXT_LIMIT} contexts already")
         context = self._contexts[ident] = Context(ident, language, cwd, env)
         return context

@@ -25,7 +25,7 @@ def bad_request(message: str) -> RequestError:
 
 
 class Fields:
-    """The header of one request. Each getter raises RequestError (bad_request) when the field is not what it must be."""
+    """The header of one request. Each getter raises RequestError (bad_request) when the field is not as it must be."""
 
     __slots__ = ("header",)
 
@@ -36,7 +36,7 @@ class Fields:
         """A string without NUL characters."""
         value = self.header.get(name)
         if not isinstance(value, str) or "\0" in value:
-            raise bad_request("%r must be a string without NUL characters" % name)
+            raise bad_request(f"{name!r} must be a string without NUL characters")
         return value
 
     def optional_text(self, name: str) -> str | None:
@@ -47,7 +47,7 @@ class Fields:
         """A boolean; absent means false."""
         value = self.header.get(name, False)
         if not isinstance(value, bool):
-            raise bad_request("%r must be a boolean" % name)
+            raise bad_request(f"{name!r} must be a boolean")
         return value
 
     def integer(self, name: str, default: int | None = None, low: int = 0, high: int = 1 << 62) -> int:
@@ -56,7 +56,7 @@ class Fields:
         if value is None and default is not None:
             return default
         if type(value) is not int or not low <= value <= high:
-            raise bad_request("%r must be an integer from %d to %d" % (name, low, high))
+            raise bad_request(f"{name!r} must be an integer from {low} to {high}")
         return value
 
     def seconds(self, name: str) -> float | None:
@@ -65,7 +65,7 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
-            raise bad_request("%r must be a positive number of seconds" % name)
+            raise bad_request(f"{name!r} must be a positive number of seconds")
         return float(value)
 
     def texts(self, name: str) -> List[str]:
@@ -74,7 +74,7 @@ class Fields:
         if value is None:
             return []
         if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
-            raise bad_request("%r must be a list of strings without NUL characters" % name)
+            raise bad_request(f"{name!r} must be a list of strings without NUL characters")
         return value
 
     def environment(self, name: str) -> Dict[str, str]:
@@ -83,8 +83,8 @@ class Fields:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise bad_request("%r must be an object of strings" % name)
+            raise bad_request(f"{name!r} must be an object of strings")
         for key, item in value.items():
             if not key or "=" in key or "\0" in key or not isinstance(item, str) or "\0" in item:
-                raise bad_request("%r has an entry that cannot be an environment variable: %r" % (name, key))
+                raise bad_request(f"{name!r} has an entry that cannot be an environment variable: {key!r}")
         return value

@@ -29,7 +29,7 @@ def os_error(exc: OSError) -> RequestError:
     """The error event for a failed file operation."""
     message = exc.strerror or str(exc)
     if isinstance(exc.filename, str):
-        message = "%s: %s" % (message, exc.filename)
+        message = f"{message}: {exc.filename}"
     return RequestError("file", message, errno.errorcode.get(exc.errno or 0, "EIO"))
 
 
@@ -37,7 +37,7 @@ def full_path(fields: Fields, name: str, workdir: str) -> str:
     """A path of the request; relative ones start in the work directory."""
     path = fields.text(name)
     if not path:
-        raise bad_request("%r must not be empty" % name)
+        raise bad_request(f"{name!r} must not be empty")
     return os.path.normpath(os.path.join(workdir, path))
 
 
@@ -48,9 +48,8 @@ def read(path: str, offset: int, length: int, ident: str | None) -> tuple[Dict[s
         info = os.fstat(fd)
         if modes.S_ISDIR(info.st_mode):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not modes.S_ISREG(info.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", path)
-        actual = "%d:%d" % (info.st_dev, info.st_ino)
+        _check_regular(fd, path)
+        actual = f"{info.st_dev}:{info.st_ino}"
         if ident is not None and ident != actual:
             raise OSError(errno.ESTALE, "Another file has taken this name", path)
         data = os.pread(fd, min(length, CHUNK_SIZE), offset)
@@ -61,9 +60,14 @@ def read(path: str, offset: int, length: int, ident: str | None) -> tuple[Dict[s
         os.close(fd)
 
 
+def _check_regular(fd: int, path: str) -> None:
+    if not modes.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", path)
+
+
 def _upload_paths(path: str, token: str) -> tuple[str, str]:
     if not token or len(token) > TOKEN_SIZE or not TOKEN_CHARACTERS.issuperset(token):
-        raise bad_request("'upload' must be 1 to %d letters, digits, '-' or '_'" % TOKEN_SIZE)
+        raise bad_request(f"'upload' must be 1 to {TOKEN_SIZE} letters, digits, '-' or '_'")
     # Writing to a symbolic link writes to what it names, as open() does.
     target = os.path.realpath(path)
     return target, os.path.join(os.path.dirname(target), ".upload-" + token)
@@ -81,8 +85,7 @@ def write(path: str, token: str, offset: int, data: bytes, *, final: bool, mode:
         flags |= os.O_CREAT | os.O_TRUNC
     fd = os.open(temporary, flags, 0o600)
     try:
-        if not modes.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", temporary)
+        _check_regular(fd, temporary)
         end = offset + len(data)
         view = memoryview(data)
         while view:

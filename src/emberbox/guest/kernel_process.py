@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import signal
-
-import _socket
 
 from .channel import Channel
 from .limits import AsUser
@@ -53,6 +52,7 @@ class KernelProcess:
         self._sequence = 0
         self._born_at = ticks_now()
         self._had_stdin = False
+        self._ready: Callable[[], None] | None = None
         self.legacy = b""
         """The state that a kernel which has ended in an orderly way leaves to the next one."""
         self.others: Callable[[], List[int]] = list
@@ -95,12 +95,17 @@ class KernelProcess:
         self.stderr.drain()
         self._channel.read_all()
         if self.pid is not None:
-            self._kill_tree(self.pid)
+            self.bury(self.pid, status)
         run, self._run = self._run, None
         self.dead = True
         if run is not None:
             self.end_run(run, status)
         self._close()
+        self._is_ready()
+
+    def bury(self, pid: int, _status: int | None) -> None:
+        """Kill what the dead process has left."""
+        self._kill_tree(pid)
 
     def end_run(self, run: Run, status: int | None) -> None:
         """The process has died while it was executing something."""
@@ -110,6 +115,16 @@ class KernelProcess:
     def usable(self) -> bool:
         """Whether another execution can begin here."""
         return not self.dead and not self._doomed
+
+    def warm_up(self, ready: Callable[[], None]) -> None:
+        """Have the process load and touch what executions need; `ready` follows, also if it dies."""
+        self._ready = ready
+        self._channel.send({"id": 0, "op": "warm"})
+
+    def _is_ready(self) -> None:
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready()
 
     def setup(self, cwd: str | None, env: Dict[str, str]) -> None:
         """Give the context its own directory and environment, before the first execution."""
@@ -182,6 +197,9 @@ class KernelProcess:
 
     def _on_frame(self, header: Header, payload: bytes) -> None:
         run = self._run
+        if header.get("ev") == "ready":
+            self._is_ready()
+            return
         if run is None or header["id"] != self._sequence:
             return  # a thread that went on after its execution
         try:

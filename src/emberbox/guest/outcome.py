@@ -24,7 +24,17 @@ TEXT_LIMITS = {"name": 200, "value": 10_000, "traceback": 60_000}
 class Ending:
     """What is known about the end of one execution."""
 
-    __slots__ = ("cause", "died", "exit_code", "interrupted", "killed", "memory_kill", "stderr", "timed_out", "truncated")
+    __slots__ = (
+        "cause",
+        "died",
+        "exit_code",
+        "interrupted",
+        "killed",
+        "memory_kill",
+        "stderr",
+        "timed_out",
+        "truncated",
+    )
 
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code
@@ -82,4 +92,4 @@ def shorten(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     half = limit // 2
-    return "%s\n... %d characters left out ...\n%s" % (text[:half], len(text) - 2 * half, text[-half:])
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"

@@ -112,7 +112,7 @@ def _read_process(name: str, uid: int) -> Process | None:
     try:
         if os.stat("/proc/" + name).st_uid != uid:
             return None
-        fd = os.open("/proc/%s/stat" % name, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
             text = os.read(fd, 4096)
         finally:
@@ -137,8 +137,8 @@ def kill_tree(uid: int, root: int, *, since: int | None, others: Iterable[int]) 
     """Kill `root`, its group and session, all that descends from it, and what it has orphaned.
 
     An orphan that made its own session bears no trace of who started it. It counts as ours when it was born after
-    `since` (None: never) and belongs to none of `others`, the roots of what else runs. Everything is stopped before anything is
-    killed, again and again until nothing new turns up, so that a fork bomb cannot outrun this.
+    `since` (None: never) and belongs to none of `others`, the roots of what else runs. Everything is stopped before
+    anything is killed, again and again until nothing new turns up, so that a fork bomb cannot outrun this.
     """
     foreign = set(others)
     stopped: Set[int] = set()

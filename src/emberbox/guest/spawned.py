@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from typing import Dict, List
 
     from .limits import Settings
-    from .loop import Loop
 
 KERNELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernels")
 MEBIBYTE = 1 << 20
@@ -80,7 +79,7 @@ class JavaScriptKernel(SpawnedKernel):
         options: List[str] = []
         if self._settings.address_space > 0:
             heap = max(SMALLEST_HEAP, int(self._settings.address_space * HEAP_SHARE) // MEBIBYTE)
-            options.append("--max-old-space-size=%d" % heap)
+            options.append(f"--max-old-space-size={heap}")
         return ["node", *options, os.path.join(KERNELS, "javascript.js")]
 
 
@@ -91,4 +90,6 @@ def check_javascript(settings: Settings) -> None:
     folders = ["/usr/share/nodejs", "/usr/lib/nodejs", "/usr/local/lib/node_modules"]
     folders += [folder for folder in settings.env.get("NODE_PATH", "").split(":") if folder]
     if not any(os.path.exists(os.path.join(folder, ACORN)) for folder in folders):
-        raise RequestError("unsupported", "this machine has no acorn (Debian package node-acorn), which JavaScript needs")
+        raise RequestError(
+            "unsupported", "this machine has no acorn (Debian package node-acorn), which JavaScript needs"
+        )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import _socket
 import array
+import fcntl
 import gc
 import json
 import os
 import select
 import signal
 import sys
-
-import _socket
 
 from .limits import restrict
 from .loop import READ
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MESSAGE_SIZE = 1 << 16
 KERNEL_FDS = 4
 FIRST_FREE_FD = 3
+CONTROL_FD = 100
+"""Above what user code opens, and below no limit that matters: it is open before the limit is set."""
+MSG_CMSG_CLOEXEC = 0x40000000  # not in the socket module
 
 
 class Zygote:
@@ -155,7 +158,7 @@ def _warm_up(settings: Settings) -> str | None:
         try:
             exec(compile(settings.warmup, "<warmup>", "exec"), {"__name__": "__warmup__"})
         except BaseException as exc:  # noqa: BLE001 - the template's code may raise anything; its author must be told
-            problem = "%s: %s" % (type(exc).__name__, exc)
+            problem = f"{type(exc).__name__}: {exc}"
     if privileged:
         os.seteuid(0)
         os.setegid(0)
@@ -178,7 +181,9 @@ def _loop(settings: Settings, channel: _socket.socket) -> None:
             os.read(wakeup, 4096)
             _report_deaths(channel)
         if channel.fileno() in ready:
-            data, rights, _, _ = channel.recvmsg(64, _socket.CMSG_SPACE(KERNEL_FDS * array.array("i").itemsize))
+            data, rights, _, _ = channel.recvmsg(
+                64, _socket.CMSG_SPACE(KERNEL_FDS * array.array("i").itemsize), MSG_CMSG_CLOEXEC
+            )
             if not data:
                 return
             fds = array.array("i")
@@ -211,7 +216,7 @@ def _fork_kernel(settings: Settings, fds: List[int]) -> int | None:
     try:
         for target, fd in enumerate(fds[1:]):
             os.dup2(fd, target, inheritable=True)
-        control = fds[0]
+        control = fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, CONTROL_FD)
         restrict(settings)
         os.closerange(FIRST_FREE_FD, control)
         os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))

@@ -38,7 +38,7 @@ class CgroupRoot:
 
     def names(self, prefix: str) -> set[str]:
         """Names of existing groups that begin with `prefix`."""
-        return {path.name for base in self.directories.values() if base.is_dir() for path in base.glob(f"{prefix}*")}
+        return {path.name for base in self.directories.values() if base.is_dir() for path in base.glob(f"{prefix}*/")}
 
     def remove_if_empty(self) -> None:
         """Remove the directory that holds all groups, if nobody uses it."""

@@ -143,7 +143,9 @@ class Spawner:
         self._replies[number] = future
         try:
             socket.send_fds(self._socket, [data], list(fds))
-            reply = await asyncio.wait_for(future, _REQUEST_TIMEOUT)
+            # not wait_for: in Python 3.11 it swallows a cancellation that comes together with the answer
+            async with asyncio.timeout(_REQUEST_TIMEOUT):
+                reply = await future
         except (OSError, TimeoutError) as exc:
             raise VmNotAvailable(f"The spawner does not answer: {exc or 'time-out'}.") from exc
         finally:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from emberbox.languages._bash_syntax import find_problem
 from emberbox.languages._bash_words import Command, Words, commands
 from emberbox.languages._tree import Source, walk
 from emberbox.languages.spec import Hit, LanguageSpec, Restriction
-from emberbox.models import LanguageConfig
+from emberbox.models import Finding, LanguageConfig
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -165,4 +166,11 @@ def _code_of(command: Command) -> Iterator[tuple[Node, str]]:
                 yield node, text.partition("=")[2]
 
 
-SPEC = LanguageSpec(CONFIG, RESTRICTIONS, "tree_sitter_bash", _check)
+def _syntax(source: Source) -> list[Finding]:
+    problem = find_problem(source.code)
+    if problem is None:
+        return []
+    return [source.finding(len(Source.encode(source.code[: problem.offset])), problem.message)]
+
+
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, "tree_sitter_bash", _check, _syntax)

@@ -102,13 +102,11 @@ def _valid_in_newer_python(source: Source, error: SyntaxError) -> bool:
 
 def _finding(source: Source, error: SyntaxError) -> Finding:
     line = min(max(error.lineno or 1, 1), source.code.count("\n") + 1)
-    return Finding(
-        rule="syntax",
-        message=error.msg or "invalid syntax",
-        line=line,
-        column=max(error.offset or 1, 1),
-        snippet=source.line_text(line),
-    )
+    snippet = source.line_text(line)
+    column = max(error.offset or 1, 1)
+    if isinstance(error, IndentationError):  # the compiler points into the indent; people look at the word behind it
+        column = len(snippet) - len(snippet.lstrip()) + 1
+    return Finding(rule="syntax", message=error.msg or "invalid syntax", line=line, column=column, snippet=snippet)
 
 
 def _bad_character(source: Source) -> int:

@@ -150,9 +150,8 @@ def _check(source: Source) -> Iterator[Hit]:
 
 def _unsafe(node: Node) -> Iterator[Hit]:
     if node.type == "token_tree":
-        words = [child for child in node.children if child.type in {"identifier", "unsafe"}]
-        for word in words:
-            if word.type == "identifier" and word.text == b"unsafe":
+        for word in node.children:
+            if word.type == "unsafe":
                 yield Hit("rust.unsafe", word.start_byte, word.end_byte)
     elif node.type not in {"function_type", "function_modifiers"}:  # `type F = unsafe fn()` only names a type
         for child in node.children:

@@ -39,7 +39,10 @@ class GuestFiles:
         self._owner = owner
 
     async def _call(self, op: str, payload: bytes = b"", **fields: Any) -> Event:
-        return await self._owner.open_channel().call(op, payload, timeout=_CALL_TIMEOUT, **fields)
+        try:
+            return await self._owner.open_channel().call(op, payload, timeout=_CALL_TIMEOUT, **fields)
+        except GuestFileError as exc:
+            raise _with_path(exc, fields["path"]) from exc
 
     async def read_stream(self, path: str) -> AsyncIterator[bytes]:
         """The file's bytes in pieces of at most 256 KiB.
@@ -90,7 +93,7 @@ class GuestFiles:
                 await under_way.popleft()
             send(b"", final=True)
             await under_way.popleft()
-        except BaseException:
+        except BaseException as exc:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
@@ -98,6 +101,8 @@ class GuestFiles:
                 await asyncio.shield(
                     asyncio.ensure_future(channel.call("write_abort", path=path, upload=upload, timeout=5))
                 )
+            if isinstance(exc, GuestFileError):
+                raise _with_path(exc, path) from exc
             raise
         return await self.get_info(path)
 
@@ -145,6 +150,11 @@ class GuestFiles:
         """Rename or move; an existing file of the new name is replaced."""
         await self._call("rename", path=_checked(path), to=_checked(new_path))
         return await self.get_info(new_path)
+
+
+def _with_path(error: GuestFileError, path: str) -> GuestFileError:
+    """The same error, naming the file."""
+    return GuestFileError(f"{path}: {error.message}", details=error.details)
 
 
 def _checked(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
@@ -49,14 +50,10 @@ class Outcome:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        import json
-
         return [json.loads(payload) for header, payload in self.events if header["ev"] == "result"]
 
     @property
     def main(self) -> dict[str, Any] | None:
-        import json
-
         found = [json.loads(payload) for header, payload in self.events if header.get("main")]
         return found[0] if found else None
 
@@ -123,9 +120,7 @@ class Client:
     def begin_code(self, code: str, language: str = "python", stdin: bytes = b"", **fields: Any) -> int:
         """Send `run_code`."""
         options = {"stdout_limit": LIMIT, "stderr_limit": LIMIT, "results_limit": LIMIT, **fields}
-        return self.begin(
-            "run_code", code.encode() + stdin, language=language, stdin_size=len(stdin), **options
-        )
+        return self.begin("run_code", code.encode() + stdin, language=language, stdin_size=len(stdin), **options)
 
     def code(self, code: str, language: str = "python", stdin: bytes = b"", **fields: Any) -> Outcome:
         """`run_code` and its whole answer, which must not be an error of the request."""
@@ -156,6 +151,13 @@ def agent_argv() -> list[str]:
     return [sys.executable, "-ESs", "-m", "guest"]
 
 
+def environment() -> dict[str, str]:
+    """What programs of the host need to be found, and a toolchain in the home directory of whoever runs the tests."""
+    found = {name: os.environ[name] for name in ("PATH", "NODE_PATH", "RUSTUP_HOME") if name in os.environ}
+    toolchains = Path.home() / ".rustup"
+    return {"RUSTUP_HOME": str(toolchains), **found} if toolchains.is_dir() else found
+
+
 def configuration(home: Path, **changes: Any) -> dict[str, Any]:
     """A `configure` request for tests on the host."""
     workdir = home / "work"
@@ -165,7 +167,7 @@ def configuration(home: Path, **changes: Any) -> dict[str, Any]:
         "home": str(home),
         "workdir": str(workdir),
         "hostname": "test",
-        "env": {"PATH": os.environ["PATH"]},
+        "env": environment(),
         "languages": ["python", "javascript", "bash", "rust"],
         "warm": [],
         "warmup": None,

@@ -20,7 +20,8 @@ trap() {
     --) builtin shift ;;
   esac
   if (($# == 1)); then builtin set -- - "$@"; fi
-  builtin local __kernel_action=$1 __kernel_signal
+  builtin local __kernel_action __kernel_signal
+  __kernel_action=$1
   builtin shift
   for __kernel_signal; do
     case ${__kernel_signal^^} in
@@ -33,7 +34,8 @@ trap() {
 }
 
 __kernel_run_exit_trap() {
-  builtin local __kernel_action=$__kernel_exit_trap
+  builtin local __kernel_action
+  __kernel_action=$__kernel_exit_trap
   __kernel_exit_trap=
   if [[ -n $__kernel_action ]]; then
     (builtin exit "$1")
@@ -46,13 +48,13 @@ __kernel_end() {
   if [[ -z $__kernel_id ]]; then builtin return 0; fi
   __kernel_run_exit_trap "$__kernel_status" 200>&- 201>&- 202<&- 203<&- 204>&- 205>&-
   builtin eval "$__kernel_options"
-  builtin trap - INT TERM HUP QUIT PIPE USR1 USR2 DEBUG ERR RETURN
+  builtin trap - TERM HUP QUIT PIPE USR1 USR2 DEBUG ERR RETURN
   builtin trap __kernel_save EXIT
+  builtin trap "$__kernel_interrupt" INT
   builtin eval "$__kernel_restore"
-  builtin exec 0<&203 1>&204 2>&205
-  builtin local LC_ALL=C
-  builtin local __kernel_text="{\"id\":$__kernel_id,\"ev\":\"done\",\"exit_code\":$__kernel_status}"
-  builtin local __kernel_head __kernel_size
+  exec 0<&203 1>&204 2>&205 # with `builtin` before it, it would not last
+  builtin local __kernel_text __kernel_head __kernel_size
+  __kernel_text="{\"id\":$__kernel_id,\"ev\":\"done\",\"exit_code\":$__kernel_status}"
   builtin printf -v __kernel_head '\\x%02x' "${#__kernel_text}"
   builtin printf -v __kernel_size '\\x%02x' "$((${#__kernel_text} + 4))"
   __kernel_id=
@@ -90,4 +92,6 @@ __kernel_save() {
   builtin exit "$__kernel_status"
 }
 
+__kernel_interrupt='builtin exit 130'
 builtin trap __kernel_save EXIT
+builtin trap "$__kernel_interrupt" INT

@@ -42,11 +42,11 @@ def describe(exc: BaseException, cell: str) -> Dict[str, str]:
     try:
         value = str(exc)
     except Exception as problem:  # noqa: BLE001 - a __str__ of the user may raise anything
-        value = "<str() of the exception raised %s>" % type(problem).__name__
+        value = f"<str() of the exception raised {type(problem).__name__}>"
     try:
         text = _format(exc, cell)
     except Exception as problem:  # noqa: BLE001 - likewise for whatever formatting calls
-        text = "<no traceback: %s>" % type(problem).__name__
+        text = f"<no traceback: {type(problem).__name__}>"
     return {
         "name": type(exc).__name__,
         "value": value[:VALUE_LIMIT].encode("utf-8", "backslashreplace").decode(),
@@ -58,7 +58,7 @@ def _bounded(text: str) -> str:
     if len(text) <= TRACEBACK_LIMIT:
         return text
     half = TRACEBACK_LIMIT // 2
-    return "%s\n  ...\n%s" % (text[:half], text[-half:])
+    return f"{text[:half]}\n  ...\n{text[-half:]}"
 
 
 def _format(exc: BaseException, cell: str) -> str:
@@ -75,7 +75,7 @@ def _keep_user_frames(report: Any, cell: str, seen: set[int]) -> None:
     first = next((index for index, frame in enumerate(frames) if frame.filename.startswith("<cell ")), None)
     # What comes before the first cell is this kernel, and asyncio where the code awaits.
     frames = [frame for frame in frames[first or 0 :] if not frame.filename.startswith(HERE)]
-    report.stack = traceback.StackSummary.from_list(frames)  # type: ignore[arg-type]
+    report.stack = traceback.StackSummary.from_list(frames)
     for other in [report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())]:
         _keep_user_frames(other, cell, seen)
 

@@ -22,13 +22,13 @@ class Plots:
         if PYPLOT in sys.modules:
             self._patch(sys.modules[PYPLOT])
         else:
-            sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
         """Import hook: lets the others find pyplot, then patches it as soon as it has been loaded."""
         if name != PYPLOT:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import ast
 import builtins
 import io
@@ -10,9 +11,7 @@ import signal
 import sys
 import types
 
-import _socket
-
-from ..protocol import FrameDecoder, encode
+from ..protocol import FrameDecoder, encode  # noqa: TID252 - the package has another name in a machine
 from .errors import Sources, cause_of, describe
 from .plots import Plots
 from .results import add, bundle, fit
@@ -21,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, NoReturn
 
-    from ..protocol import Header
+    from ..protocol import Header  # noqa: TID252
 
 RECEIVE_SIZE = 1 << 18
 PACKAGE = __name__.split(".", maxsplit=1)[0]
@@ -35,8 +34,8 @@ KEPT_MODULES: list[Any] = []
 
 def _hide_package() -> None:
     # User code might otherwise meet it under a name of its own.
-    for name in [name for name in sys.modules if name == PACKAGE or name.startswith(PACKAGE + ".")]:
-        KEPT_MODULES.append(sys.modules.pop(name))
+    names = [name for name in sys.modules if name == PACKAGE or name.startswith(PACKAGE + ".")]
+    KEPT_MODULES.extend(sys.modules.pop(name) for name in names)
 
 
 def main(control: int, workdir: str) -> NoReturn:
@@ -53,7 +52,7 @@ def main(control: int, workdir: str) -> NoReturn:
 def _prepare_interpreter() -> None:
     signal.set_wakeup_fd(-1)
     sys.path.insert(0, "")
-    site = sys.modules["site"]
+    site: Any = sys.modules["site"]
     user_packages = site.getusersitepackages()
     if os.path.isdir(user_packages):
         site.ENABLE_USER_SITE = True
@@ -69,7 +68,7 @@ def _prepare_interpreter() -> None:
 
 def _stream(fd: int, mode: str) -> io.TextIOWrapper:
     errors = "surrogateescape" if mode == "r" else "backslashreplace"
-    raw = open(fd, mode + "b", closefd=False)
+    raw = open(fd, mode + "b", closefd=False)  # noqa: SIM115 - it lasts as long as the interpreter
     return io.TextIOWrapper(raw, "utf-8", errors, line_buffering=mode == "w", write_through=False)
 
 
@@ -93,6 +92,9 @@ class Kernel:
         self._room = 0
         self._truncated = False
         self._plots = Plots(lambda data: self._publish(data, main=False))
+        self._stdin: Any = None
+        self._stdout: Any = None
+        self._stderr: Any = None
         self._open_streams()
         builtins.display = self._display  # type: ignore[attr-defined]
         os.register_at_fork(after_in_child=self._become_child)
@@ -111,8 +113,20 @@ class Kernel:
             elif frame[0]["op"] == "setup":
                 os.environ.update(frame[0]["env"])
                 os.chdir(frame[0]["cwd"] or ".")
+            elif frame[0]["op"] == "warm":
+                self._warm(frame[0])
             else:
                 self._execute(*frame)
+
+    def _warm(self, header: Header) -> None:
+        # After a fork, the first touch of every page costs; this pays for those that each execution needs.
+        execution = {"id": header["id"], "env": {}, "cwd": None, "args": [], "results_limit": 0, "stdin": False}
+        for code in ("import sys\nprint(end='')\n[1]", "1/0"):
+            self._begin(execution)
+            self._run(execution, code)
+        self._count = 0
+        self._request = 0
+        self._socket.sendall(encode({"id": header["id"], "ev": "ready"}))
 
     def _execute(self, header: Header, code: bytes) -> None:
         self._begin(header)
@@ -170,7 +184,7 @@ class Kernel:
                 os.chdir(folder)
 
     def _run_cell(self, source: str) -> Dict[str, Any]:
-        cell = "<cell %d>" % self._count
+        cell = f"<cell {self._count}>"
         self._sources.add(cell, source)
         code = 0
         error: Dict[str, str] | None = None
@@ -272,7 +286,7 @@ class Kernel:
         for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
             try:
                 stream.flush()
-            except Exception:  # noqa: BLE001, PERF203, S110 - the user may have closed or replaced it
+            except Exception:  # noqa: BLE001, S110 - the user may have closed or replaced it
                 pass
 
     def _on_interrupt(self, _number: int, _frame: Any) -> None:

@@ -65,9 +65,9 @@ def safe_repr(value: Any) -> str:
         if type(text) is not str:
             text = str(text)
     except Exception as exc:  # noqa: BLE001 - a __repr__ of the user may raise anything
-        text = "<%s object: its repr raised %s>" % (type(value).__name__, type(exc).__name__)
+        text = f"<{type(value).__name__} object: its repr raised {type(exc).__name__}>"
     if len(text) > TEXT_LIMIT:
-        text = "%s... (%d characters in all)" % (text[:TEXT_LIMIT], len(text))
+        text = f"{text[:TEXT_LIMIT]}... ({len(text)} characters in all)"
     return text
 
 
@@ -78,9 +78,7 @@ def add(data: Bundle, offered: Bundle) -> None:
             continue
         if isinstance(value, (bytes, bytearray)):
             data[mime] = binascii.b2a_base64(value, newline=False).decode()
-        elif isinstance(value, str):
-            data[mime] = value
-        elif mime.endswith(("/json", "+json")) and _is_json(value):
+        elif isinstance(value, str) or (mime.endswith(("/json", "+json")) and _is_json(value)):
             data[mime] = value
 
 

@@ -28,7 +28,8 @@ _RUN_MB = 16
 
 
 def write_bundle(directory: Path, image: Image, limits: MachineLimits, hostname: str) -> None:
-    """Write `config.json` into `directory`."""
+    """Make `directory` and write `config.json` into it."""
+    directory.mkdir(mode=0o700)
     text = json.dumps(_config(image, limits, hostname))
     (directory / "config.json").write_text(text, encoding="utf-8")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import ExecutionTimeout, VmNotAvailable
-from emberbox.host.cgroups import CgroupRoot, MachineGroup, find_cgroup_root
+from emberbox.host.cgroups import CgroupRoot, find_cgroup_root
 from emberbox.host.rundir import RunDir, clear_owner, dead_owners, make_run_dir
 from emberbox.host.spawner import Process, Spawner
 from emberbox.images.store import Image
@@ -80,22 +80,18 @@ class GvisorFactory:
             ExecutionTimeout: it did not come up in `boot_timeout_seconds`.
         """
         spawner, run_dir, runsc = await self._ready()
-        machine_id = f"gv{secrets.token_hex(5)}"
-        directory = run_dir.path / machine_id
-        directory.mkdir(mode=0o700)
-        machine: GvisorMachine | None = None
+        machine = self._prepare(run_dir, limits, spawner)
         try:
-            group = await self._make_group(f"{run_dir.owner}-{machine_id}", limits, spawner)
-            machine = GvisorMachine(machine_id, directory, spawner, group, limits.memory_mb << 20, self._forget)
-            self._machines[machine_id] = machine
-            write_bundle(directory, image, limits, hostname="emberbox")
+            write_bundle(machine.directory, image, limits, hostname="emberbox")
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                await self._run(machine, runsc, spawner, group)
+                for path in machine.cgroup_directories:
+                    await spawner.remove_cgroup_at_end(path)
+                await self._run(machine, runsc, spawner)
         except BaseException as exc:
             # the clean-up runs to its end even if the caller is cancelled once more
-            await asyncio.shield(asyncio.ensure_future(self._abort(machine, directory)))
+            await asyncio.shield(asyncio.ensure_future(self._abort(machine)))
             if isinstance(exc, TimeoutError):
-                raise ExecutionTimeout(f"Sandbox {machine_id} did not start in time.", retryable=True) from exc
+                raise ExecutionTimeout(f"Sandbox {machine.id} did not start in time.", retryable=True) from exc
             raise
         return machine
 
@@ -146,18 +142,21 @@ class GvisorFactory:
                 self._spawner = await Spawner.start(self._run_dir.path, self._run_dir.lock_fd)
             return self._spawner, self._run_dir, self._runsc
 
-    async def _make_group(self, name: str, limits: MachineLimits, spawner: Spawner) -> MachineGroup | None:
-        if self._cgroups is None:
-            return None
-        try:
-            group = self._cgroups.create(name, limits)
-        except OSError as exc:
-            raise VmNotAvailable(f"Cannot make the cgroup {name}: {exc}.", retryable=True) from exc
-        for path in group.directories:
-            await spawner.remove_cgroup_at_end(path)
-        return group
+    def _prepare(self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner) -> GvisorMachine:
+        """A machine that has its place and its cgroup, and no process yet. From here on `_abort` clears it."""
+        machine_id = f"gv{secrets.token_hex(5)}"
+        group = None
+        if self._cgroups is not None:
+            try:
+                group = self._cgroups.create(f"{run_dir.owner}-{machine_id}", limits)
+            except OSError as exc:
+                raise VmNotAvailable(f"Cannot make the cgroup of {machine_id}: {exc}.", retryable=True) from exc
+        directory = run_dir.path / machine_id
+        machine = GvisorMachine(machine_id, directory, spawner, group, limits.memory_mb << 20, self._forget)
+        self._machines[machine_id] = machine
+        return machine
 
-    async def _run(self, machine: GvisorMachine, runsc: Runsc, spawner: Spawner, group: MachineGroup | None) -> None:
+    async def _run(self, machine: GvisorMachine, runsc: Runsc, spawner: Spawner) -> None:
         root = machine.directory / "s"
         argv = [
             str(runsc.program), f"--root={root}", *_FLAGS,
@@ -175,7 +174,7 @@ class GvisorFactory:
                 stderr=guest_err,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 cwd=str(machine.directory),
-                join=group.join if group else (),
+                join=machine.cgroup_join,
             )
         finally:
             for fd in (guest_in, guest_out, guest_err):
@@ -192,17 +191,13 @@ class GvisorFactory:
             )
         machine.running([await spawner.own(pid) for pid in _sandbox_pids(root, machine.id)])
 
-    async def _abort(self, machine: GvisorMachine | None, directory: Path) -> None:
+    async def _abort(self, machine: GvisorMachine) -> None:
         """Clear a machine that did not come up: processes that exist already are found by their group or name."""
-        if machine is None:
-            directory.rmdir()
-            return
-        if self._spawner is not None:
-            extra: list[Process] = []
-            for pid in machine.stray_pids():
-                with contextlib.suppress(VmNotAvailable):
-                    extra.append(await self._spawner.own(pid))
-            machine.adopt_strays(extra)
+        strays: list[Process] = []
+        for pid in machine.stray_pids():
+            with contextlib.suppress(VmNotAvailable):
+                strays.append(await machine.spawner.own(pid))
+        machine.adopt_strays(strays)
         await machine.kill()
 
     def _forget(self, machine_id: str) -> None:

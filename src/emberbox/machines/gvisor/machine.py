@@ -20,6 +20,7 @@ from emberbox.models import TerminationReason
 
 _STDERR_KEPT = 8192
 _WATCH_SECONDS = 0.25
+_KILL_SECONDS = 10.0
 
 
 class StderrTail:
@@ -68,7 +69,7 @@ class GvisorMachine:
     ) -> None:
         self.id = machine_id
         self.directory = directory
-        self._spawner = spawner
+        self.spawner = spawner
         self._group = group
         self._memory_limit = memory_limit
         self._on_dead = on_dead
@@ -91,6 +92,15 @@ class GvisorMachine:
         if self._channel is None:
             raise VmNotAvailable(f"Machine {self.id} has no channel: it is {self._state}.")
         return self._channel
+
+    @property
+    def cgroup_directories(self) -> list[Path]:
+        return self._group.directories if self._group is not None else []
+
+    @property
+    def cgroup_join(self) -> list[Path]:
+        """Files into which its processes write `0` before they begin."""
+        return self._group.join if self._group is not None else []
 
     def attach(self, read_fd: int, write_fd: int, stderr_fd: int) -> None:
         """Take over the ends of the sandbox's pipes."""
@@ -175,11 +185,12 @@ class GvisorMachine:
         death = self._death or Death(TerminationReason.KILLED, "the sandbox was killed")
         self._to(MachineState.DEAD)
         for process in self._processes:
-            await self._spawner.signal(process, signal.SIGKILL)
+            await self.spawner.signal(process, signal.SIGKILL)
         for process in self._processes:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(process.ended), 10)
-        if self._spawner.gone:
+                async with asyncio.timeout(_KILL_SECONDS):
+                    await asyncio.shield(process.ended)
+        if self.spawner.gone:
             # nobody reports their end any more; the ids in their command lines are random, so these are ours
             for pid in self.stray_pids():
                 with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,90 @@
+"""Fixtures for all tests. `nothing_left` watches that a test leaves nothing of ours on the host."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emberbox import Engine, Sandbox, Settings, load_settings
+from emberbox.host.cgroups import GROUP, find_cgroup_root
+from emberbox.host.rundir import processes_of
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the person who runs the tests do not reach them (the caches are shared on purpose)."""
+    for name in list(os.environ):
+        if name.startswith("EMBERBOX_") and name != "EMBERBOX_CACHE_DIR":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run directory of this test's own, with a short path (Unix sockets live in it)."""
+    path = Path(tempfile.mkdtemp(prefix="ebt-", dir="/tmp"))
+    monkeypatch.setenv("EMBERBOX_RUN_DIR", str(path))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def nothing_left(run_dir: Path) -> Iterator[None]:
+    """After the test no process, cgroup, mount, descriptor, socket or file of ours is left."""
+    before = _descriptors()
+    yield
+    gc.collect()
+    assert processes_of(f"{run_dir}/") == [], "processes are left"
+    assert [p.cmdline() for p in psutil.Process().children(recursive=True) if _ours(p)] == [], "children are left"
+    assert list(run_dir.iterdir()) == [], "files are left in the run directory"
+    assert _groups() == [], "cgroups are left"
+    assert str(run_dir) not in Path("/proc/self/mounts").read_text(), "mounts are left"
+    assert {n: t for n, t in _descriptors().items() if n not in before} == {}, "descriptors are left"
+
+
+def _ours(process: psutil.Process) -> bool:
+    try:
+        return any("spawner_main" in part or "runsc" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _groups() -> list[str]:
+    root = find_cgroup_root()
+    return [] if root is None else sorted(f"{GROUP}/{name}" for name in root.names(""))
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[entry.name] = str(entry.readlink())
+        except OSError:
+            continue
+    return {n: t for n, t in found.items() if not t.startswith(("/proc/", "/dev/", "anon_inode:"))}
+
+
+@pytest.fixture
+def settings(run_dir: Path) -> Settings:
+    """Settings of a test that does not start machines, or starts them through `engine`."""
+    return load_settings()
+
+
+@pytest.fixture
+def sandbox(nothing_left: None) -> Iterator[Sandbox]:
+    """A fresh sandbox of the default template."""
+    with Sandbox.create() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def engine(nothing_left: None, settings: Settings) -> AsyncIterator[Engine]:
+    """A fresh engine."""
+    async with Engine(settings) as engine:
+        yield engine

@@ -1,0 +1,156 @@
+"""`files` of a real sandbox."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emberbox import Sandbox
+from emberbox.errors import GuestFileError, ValidationFailed
+
+
+def errno_of(error: pytest.ExceptionInfo[GuestFileError]) -> str:
+    return str(error.value.details["errno"])
+
+
+def test_text_and_bytes_come_back_as_written(sandbox: Sandbox) -> None:
+    entry = sandbox.files.write("notes/día.txt", "héllo\n世界")
+    assert (entry.path, entry.name, entry.type) == ("/home/user/notes/día.txt", "día.txt", "file")
+    assert sandbox.files.read("notes/día.txt") == "héllo\n世界"
+    sandbox.files.write("b", bytes(range(256)), mode=0o750)
+    assert sandbox.files.read("b", "bytes") == bytes(range(256))
+    assert sandbox.files.get_info("b").mode == 0o750
+    assert sandbox.commands.run("stat -c '%U %a' b").stdout == "user 750\n"
+
+
+def test_empty_files_exist(sandbox: Sandbox) -> None:
+    sandbox.files.write("empty", "")
+    assert sandbox.files.read("empty", "bytes") == b""
+    assert list(sandbox.files.read("empty", "stream")) == []
+
+
+def test_writing_replaces_the_whole_file(sandbox: Sandbox) -> None:
+    sandbox.files.write("f", "long content")
+    sandbox.files.write("f", "short")
+    assert sandbox.files.read("f") == "short"
+    assert [e.name for e in sandbox.files.list()] == ["f"], "no temporary file is left beside it"
+
+
+def test_open_files_and_iterables_are_streamed(sandbox: Sandbox, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    local.write_bytes(b"from a file" * 100_000)
+    with local.open("rb") as file:
+        sandbox.files.write("copy", file)
+    assert sandbox.files.read("copy", "bytes") == local.read_bytes()
+    sandbox.files.write("pieces", (b"%d," % n for n in range(3)))
+    assert sandbox.files.read("pieces") == "0,1,2,"
+    sandbox.files.write("text", io.StringIO("text stream"))
+    assert sandbox.files.read("text") == "text stream"
+
+
+def test_500_mb_pass_without_being_held_in_memory(sandbox: Sandbox) -> None:
+    piece, count = bytes(range(256)) * 4096, 500
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(count):
+            yield piece
+
+    before = psutil.Process().memory_info().rss
+    peak = before
+    sandbox.files.write("big", pieces())
+    assert sandbox.files.get_info("big").size == count * len(piece)
+    digest = hashlib.sha256()
+    for part in sandbox.files.read("big", "stream"):
+        digest.update(part)
+        peak = max(peak, psutil.Process().memory_info().rss)
+    assert digest.hexdigest() == hashlib.sha256(piece * count).hexdigest()
+    assert peak - before < 100 << 20
+
+
+def test_list_get_info_exists(sandbox: Sandbox) -> None:
+    sandbox.files.write("a/b/c.txt", "x")
+    sandbox.commands.run("ln -s b a/link; touch a/.hidden")
+    assert [(e.name, e.type) for e in sandbox.files.list("a")] == [
+        (".hidden", "file"),
+        ("b", "dir"),
+        ("link", "symlink"),
+    ]
+    assert sandbox.files.get_info("a/link").target == "b"
+    assert "/home/user/a/b/c.txt" in [e.path for e in sandbox.files.list("a", depth=2)]
+    assert sandbox.files.exists("a/b/c.txt")
+    assert not sandbox.files.exists("a/b/d.txt")
+    assert not sandbox.files.exists("a/b/c.txt/below-a-file")
+    info = sandbox.files.get_info("a/b/c.txt")
+    assert info.size == 1
+    assert info.modified is not None
+
+
+def test_make_dir_remove_rename(sandbox: Sandbox) -> None:
+    assert sandbox.files.make_dir("d/e/f")
+    assert not sandbox.files.make_dir("d/e/f")
+    sandbox.files.write("d/x", "content")
+    assert sandbox.files.rename("d/x", "d/y").path == "/home/user/d/y"
+    assert sandbox.files.read("d/y") == "content"
+    sandbox.files.remove("d")
+    assert not sandbox.files.exists("d")
+
+
+def test_missing_files_are_named(sandbox: Sandbox) -> None:
+    for work in (sandbox.files.read, sandbox.files.remove, sandbox.files.get_info, sandbox.files.list):
+        with pytest.raises(GuestFileError, match="nothing-here") as error:
+            work("nothing-here")
+        assert errno_of(error) == "ENOENT"
+
+
+def test_what_is_no_regular_file_is_refused_at_once(sandbox: Sandbox) -> None:
+    sandbox.commands.run("mkfifo fifo")
+    for path in ("fifo", "/dev/zero", "/home/user"):
+        with pytest.raises(GuestFileError):
+            sandbox.files.read(path)
+
+
+def test_host_requests_have_only_the_users_rights(sandbox: Sandbox) -> None:
+    with pytest.raises(GuestFileError) as error:
+        sandbox.files.write("/etc/passwd", "x")
+    assert errno_of(error) in ("EACCES", "EROFS", "EPERM")
+    with pytest.raises(GuestFileError) as error:
+        sandbox.files.read("/etc/shadow")
+    assert errno_of(error) == "EACCES"
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(sandbox: Sandbox) -> None:
+    with pytest.raises(GuestFileError) as error:
+        sandbox.files.write("/tmp/large", (b"x" * (1 << 20) for _ in range(300)))
+    assert errno_of(error) == "ENOSPC"
+    assert sandbox.files.list("/tmp") == []
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5000])
+def test_impossible_paths_are_refused(sandbox: Sandbox, path: str) -> None:
+    with pytest.raises(ValidationFailed, match="no path"):
+        sandbox.files.read(path)
+
+
+def test_a_failing_source_leaves_no_file(sandbox: Sandbox) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"x" * 1_000_000
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        sandbox.files.write("half", pieces())
+    assert sandbox.files.list() == []
+
+
+def test_a_file_replaced_while_it_is_read_is_noticed(sandbox: Sandbox) -> None:
+    sandbox.files.write("f", b"a" * 1_000_000)
+    stream = sandbox.files.read("f", "stream")
+    next(stream)
+    sandbox.files.write("f", b"b" * 1_000_000)
+    with pytest.raises(GuestFileError) as error:
+        list(stream)
+    assert errno_of(error) == "ESTALE"

@@ -1,0 +1,222 @@
+"""Making, using and ending sandboxes: sync and async, side by side, cancelled, timed out."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from emberbox import AsyncSandbox, Engine, MachineLimits, Sandbox, Settings
+from emberbox.engine import ExecuteRequest
+from emberbox.errors import ConfigError, ExecutionFailed, SessionNotFound, ValidationFailed, VmNotAvailable
+from emberbox.models import Execution, TerminationReason
+
+MINIMAL = "minimal"
+
+
+def test_the_example_of_the_readme(nothing_left: None) -> None:
+    with Sandbox.create() as sb:
+        sb.run_code("x = 41")
+        assert sb.run_code("x + 1").text == "42"
+
+
+def test_sandboxes_are_apart(nothing_left: None) -> None:
+    with Sandbox.create(MINIMAL) as one, Sandbox.create(MINIMAL) as two:
+        one.run_code("x = 1")
+        one.files.write("f", "1")
+        assert two.run_code("x").error is not None
+        assert not two.files.exists("f")
+        assert one.sandbox_id != two.sandbox_id
+
+
+async def test_many_sandboxes_at_once(nothing_left: None) -> None:
+    async def square(n: int) -> str | None:
+        async with await AsyncSandbox.create(MINIMAL) as sandbox:
+            await sandbox.run_code(f"x = {n}")
+            return (await sandbox.run_code("x * x")).text
+
+    assert await asyncio.gather(*(square(n) for n in range(6))) == [str(n * n) for n in range(6)]
+
+
+async def test_executions_side_by_side_in_one_sandbox(nothing_left: None) -> None:
+    """Two contexts that wait for each other: only possible if both run at the same time."""
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        wait = "import os, time\nopen({mine!r}, 'w').close()\nwhile not os.path.exists({other!r}): time.sleep(0.01)\n'met'"
+        contexts = [await sandbox.create_code_context() for _ in range(2)]
+        runs = await asyncio.gather(
+            sandbox.run_code(wait.format(mine="a", other="b"), context=contexts[0], timeout=30),
+            sandbox.run_code(wait.format(mine="b", other="a"), context=contexts[1], timeout=30),
+        )
+    assert [run.text for run in runs] == ["'met'", "'met'"]
+
+
+async def test_a_busy_context_is_an_error_not_a_wait(nothing_left: None) -> None:
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        started = asyncio.Event()
+        code = "print('up', flush=True)\nimport time; time.sleep(50)"
+        first = asyncio.create_task(sandbox.run_code(code, on_stdout=lambda _: started.set()))
+        await started.wait()
+        with pytest.raises(ExecutionFailed, match="running something already") as error:
+            await sandbox.run_code("1")
+        assert error.value.details["kind"] == "busy"
+        await sandbox.interrupt()
+        assert (await first).termination_reason is TerminationReason.INTERRUPTED
+
+
+async def test_cancelling_a_call_cancels_the_execution(nothing_left: None) -> None:
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        started = asyncio.Event()
+        code = "print('up', flush=True)\nwhile True: pass"
+        call = asyncio.create_task(sandbox.run_code(code, on_stdout=lambda _: started.set()))
+        await started.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        run = await _run_when_idle(sandbox)
+        assert run.text == "'idle'"
+
+
+async def _run_when_idle(sandbox: AsyncSandbox) -> Execution:
+    """The cancelled code is killed a moment after the call ended; until then its context is busy."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await sandbox.run_code("'idle'")
+            except ExecutionFailed as exc:
+                assert exc.details["kind"] == "busy"
+                await asyncio.sleep(0)
+
+
+async def test_a_failing_listener_ends_the_execution(nothing_left: None) -> None:
+    def listener(text: str) -> None:
+        raise LookupError(f"cannot take {text!r}")
+
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        with pytest.raises(LookupError, match="cannot take"):
+            await sandbox.run_code("print('x', flush=True)\nwhile True: pass", on_stdout=listener)
+        assert (await _run_when_idle(sandbox)).text == "'idle'"
+
+
+async def test_a_slow_async_listener_gets_everything(nothing_left: None) -> None:
+    seen: list[str] = []
+
+    async def listener(text: str) -> None:
+        await asyncio.sleep(0.01)
+        seen.append(text)
+
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        await sandbox.run_code("for n in range(200): print(n, flush=True)", on_stdout=listener)
+    assert "".join(seen).split() == [str(n) for n in range(200)]
+
+
+def test_a_sandbox_ends_after_its_time(nothing_left: None) -> None:
+    with Sandbox.create(MINIMAL, timeout=300) as sandbox:
+        sandbox.set_timeout(0.2)
+        run = sandbox.run_code("import time; time.sleep(60)")
+        assert run.termination_reason is TerminationReason.TIMEOUT
+        assert not sandbox.is_running()
+        with pytest.raises(VmNotAvailable, match="own time"):
+            sandbox.run_code("1")
+
+
+def test_set_timeout_can_be_taken_back(nothing_left: None) -> None:
+    with Sandbox.create(MINIMAL, timeout=3) as sandbox:
+        assert sandbox.get_info().end_at is not None
+        sandbox.set_timeout(None)
+        assert sandbox.get_info().end_at is None
+        with pytest.raises(ValidationFailed, match="positive"):
+            sandbox.set_timeout(0)
+
+
+def test_info_and_metrics(nothing_left: None) -> None:
+    with Sandbox.create(MINIMAL, metadata={"user": "ann"}, limits=MachineLimits(memory_mb=300)) as sandbox:
+        info = sandbox.get_info()
+        assert (info.template, info.backend, info.state, info.metadata) == ("minimal", "gvisor", "running", {"user": "ann"})
+        assert info.limits.memory_mb == 300
+        sandbox.files.write("f", b"x" * (5 << 20))
+        metrics = sandbox.get_metrics()
+        assert metrics.memory_limit_bytes == 300 << 20
+        assert metrics.memory_bytes is not None
+        assert 5 << 20 <= metrics.disk_used_bytes < 6 << 20
+        assert metrics.processes >= 0
+
+
+def test_kill_twice_and_use_after_kill(nothing_left: None) -> None:
+    sandbox = Sandbox.create(MINIMAL)
+    sandbox.kill()
+    sandbox.kill()
+    assert not sandbox.is_running()
+
+
+def test_environment_of_the_whole_sandbox(nothing_left: None) -> None:
+    with Sandbox.create(MINIMAL, envs={"TEAM": "red"}) as sandbox:
+        assert sandbox.run_code("import os; os.environ['TEAM']").text == "'red'"
+        assert sandbox.commands.run("echo $TEAM").stdout == "red\n"
+
+
+def test_unknown_contexts_templates_and_languages(nothing_left: None) -> None:
+    with pytest.raises(ConfigError, match="no template 'nope'"):
+        Sandbox.create("nope")
+    with Sandbox.create(MINIMAL) as sandbox:
+        with pytest.raises(SessionNotFound, match="no-context"):
+            sandbox.run_code("1", context="no-context")
+        with pytest.raises(ValidationFailed, match="cobol"):
+            sandbox.run_code("1", "cobol")
+        with pytest.raises(ValidationFailed, match="has no javascript"):
+            sandbox.run_code("1", "javascript")
+        context = sandbox.create_code_context("python")
+        with pytest.raises(ValidationFailed, match="is for python"):
+            sandbox.run_code("1", "bash", context=context)
+
+
+class Log:
+    """A hook and a recorder that write down when they are called."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    async def pre_tool(self, request: ExecuteRequest) -> ExecuteRequest:
+        from dataclasses import replace
+
+        self.steps.append("pre_tool")
+        return replace(request, code=request.code.replace("1", "2"))
+
+    async def post_tool(self, request: ExecuteRequest, execution: Execution) -> Execution:
+        self.steps.append(f"post_tool {execution.text}")
+        return execution
+
+    async def started(self, request: ExecuteRequest) -> None:
+        self.steps.append("started")
+
+    async def finished(self, request: ExecuteRequest, execution: Execution) -> None:
+        self.steps.append("finished")
+
+
+async def test_steps_of_an_execution_in_their_order(nothing_left: None, settings: Settings) -> None:
+    log = Log()
+    async with Engine(settings, hooks=[log], recorders=[log]) as engine:
+        sandbox = await engine.create_sandbox(MINIMAL)
+        execution = await engine.execute(ExecuteRequest(sandbox, "python", "1"))
+    assert execution.text == "2"
+    assert log.steps == ["pre_tool", "started", "post_tool 2", "finished"]
+
+
+async def test_a_closed_engine_has_killed_its_sandboxes(nothing_left: None, settings: Settings) -> None:
+    engine = Engine(settings)
+    sandbox = await engine.create_sandbox(MINIMAL)
+    assert [s.id for s in await engine.list_sandboxes()] == [sandbox.id]
+    await engine.close()
+    assert sandbox.state.value == "killed"
+    with pytest.raises(VmNotAvailable):
+        sandbox.open_channel()
+
+
+async def test_cancelling_a_start_leaves_nothing(nothing_left: None) -> None:
+    async with await AsyncSandbox.create(MINIMAL):  # keeps the engine, so that what is left would stay
+        for steps in (0, 1, 3, 10, 30, 100, 300):
+            start = asyncio.create_task(AsyncSandbox.create(MINIMAL))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            start.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await start
