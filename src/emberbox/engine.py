@@ -267,14 +267,16 @@ class Engine:
                 continue
             try:
                 self._extractor.validate_code(block)
-                session = session or await open_sandbox()
+            except VmExecutionError as exc:
+                errors.append(await _refused(index, exc, listener))
+                continue
+            session = session or await open_sandbox()
+            try:
                 listeners = await listener.block_begins(index, block) if listener else Listeners()
                 request = ExecuteRequest(session, block.language, block.code, RunOptions(timeout=timeout))
                 execution = await self.execute(request, listeners)
             except VmExecutionError as exc:
-                errors.append(BlockError(block=index, code=exc.code, message=exc.message, remediation=exc.remediation))
-                if listener:
-                    await listener.block_refused(index, exc)
+                errors.append(await _refused(index, exc, listener))
                 continue
             results.append(VmExecuteResponse.of(execution))
             if listener:
@@ -300,3 +302,9 @@ class Engine:
             for session in sessions:
                 await session.kill()
         return ParseExecuteResponse(code_blocks=blocks, intent=intent, execution_results=results, errors=errors)
+
+
+async def _refused(index: int, error: VmExecutionError, listener: BlockListener | None) -> BlockError:
+    if listener:
+        await listener.block_refused(index, error)
+    return BlockError(block=index, code=error.code, message=error.message, remediation=error.remediation)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emberbox._extraction import blocks
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.errors import UnsupportedLanguage, ValidationFailed
 from emberbox.models import CodeBlock, SecuritySettings, VmExecutionConfig
@@ -184,6 +185,7 @@ def test_a_command_on_its_own_line_is_a_bash_block_of_lower_confidence(line: str
         "python is nice",
         "Use `python app.py` to start it.",
         "bash scripts end in .sh",
+        "python app.py is the entry point.",
         "```text\npython3 -c 'x'\n```",
     ],
 )
@@ -480,3 +482,34 @@ def test_beyond_the_parsers_budget_fences_are_still_found(unit: str) -> None:
         ("python", SCRIPT),
     ]
     assert all(text[block.start_pos :].startswith(("```", "~~~")) for block in found)
+
+
+def test_texts_of_very_many_markers_do_not_reach_the_markdown_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr(blocks, "_parser", refuse)
+    assert [block.code for block in extract("- a\n" * 20_000 + "\n```python\nx = 1\n```\n")] == ["x = 1\n"]
+    with pytest.raises(AssertionError, match="parsed"):
+        extract("- a\n")
+
+
+def test_beyond_the_parsers_budget_a_fence_ends_with_its_quote() -> None:
+    text = "- a\n" * 20_000 + "\n> ```python\n> x = 1\nprose\n\n```bash\nls\n```\n"
+    assert [(block.language, block.code) for block in extract(text)] == [("python", "x = 1\n"), ("bash", "ls\n")]
+
+
+def test_repairs_do_not_parse_a_long_text_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = 0
+    parser = blocks._parser()
+
+    class Counting:
+        def parse(self, text: str) -> Any:
+            nonlocal parsed
+            parsed += len(text)
+            return parser.parse(text)
+
+    monkeypatch.setattr(blocks, "_parser", Counting)
+    text = "1. a\n   ```python\nx = 1\n   ```\n" * 4_000
+    extract(text)
+    assert parsed < 2 * len(text) + 300_000

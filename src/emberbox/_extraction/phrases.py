@@ -84,7 +84,7 @@ PLACEHOLDER = _any(
     r"[:{][ \t]*(?:\.\.\.|\u2026)[ \t]*\}?[ \t]*(?:#.*)?$",
     r"(?:#|//)[ \t]*(?:your (?:code|logic|implementation)|add your|insert your|rest of|the rest|existing code)\b",
     r"(?:#|//)[ \t]*(?:implementation (?:goes )?here|implement (?:this|me|here)|same as (?:before|above)|omitted)\b",
-    r"(?:#|//)[ \t]*(?:other (?:code|methods|imports)\b|\[.{1,40}\]$)",
+    r"(?:#|//)[ \t]*other (?:code|methods|imports)\b|(?:#[ \t]|//[ \t]*)\[.{1,40}\]$",
 )
 # Where `...` is what the language wants.
 NO_PLACEHOLDER = re.compile(r"\b(?:Protocol|ABC|abstractmethod|overload|Ellipsis|TypedDict)\b")

@@ -61,6 +61,7 @@ def run(
     everything: Annotated[bool, typer.Option("--all", help="Run all blocks, whatever their confidence.")] = False,
     timeout: Timeout = None,
     template: Template = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Folder to write figures and tables to.")] = None,
 ) -> None:
     """Find the code in a model's answer and run it in a fresh sandbox."""
     from emberbox.cli.run import RunOptions, run_answer
@@ -75,6 +76,7 @@ def run(
             threshold=0.0 if everything else threshold,
             timeout=timeout,
             template=template,
+            save=save,
         )
     )
 

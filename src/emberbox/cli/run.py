@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +19,7 @@ from emberbox.cli.inputs import read_input
 from emberbox.cli.progress import build_progress
 from emberbox.config import load_settings
 from emberbox.engine import Engine
-from emberbox.errors import PolicyBlocked, VmExecutionError
+from emberbox.errors import PolicyBlocked, ValidationFailed, VmExecutionError
 from emberbox.models import CodeBlock, Execution, ExecutionIntent, ParseExecuteResponse, Result
 from emberbox.sandbox.session import Listeners, Session
 
@@ -27,6 +32,7 @@ class RunOptions:
     threshold: float | None
     timeout: float | None
     template: str | None
+    save: Path | None = None
 
 
 def run_answer(options: RunOptions) -> None:
@@ -60,6 +66,10 @@ async def _run(options: RunOptions) -> int:
         response = ParseExecuteResponse(code_blocks=blocks, intent=intent, execution_results=results, errors=errors)
         if screen:
             screen.summary(response, sessions[0] if sessions else None)
+        if options.save is not None:
+            saved = save_results(response, options.save)
+            if screen:
+                screen.saved(saved)
     return _answer(response, screen)
 
 
@@ -89,7 +99,8 @@ class Screen:
             return
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for column in ("block", "line", "language", "confidence", "verdict", "begins with"):
-            table.add_column(column, justify="right" if column in ("block", "line", "confidence") else "left")
+            right = column in ("block", "line", "confidence")
+            table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
         order = sorted(range(len(blocks)), key=lambda i: blocks[i].start_pos)
         for number, index in enumerate(order, 1):
             block = blocks[index]
@@ -126,8 +137,9 @@ class Screen:
             size = len(result.png) * 3 // 4
             self.console.print(f"[magenta]◆ figure: PNG, {size:,} bytes[/]")
         elif result.text is not None:
-            mark = "[magenta]⇒[/] " if result.is_main_result else "[magenta]◆[/] "
-            self.console.print(mark, Text(printable(result.text)), sep="", soft_wrap=True)
+            mark = "⇒" if result.is_main_result else "◆"
+            gap = "\n" if "\n" in result.text else " "
+            self.console.print(f"[magenta]{mark}[/]", Text(printable(result.text)), sep=gap, soft_wrap=True)
 
     async def block_ran(self, index: int, execution: Execution) -> None:
         """Error, exit code, duration."""
@@ -152,6 +164,10 @@ class Screen:
         self.console.print(f"[red]✗[/] {escape(error.message)}", soft_wrap=True)
         self.console.print(f"  [cyan]→[/] {escape(error.remediation)}", soft_wrap=True)
 
+    def saved(self, paths: list[Path]) -> None:
+        for path in paths:
+            self.console.print(f"[magenta]◆[/] saved {escape(str(path))}", soft_wrap=True)
+
     def summary(self, response: ParseExecuteResponse, session: Session | None) -> None:
         """The last line: how many ran where."""
         ran, refused = len(response.execution_results), len(response.errors)
@@ -164,6 +180,40 @@ class Screen:
         where = f" in [bold]{session.machine.backend}[/] (template {session.image.name})" if session else ""
         colour = "green" if code is Exit.SUCCESS else "red"
         self.console.print(f"[bold {colour}]{', '.join(words)}[/]{where}")
+
+
+def save_results(response: ParseExecuteResponse, folder: Path) -> list[Path]:
+    """Write figures and other rich results as files, named by execution and position.
+
+    Raises:
+        ValidationFailed: the folder cannot be written.
+    """
+    saved = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, run in enumerate(response.execution_results, 1):
+            for position, result in enumerate(run.results, 1):
+                for suffix, data in _files_of(result):
+                    path = folder / f"execution-{number}-result-{position}.{suffix}"
+                    path.write_bytes(data)
+                    saved.append(path)
+    except OSError as exc:
+        raise ValidationFailed(f"Cannot save results in {folder}: {exc.strerror}.", remediation=_WRITABLE) from exc
+    return saved
+
+
+_WRITABLE = "Name a folder that you may write to."
+
+
+def _files_of(result: Result) -> Iterator[tuple[str, bytes]]:
+    for suffix in ("png", "jpeg", "pdf"):
+        encoded = getattr(result, suffix)
+        if encoded is not None:
+            with contextlib.suppress(binascii.Error):  # a guest may send anything under this name
+                yield suffix, base64.b64decode(encoded, validate=True)
+    for suffix, text in (("svg", result.svg), ("html", result.html), ("md", result.markdown), ("tex", result.latex)):
+        if text is not None:
+            yield suffix, text.encode("utf-8", "replace")
 
 
 def _first_line(code: str) -> str:

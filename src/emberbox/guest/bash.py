@@ -110,8 +110,15 @@ class BashKernel(SpawnedKernel):
 
     def bury(self, pid: int, status: int | None) -> None:
         """Kill what the dead process has left; what a script that has ended by itself leaves behind may live on."""
-        if status is None or not os.WIFEXITED(status) or self._doomed:
+        if self._final_state(status) is None:
             super().bury(pid, status)
+
+    def _final_state(self, status: int | None) -> bytes | None:
+        """What the shell left to the next one, if it ended by itself and had the time to."""
+        if status is None or not os.WIFEXITED(status):
+            return None
+        state = os.pread(self._state, STATE_LIMIT, 0)
+        return state if state.endswith(COMPLETE) else None
 
     def _on_channel_end(self) -> None:
         # The shell has become another program by `exec`; that one may run to its end.
@@ -121,8 +128,8 @@ class BashKernel(SpawnedKernel):
 
     def end_run(self, run: Run, status: int | None) -> None:
         """The shell has ended while it was executing something, in most cases because it was told to."""
-        state = os.pread(self._state, STATE_LIMIT, 0)
-        if status is not None and os.WIFEXITED(status) and state.endswith(COMPLETE):
+        state = self._final_state(status)
+        if status is not None and state is not None:
             self.legacy = state
             run.on_done({"id": self._sequence, "exit_code": exit_code(status)})
         elif status is not None and os.WIFEXITED(status):

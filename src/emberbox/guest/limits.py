@@ -57,7 +57,7 @@ def lower(what: int, value: int) -> None:
     resource.setrlimit(what, (value, value))
 
 
-def restrict(settings: Settings, *, address_space: bool = True) -> None:
+def restrict(settings: Settings, address_space: int) -> None:
     """Turn this process, a fresh fork, into one of the user's: own session, limits, identity, umask. No way back."""
     signal.set_wakeup_fd(-1)
     os.setsid()
@@ -66,8 +66,8 @@ def restrict(settings: Settings, *, address_space: bool = True) -> None:
     lower(resource.RLIMIT_NOFILE, settings.nofile)
     if settings.nproc >= 0:
         lower(resource.RLIMIT_NPROC, settings.nproc)
-    if address_space and settings.address_space >= 0:
-        lower(resource.RLIMIT_AS, settings.address_space)
+    if address_space >= 0:
+        lower(resource.RLIMIT_AS, address_space)
     become_user(settings)
 
 

@@ -29,10 +29,11 @@ def spawn(
     cwd: str,
     env: Dict[str, str],
     stdio: List[int],
-    address_space: bool = True,
+    address_space: int,
 ) -> tuple[int, int]:
     """Start `argv` as the user with `stdio` as its descriptors 0, 1, 2, ... and no other.
 
+    `address_space` is the limit for it in bytes, -1 for none.
     Answers the pid and a descriptor that ends when the program runs, or gives the errno and the step that failed.
     """
     report, child_report = os.pipe2(os.O_CLOEXEC)
@@ -52,7 +53,7 @@ def _become(
     stdio: List[int],
     report: int,
     *,
-    address_space: bool,
+    address_space: int,
 ) -> NoReturn:
     step = "start"
     try:
@@ -63,7 +64,7 @@ def _become(
         copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(stdio) + 3) for fd in stdio]
         for target, fd in enumerate(copies):
             os.dup2(fd, target, inheritable=True)
-        restrict(settings, address_space=address_space)
+        restrict(settings, address_space)
         default_signals()
         step = "cwd"
         os.chdir(cwd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from . import files, outcome
@@ -52,6 +51,8 @@ class RustRun:
         self._agent = agent
         self._ident = ident
         self._job = job
+        import hashlib  # not for agents that never see Rust: it loads OpenSSL
+
         settings = agent.settings
         compiler = find_program("rustc", settings.env)
         if compiler is None:
@@ -92,7 +93,7 @@ class RustRun:
             stdin=False,
             stdout_limit=self._job.limits[0],
             stderr_limit=self._job.limits[1],
-            address_space=False,
+            address_space=-1,
         )
         self._compiling = stage
         stage.on_exit = self._compiled

@@ -19,6 +19,8 @@ KERNELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernels")
 MEBIBYTE = 1 << 20
 HEAP_SHARE = 0.75
 SMALLEST_HEAP = 64
+NODE_RESERVE = 640 << 20
+"""Address space that V8 takes at its start without using it. Its heap has a limit of its own; buffers have none."""
 ACORN = "acorn/package.json"
 
 
@@ -34,8 +36,6 @@ def find_program(name: str, env: Dict[str, str]) -> str | None:
 class SpawnedKernel(KernelProcess):
     """A kernel that the agent starts itself; its control channel is descriptor 3."""
 
-    address_space = True
-
     def start(self, fds: List[int]) -> None:
         """Start the process with these descriptors: control, stdin, stdout, stderr."""
         try:
@@ -45,7 +45,7 @@ class SpawnedKernel(KernelProcess):
                 cwd=self._settings.workdir,
                 env=self._settings.env,
                 stdio=[*fds[1:], fds[0], *self.extra_fds()],
-                address_space=self.address_space,
+                address_space=self.address_space(),
             )
         except OSError:
             self._loop.later(0, lambda: self.born(None))
@@ -57,6 +57,10 @@ class SpawnedKernel(KernelProcess):
     def extra_fds(self) -> List[int]:
         """What the process gets beside the usual descriptors, from 4 on."""
         return []
+
+    def address_space(self) -> int:
+        """Bytes of address space for it, -1 for no limit."""
+        return self._settings.address_space
 
     def command(self) -> List[str]:
         """The program and its arguments."""
@@ -71,8 +75,10 @@ class SpawnedKernel(KernelProcess):
 class JavaScriptKernel(SpawnedKernel):
     """A node process."""
 
-    # V8 reserves far more address space than it uses; its heap has a limit of its own.
-    address_space = False
+    def address_space(self) -> int:
+        """Bytes of address space for it, -1 for no limit."""
+        limit = self._settings.address_space
+        return limit if limit < 0 else limit + NODE_RESERVE
 
     def command(self) -> List[str]:
         """The program and its arguments."""

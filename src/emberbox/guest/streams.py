@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 16
 DRAIN_LIMIT = 1 << 20
 """No pipe of an unprivileged user holds more; a drain ends there, however fast somebody goes on writing."""
-TAIL_SIZE = 2048
+TAIL_SIZE = 8192
 
 
 def incomplete_suffix(data: bytes) -> int:

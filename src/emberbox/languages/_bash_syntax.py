@@ -31,7 +31,8 @@ class _Open:
     closer: str
     what: str
     offset: int
-    ready: bool = True  # `then` or `do` was seen; always true where there is none
+    ready: bool = True  # `then`, `do` or `in` was seen; always true where there is none
+    pattern: bool = False  # within `case`: at a pattern, up to its parenthesis
 
 
 class _Scanner:
@@ -40,6 +41,7 @@ class _Scanner:
         self.at = 0
         self.stack: list[_Open] = []
         self.heredocs: list[tuple[str, bool]] = []
+        self.backticks = 0  # open ones; they do not nest
         self.fresh = True  # at the place of a command's name
 
     def scan(self) -> Problem | None:
@@ -73,12 +75,10 @@ class _Scanner:
             self._line_end()
         elif char == "<" and self.code.startswith("<<", self.at):
             self._heredoc()
-        elif char == "(":
-            self._push(")", "(", 1)
-        elif char == ")":
-            return self._close_parenthesis(top)
+        elif char in "()":
+            return self._parenthesis(char, top)
         elif char in ";&|":
-            self._separator()
+            self._separator(top)
         elif char.isspace() or char in "<>":
             self.at += 1
         else:
@@ -108,13 +108,15 @@ class _Scanner:
         return Problem(begin, "unterminated string") if position >= len(self.code) else None
 
     def _quote(self, char: str, top: _Open | None) -> None:
-        inside = any(entry.closer == "`" for entry in self.stack) if char == "`" else False
+        inside = char == "`" and self.backticks > 0
         if top is not None and (top.closer == char or inside):
             while self.stack and self.stack[-1].closer != char:
                 self.stack.pop()
             self.stack.pop()
+            self.backticks -= char == "`"
             self.at += 1
         else:
+            self.backticks += char == "`"
             self._push(char, char, 1)
         self.fresh = char == "`" and not inside
 
@@ -154,25 +156,41 @@ class _Scanner:
             self.at += 3
             return
         match = _HEREDOC.match(self.code, self.at)
-        arithmetic = any(entry.what in {"((", "$(("} for entry in self.stack)
-        if match is None or arithmetic:
+        if match is None or self._in_arithmetic():
             self.at += 2
             return
         self.heredocs.append((match[2] or match[3] or match[4], bool(match[1])))
         self.at = match.end()
 
-    def _close_parenthesis(self, top: _Open | None) -> Problem | None:
+    def _in_arithmetic(self) -> bool:
+        """Within `((…))`, where `<<` shifts."""
+        for entry in reversed(self.stack[-8:]):
+            if entry.what != "(":
+                return False
+            if self.code[entry.offset - 1 : entry.offset] == "(":
+                return True
+        return False
+
+    def _parenthesis(self, char: str, top: _Open | None) -> Problem | None:
+        if char == "(":
+            if top is None or not top.pattern:
+                self._push(")", "(", 1)
+            else:
+                self.at += 1  # `(pattern)`
+            return None
         offset, self.at = self.at, self.at + 1
         if top is not None and top.closer == ")":
             self.stack.pop()
             self.fresh = self.code[top.offset] == "("  # `f() if …`, `(a) then`
             return None
         if top is not None and top.closer == "esac":
-            self.fresh = True  # the end of a pattern
+            top.pattern, self.fresh = False, True
             return None
         return Problem(offset, "unexpected ')'")
 
-    def _separator(self) -> None:
+    def _separator(self, top: _Open | None) -> None:
+        if top is not None and top.what == "case" and self.code[self.at : self.at + 2] in {";;", ";&"}:
+            top.pattern = True
         self.at += 1
         self.fresh = True
 
@@ -196,7 +214,7 @@ class _Scanner:
         if top is not None and top.what == "${":
             return None
         if word == "in" and top is not None and not top.ready and top.what == "case":
-            top.ready = self.fresh = True
+            top.ready = top.pattern = self.fresh = True
             return None
         if word == "do" and top is not None and top.what in {"for", "select"} and not top.ready:
             fresh = self.fresh = True  # `for name do`
@@ -208,9 +226,7 @@ class _Scanner:
         return before in " \t\n\r;&|()`{" and after in " \t\n\r;&|()`<>"
 
     def _reserved(self, word: str, offset: int, top: _Open | None) -> Problem | None:
-        in_pattern = top is not None and top.what == "case" and word != "esac" and self._is_pattern()
-        if in_pattern:
-            self.fresh = False
+        if top is not None and top.pattern and word != "esac":
             return None
         if word in _OPENERS:
             ready = word == "{"
@@ -223,11 +239,8 @@ class _Scanner:
             if top is None or top.closer != word or not top.ready:
                 return Problem(offset, f"unexpected '{word}'")
             self.stack.pop()
+            self.fresh = True  # another closer may follow: `done }`
         return None
-
-    def _is_pattern(self) -> bool:
-        """Whether the word just read is a pattern of `case`: something like `if)` or `if|`."""
-        return self.code[self.at : self.at + 1] in {")", "|"} or self.code[self.at : self.at + 2] in {" )", " |"}
 
 
 def find_problem(code: str) -> Problem | None:

@@ -58,7 +58,7 @@ def test_declarations_stay_and_can_be_made_again(agent: Client) -> None:
         ("setTimeout(() => {}, 1)", None),
         ("#!/usr/bin/env node\n9", "9"),
         (
-            "import fs, { readFileSync as r } from 'fs'; import * as p from 'path'\ntypeof fs.statSync + typeof r + p.sep",
+            "import fs, { statSync as r } from 'fs'; import * as p from 'path'\ntypeof fs.statSync + typeof r + p.sep",
             "'functionfunction/'",
         ),
         ("(await import('node:os')).EOL", "'\\n'"),

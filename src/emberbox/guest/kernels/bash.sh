@@ -33,12 +33,14 @@ trap() {
   done
 }
 
+__kernel_return() { builtin return "$1"; }
+
 __kernel_run_exit_trap() {
   builtin local __kernel_action
   __kernel_action=$__kernel_exit_trap
   __kernel_exit_trap=
   if [[ -n $__kernel_action ]]; then
-    (builtin exit "$1")
+    __kernel_return "$1"
     builtin eval "$__kernel_action"
   fi
 }
@@ -76,13 +78,15 @@ __kernel_save() {
   builtin eval "$__kernel_restore"
   {
     builtin local __kernel_name
+    # Through a file: this must work where no process can be made any more.
+    builtin compgen -v >/proc/self/fd/202
     while IFS= builtin read -r __kernel_name; do
       case $__kernel_name in
         BASH* | EUID | UID | PPID | SHELLOPTS | DIRSTACK | FUNCNAME | GROUPS | LINENO | RANDOM | SRANDOM | SECONDS | \
           EPOCH* | PIPESTATUS | _ | __kernel_* | HISTCMD | COMP_* | SHLVL | PWD | OLDPWD) ;;
         *) builtin declare -p "$__kernel_name" ;;
       esac
-    done < <(builtin compgen -v)
+    done </proc/self/fd/202
     builtin declare -f
     builtin alias -p
     builtin shopt -p

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCE_BUDGET = 4 << 20
-"""Characters of old cells kept for tracebacks and inspect.getsource."""
+SOURCE_BUDGET = 2 << 20
+CELL_OVERHEAD = 600
+"""Bytes of old cells kept for tracebacks and inspect.getsource."""
 VALUE_LIMIT = 10_000
 TRACEBACK_LIMIT = 60_000
 
@@ -29,8 +30,8 @@ class Sources:
         """Remember the text of a cell."""
         # A modification time of None keeps linecache from looking for the file.
         linecache.cache[name] = (len(source), None, [line + "\n" for line in source.split("\n")], name)
-        self._cells.append((name, len(source) + 100))
-        self._size += len(source) + 100
+        self._cells.append((name, len(source) + CELL_OVERHEAD))
+        self._size += len(source) + CELL_OVERHEAD
         while self._size > SOURCE_BUDGET and len(self._cells) > 1:
             old, size = self._cells.pop(0)
             self._size -= size

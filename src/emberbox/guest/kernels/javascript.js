@@ -6,7 +6,6 @@
 "use strict";
 
 const { Buffer, Map, Object, Promise, Set, Symbol, process, globalThis: world } = globalThis;
-const EventEmitter = require("events");
 const fs = require("fs");
 const net = require("net");
 const path = require("path");
@@ -14,6 +13,8 @@ const util = require("util");
 const vm = require("vm");
 const { builtinModules, createRequire } = require("module");
 const { pathToFileURL } = require("url");
+const { causeOf, describe, failureOf, remember } = require("./javascript_errors.js");
+const { bundle, isBusywork, render } = require("./javascript_results.js");
 const transform = require("./javascript_transform.js");
 const timers = require("./javascript_timers.js");
 
@@ -21,11 +22,6 @@ const CONTROL = 3;
 const PREFIX = 8;
 const INTERRUPTED = 130;
 const UNSETTLED = 13;
-const TEXT_LIMIT = 200000;
-const VALUE_LIMIT = 10000;
-const TRACEBACK_LIMIT = 60000;
-const SOURCE_BUDGET = 4 << 20;
-const JSON_LIMIT = 1 << 20;
 
 // ---- the channel to the agent ---------------------------------------------------------------------------------------
 
@@ -81,22 +77,10 @@ function warm(header) {
 /** The execution under way: {id, room, truncated, cell, pending, failure, code, restore}. */
 let current = null;
 let count = 0;
-const sources = new Map();
-let sourceSize = 0;
 
 class ExitSignal {
   constructor(code) {
     this.code = code;
-  }
-}
-
-function remember(cell, source, edits) {
-  sources.set(cell, { source, edits });
-  sourceSize += source.length;
-  while (sourceSize > SOURCE_BUDGET && sources.size > 1) {
-    const [oldest, { source: text }] = sources.entries().next().value;
-    sources.delete(oldest);
-    sourceSize -= text.length;
   }
 }
 
@@ -227,14 +211,6 @@ function runExitListeners(run, code) {
       if (!(error instanceof ExitSignal)) fs.writeSync(2, `${util.inspect(error)}\n`);
     }
   }
-}
-
-function describe(failure) {
-  return {
-    name: failure.name.slice(0, 200),
-    value: failure.value.slice(0, VALUE_LIMIT),
-    traceback: failure.traceback.slice(0, TRACEBACK_LIMIT),
-  };
 }
 
 /** The execution ends with an error, or because it asked to: as in a process of its own, what is pending is dropped. */
@@ -369,55 +345,6 @@ function renewStdin() {
 
 // ---- results --------------------------------------------------------------------------------------------------------
 
-function inspect(value) {
-  try {
-    const text = util.inspect(value);
-    return text.length <= TEXT_LIMIT ? text : `${text.slice(0, TEXT_LIMIT)}... (${text.length} characters in all)`;
-  } catch (error) {
-    return `[${typeof value} that cannot be inspected]`;
-  }
-}
-
-/** Values of calls that are made for their effect, as `server.listen()` and `setTimeout()`: nobody wants to see them. */
-function isBusywork(value) {
-  const name = value !== null && typeof value === "object" && value.constructor && value.constructor.name;
-  return value instanceof EventEmitter || name === "Timeout" || name === "Immediate";
-}
-
-function isPlain(value, depth = 0) {
-  if (value === null || typeof value === "string" || typeof value === "boolean") return true;
-  if (typeof value === "number") return Number.isFinite(value);
-  if (typeof value !== "object" || depth > 50) return false;
-  const prototype = Object.getPrototypeOf(value);
-  if (Array.isArray(value)) return value.every((item) => isPlain(item, depth + 1));
-  return (prototype === Object.prototype || prototype === null)
-    && Object.values(value).every((item) => isPlain(item, depth + 1));
-}
-
-function render(value) {
-  const data = { "text/plain": inspect(value) };
-  try {
-    const method = value !== null && typeof value === "object" && value[Symbol.for("Jupyter.display")];
-    if (typeof method === "function") Object.assign(data, bundle(method.call(value)));
-    if (value !== null && typeof value === "object" && isPlain(value)) {
-      const text = JSON.stringify(value);
-      if (text.length <= JSON_LIMIT) data["application/json"] = JSON.parse(text);
-    }
-  } catch {
-    // Getters of the user may throw; text is enough then.
-  }
-  return data;
-}
-
-function bundle(offered) {
-  const data = {};
-  for (const [mime, value] of Object.entries(offered)) {
-    if (value instanceof Uint8Array) data[mime] = Buffer.from(value).toString("base64");
-    else if (typeof value === "string" || /json$/.test(mime)) data[mime] = value;
-  }
-  return data;
-}
-
 function publish(data, main) {
   const run = current;
   if (run === null) return;
@@ -440,73 +367,6 @@ define("display", (...values) => {
     publish(isBundle ? bundle(value) : render(value), false);
   }
 });
-
-// ---- errors ---------------------------------------------------------------------------------------------------------
-
-const FRAME = /(<cell \d+>):(\d+):(\d+)/;
-
-function isMachinery(line) {
-  return line.includes(__dirname) || /\bnode:/.test(line);
-}
-
-/** Without the frames of this kernel: those of node below the user's, and the call of the cell after its last line. */
-function userLines(text) {
-  const lines = text.split("\n");
-  const frames = lines.map((line) => /^\s+at /.test(line));
-  const last = lines.reduce((found, line, index) => (frames[index] && FRAME.test(line) ? index : found), -1);
-  return lines.filter((line, index) => {
-    if (!frames[index]) return true;
-    const [, cell, number] = FRAME.exec(line) || [];
-    if (cell === undefined) return index < last ? !line.includes(__dirname) : !isMachinery(line);
-    const { source } = sources.get(cell) || {};
-    return source === undefined || Number(number) <= source.split("\n").length;
-  });
-}
-
-function failureOf(error) {
-  if (!(util.types.isNativeError(error) || error instanceof Error)) {
-    const text = inspect(error);
-    return { name: "Uncaught", value: text, traceback: `Uncaught ${text}` };
-  }
-  let name = "Error";
-  let value = "";
-  try {
-    name = String(error.name);
-    value = String(error.message);
-  } catch {
-    // Getters of the user may throw.
-  }
-  const text = userLines(inspect(error)).map((line) => line.replace(FRAME, original)).join("\n");
-  return { name, value, traceback: text.startsWith("<cell") ? text : excerpt(text) + text };
-}
-
-/** Columns of the code as it was before the transformation. */
-function original(whole, cell, line, column) {
-  const { edits = [] } = sources.get(cell) || {};
-  let shift = 0;
-  for (const edit of edits) {
-    if (edit.line === Number(line) && edit.column < Number(column) - 1) shift += edit.added;
-  }
-  return `${cell}:${line}:${Math.max(1, Number(column) - shift)}`;
-}
-
-/** The line that failed, marked as node does it. */
-function excerpt(text) {
-  const found = FRAME.exec(text);
-  const source = found && sources.get(found[1]);
-  const line = source && source.source.split("\n")[Number(found[2]) - 1];
-  if (line === undefined || line === null || line.length > 500) return "";
-  return `${found[1]}:${found[2]}\n${line}\n${" ".repeat(Number(found[3]) - 1)}^\n\n`;
-}
-
-function causeOf(error) {
-  if (!error || typeof error !== "object") return null;
-  if (error.code === "ENOSPC" || error.code === "EDQUOT") return "disk";
-  if (error.code === "EAGAIN" && /spawn|fork/.test(String(error.syscall))) return "processes";
-  if (error.code === "ENOMEM" || /allocation failed/.test(String(error.message))) return "memory";
-  if (error.code === "ERR_WORKER_INIT_FAILED") return "processes";
-  return null;
-}
 
 // ---- begin ----------------------------------------------------------------------------------------------------------
 

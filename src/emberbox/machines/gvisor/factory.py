@@ -92,6 +92,12 @@ class GvisorFactory:
             await asyncio.shield(asyncio.ensure_future(self._abort(machine)))
             if isinstance(exc, TimeoutError):
                 raise ExecutionTimeout(f"Sandbox {machine.id} did not start in time.", retryable=True) from exc
+            if isinstance(exc, OSError):
+                raise VmNotAvailable(
+                    f"Cannot prepare sandbox {machine.id} in {run_dir.path}: {exc.strerror}.",
+                    remediation="Is there space on the file system of the run directory?",
+                    retryable=True,
+                ) from exc
             raise
         return machine
 

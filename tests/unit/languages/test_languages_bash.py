@@ -99,6 +99,8 @@ VALID = [
     'while read -r l; do echo "$l"; done < <(ls)\n',
     'echo "a $(echo "b `echo c`") d"\n',
     "f() { echo done; }; f\n",
+    "x=$((1<<2))\nif ((x<<1)); then echo; fi\n",
+    "{ while read -r a; do echo $a; done }\n",
     "echo if then fi\n",
     "",
 ]
