@@ -10,7 +10,7 @@ from emberbox._extraction.blocks import Lines, RawBlock, find_blocks
 from emberbox._extraction.inline import find_inline
 from emberbox._extraction.intent import judge_intent
 from emberbox._extraction.judge import Judge
-from emberbox.errors import UnsupportedLanguage, ValidationFailed
+from emberbox.errors import PolicyBlocked, UnsupportedLanguage, ValidationFailed
 from emberbox.languages import LanguageSpec, get_language, resolve
 from emberbox.models import CodeBlock, ExecutionIntent, Finding, LanguageConfig, VmExecutionConfig
 
@@ -50,20 +50,26 @@ class CodeBlockExtractor:
         """How strongly a text asks for code to be run, and what to do about it."""
         return judge_intent(text, self.extract_code_blocks(text), self.threshold)
 
-    def validate_code(self, block: CodeBlock) -> None:
+    def validate_code(self, block: CodeBlock, *, syntax: bool = True) -> None:
         """Raises unless the configuration lets the block run.
+
+        Args:
+            block: the code.
+            syntax: refuse what does not parse; False leaves that to the interpreter, whose message is the best.
 
         Raises:
             UnsupportedLanguage: the language is unknown or not allowed.
-            ValidationFailed: the code is empty, too long, not valid, or does something restricted;
-                `details["findings"]` lists every reason.
+            ValidationFailed: the code is empty, too long or not valid; `details["findings"]` lists every reason.
+            PolicyBlocked: it is valid, and does something restricted (a kind of ValidationFailed).
         """
         spec = self._allowed(block.language)
         if not self.config.code_validation:
             return
-        findings = self._findings(spec, block.code)
+        findings = self._findings(spec, block.code, syntax=syntax)
         if findings:
-            raise ValidationFailed(
+            restricted = {restriction.id for restriction in spec.restrictions}
+            refusal = PolicyBlocked if all(f.rule in restricted for f in findings) else ValidationFailed
+            raise refusal(
                 _summary(spec, findings),
                 remediation=findings[0].remediation or None,
                 details={
@@ -96,7 +102,7 @@ class CodeBlockExtractor:
             )
         return spec
 
-    def _findings(self, spec: LanguageSpec, code: str) -> list[Finding]:
+    def _findings(self, spec: LanguageSpec, code: str, *, syntax: bool) -> list[Finding]:
         if not code.strip():
             return [Finding(rule="empty", message="there is no code", line=1, column=1)]
         limit = self.config.max_code_length
@@ -111,7 +117,7 @@ class CodeBlockExtractor:
                     remediation="Shorten the code, or raise `max_code_length` in the configuration.",
                 )
             ]
-        findings = spec.syntax_findings(code)
+        findings = spec.syntax_findings(code) if syntax else []
         if self.config.security_settings.dangerous_patterns_check:
             findings += spec.check(code, disabled=self.config.disabled_restrictions)
         return findings

@@ -200,6 +200,7 @@ class Engine:
         language = self.runnable_language(request.language, request.sandbox)
         for hook in self._hooks:
             request = await hook.pre_tool(request)
+        self._check(request, language)
         check_requirements(request.requirements, language, request.sandbox.image.manifest)
         options = replace(request.options, timeout=self.timeout_for(language, request.options.timeout))
         for recorder in self._recorders:
@@ -210,6 +211,13 @@ class Engine:
         for recorder in self._recorders:
             await recorder.finished(request, execution)
         return execution
+
+    def _check(self, request: ExecuteRequest, language: Language) -> None:
+        """The settings' own policy, after the hooks, so that what a hook wrote is checked as well. Syntax is left to
+        the interpreter here: its message is better, and an SDK's user expects it as the execution's error."""
+        size = len(request.code)
+        block = CodeBlock(language=language, code=request.code, execution_confidence=1, start_pos=0, end_pos=size)
+        self._extractor.validate_code(block, syntax=False)
 
     def runnable_language(self, name: str, sandbox: Session) -> Language:
         """The language behind a name or alias, if the settings and the sandbox's template have it."""

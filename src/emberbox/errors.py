@@ -3,8 +3,8 @@
     VmExecutionError
     ├── ConfigError             a setting, role file or template is wrong
     ├── ValidationFailed        the code or the request was refused before it ran
-    │   └── UnsupportedLanguage
-    ├── PolicyBlocked           a hook refused the code
+    │   ├── UnsupportedLanguage
+    │   └── PolicyBlocked       a restriction or a hook refused valid code
     ├── VmNotAvailable          no back end, no capacity, or the machine is gone
     ├── VmConnectionError       the channel to a machine or a server broke
     ├── ExecutionTimeout        a deadline of Emberbox itself passed
@@ -88,12 +88,11 @@ class UnsupportedLanguage(ValidationFailed):
     default_remediation = "Use one of: python, javascript, bash, rust (or their aliases), and allow it in the settings."
 
 
-class PolicyBlocked(VmExecutionError):
-    """A hook refused the code, or nobody approved it in time. `details["hook"]` says which hook."""
+class PolicyBlocked(ValidationFailed):
+    """A restriction of the language or a hook refused code that is valid as such."""
 
     code = "blocked_by_policy"
     default_remediation = "Change the code, or change the policy that the message names."
-    default_retryable = True
 
 
 class VmNotAvailable(VmExecutionError):

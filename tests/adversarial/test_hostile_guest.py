@@ -9,6 +9,7 @@ import dataclasses
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from emberbox.images.store import Image
 from emberbox.sandbox.manager import SandboxManager
 from emberbox.sandbox.session import Listeners, RunOptions, Session
 
-AGENT = '''
+AGENT = """
 import json, os, struct, sys, time
 
 def frame(header, payload=b""):
@@ -57,7 +58,7 @@ def done(id, **more):
                   stdout_truncated=False, stderr_truncated=False, results_truncated=False, duration_ms=1.0)
     send(frame({"id": id, "ev": "done", **{**fields, **more}}))
 
-'''
+"""
 
 
 @pytest.fixture
@@ -149,8 +150,8 @@ async def test_an_agent_that_says_nothing_fails_the_start(engine: Engine, hostil
         await hostile("time.sleep(1000)")
 
 
-def _impatient(create):  # type: ignore[no-untyped-def]
-    async def wrapper(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+def _impatient(create: Any) -> Any:
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Session:
         self._boot_timeout = 1.0
         return await create(self, *args, **kwargs)
 
@@ -171,7 +172,9 @@ REPLIES = {
 
 @pytest.mark.parametrize(("method", "fields"), REPLIES.values(), ids=REPLIES.keys())
 async def test_answers_that_make_no_sense_are_errors_of_the_machine(hostile, method: str, fields: str) -> None:  # type: ignore[no-untyped-def]
-    session = await hostile(f"h, p = hello(); send(frame({{'id': h['id'], 'ev': 'done', **{fields}}})); time.sleep(100)")
+    session = await hostile(
+        f"h, p = hello(); send(frame({{'id': h['id'], 'ev': 'done', **{fields}}})); time.sleep(100)"
+    )
     with pytest.raises(ExecutionFailed, match="makes no sense"):
         await getattr(session, method)()
 
@@ -183,7 +186,8 @@ async def test_file_answers_that_make_no_sense(hostile) -> None:  # type: ignore
 
 
 async def test_a_read_without_progress_ends(hostile) -> None:  # type: ignore[no-untyped-def]
-    code = "h, p = hello()\nwhile True:\n    send(frame({'id': h['id'], 'ev': 'done', 'eof': False}))\n    h, p = request()"
+    answer = "send(frame({'id': h['id'], 'ev': 'done', 'eof': False}))"
+    code = f"h, p = hello()\nwhile True:\n    {answer}\n    h, p = request()"
     session = await hostile(code)
     with pytest.raises(ExecutionFailed, match="no data"):
         await session.files.read_bytes("x")

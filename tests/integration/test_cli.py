@@ -34,7 +34,14 @@ def emberbox(*arguments: str, stdin: str | bytes = b"", **environment: str) -> s
 def test_run_shows_blocks_output_exit_code_and_back_end() -> None:
     done = emberbox("run", "examples/fibonacci.md")
     assert done.returncode == 0, done.stderr
-    for expected in ("python", "1.00", "[0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377]", "⇒ (5,", "exit 0", "gvisor"):
+    for expected in (
+        "python",
+        "1.00",
+        "[0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377]",
+        "⇒ (5,",
+        "exit 0",
+        "gvisor",
+    ):
         assert expected in done.stdout
 
 
@@ -99,7 +106,10 @@ def test_dry_run_needs_no_back_end() -> None:
 
 def test_threshold_and_all() -> None:
     text = "```python\nprint('one')\n```\n"
-    assert "one" not in emberbox("run", "--threshold", "1", "-", stdin=f"For reference only:\n\n{text}").stdout.split("──")[-1]
+    assert (
+        "one"
+        not in emberbox("run", "--threshold", "1", "-", stdin=f"For reference only:\n\n{text}").stdout.split("──")[-1]
+    )
     done = emberbox("run", "--all", "-", stdin=f"For reference only:\n\n{text}")
     assert done.returncode == 0
     assert "\none\n" in done.stdout

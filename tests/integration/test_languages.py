@@ -71,7 +71,7 @@ BASH = Speech(
     error_line=3,
     exit_seven="exit 7",
     loop="while :; do :; done",
-    stdin="read -r line; echo \"$line\" | rev",
+    stdin='read -r line; echo "$line" | rev',
     arguments='echo "$@"',
     environment='echo "$GREETING"',
     cwd="pwd",
@@ -207,7 +207,9 @@ def test_output_arrives_while_the_code_still_runs(sandbox: Sandbox) -> None:
         seen.append(text)
         sandbox.files.write("go", "")
 
-    code = "import os, time\nprint('first', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('second')"
+    code = (
+        "import os, time\nprint('first', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('second')"
+    )
     run = sandbox.run_code(code, on_stdout=answer, timeout=20)
     assert run.succeeded, "the code waits for a file that is written when its first line has arrived"
     assert "".join(seen) == "first\nsecond\n"
@@ -282,7 +284,9 @@ def test_rust_compiles_runs_and_is_cached(sandbox: Sandbox) -> None:
     assert first.stderr == "warning\n"
     assert first.exit_code == 0
     second_at = time.monotonic()
-    assert sandbox.run_code(allowed, "rs", stdin="again\n", args=["b"], envs={"GREETING": "ho"}).stdout.startswith("again")
+    assert sandbox.run_code(allowed, "rs", stdin="again\n", args=["b"], envs={"GREETING": "ho"}).stdout.startswith(
+        "again"
+    )
     assert time.monotonic() - second_at < first_took / 2, "the second run did not come from the cache"
 
 

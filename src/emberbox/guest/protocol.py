@@ -21,7 +21,8 @@ configure   {uid, gid, home, workdir, hostname, env: {..}, languages: [..], warm
 ping        {} -> done {}
 sync        {nonce} -> done {nonce}
 run_code    {language, context: id | null, cwd: path | null, env: {..}, args: [..], timeout: secs | null,
-             stdin_size: n (the last n bytes of the payload are stdin), stdout_limit, stderr_limit, results_limit: bytes}
+             stdin_size: n (the last n bytes of the payload are stdin),
+             stdout_limit, stderr_limit, results_limit: bytes}
             payload: code (UTF-8) + stdin
             -> started {context}
             -> stdout / stderr     payload: bytes as they arrive, never cut inside a UTF-8 sequence where avoidable
@@ -63,7 +64,14 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Dict, Tuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the agent in the machine saves the memory of the typing module
+    from typing import Any, Dict, Tuple
+
+    Header = Dict[str, Any]
+else:
+    Header = dict
 
 PROTOCOL_VERSION = 1
 PREFIX = struct.Struct("!II")
@@ -74,8 +82,6 @@ CHUNK_SIZE = 1 << 18
 
 FINAL_EVENTS = frozenset({"done", "error"})
 
-Header = Dict[str, Any]
-
 
 class ProtocolError(Exception):
     """The peer sent something that is not a frame of this protocol."""
@@ -85,7 +91,7 @@ def encode(header: Header, payload: bytes = b"") -> bytes:
     """One frame as bytes. Raises ProtocolError when it would break the bounds that the other side enforces."""
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
     if len(head) > MAX_HEADER or len(payload) > MAX_PAYLOAD:
-        raise ProtocolError("frame too large: header %d bytes, payload %d bytes" % (len(head), len(payload)))
+        raise ProtocolError(f"frame too large: header {len(head)} bytes, payload {len(payload)} bytes")
     return PREFIX.pack(4 + len(head) + len(payload), len(head)) + head + payload
 
 
@@ -106,14 +112,14 @@ class FrameDecoder:
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
-    def next(self) -> "Tuple[Header, bytes] | None":
+    def next(self) -> Tuple[Header, bytes] | None:
         """The next whole frame, or None until more bytes are fed. Raises ProtocolError on nonsense."""
         buffer = self._buffer
         if len(buffer) < PREFIX.size:
             return None
         size, head_size = PREFIX.unpack_from(buffer)
         if head_size > MAX_HEADER or size < 4 + head_size or size - 4 - head_size > MAX_PAYLOAD:
-            raise ProtocolError("impossible frame: size %d, header %d" % (size, head_size))
+            raise ProtocolError(f"impossible frame: size {size}, header {head_size}")
         end = 4 + size
         if len(buffer) < end:
             return None

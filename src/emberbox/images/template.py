@@ -78,7 +78,7 @@ class Template(Model):
     workdir: str = "/home/user"
     limits: MachineLimits = MachineLimits()
     languages: list[Language] = Field(default=["python", "bash"])
-    warm: list[Literal["python"]] = Field(default_factory=list)
+    warm: list[Literal["python", "javascript", "bash"]] = Field(default_factory=list)
     warmup: str | None = Field(default=None, description="Python source that runs once before any user code")
 
     @field_validator("pip")

@@ -16,6 +16,7 @@ from emberbox.guest.protocol import Header, ProtocolError
 from emberbox.models import CommandResult, Execution, ExecutionError, Language, Logs, Result, TerminationReason
 
 _MAX_TEXT = 1 << 20
+_MAX_RESULTS = 10_000
 _FIELD_OF_MIME = {
     "text/plain": "text",
     "text/html": "html",
@@ -38,18 +39,21 @@ class TextStream:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.parts: list[str] = []
+        self.size = 0
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
+        self.size += len(data)
         text = self._decoder.decode(data, final)
         if text:
             self.parts.append(text)
         return text
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class OutputCollector:
     """What run_code and exec have in common: two streams and how it ended."""
 
+    output_limit: int
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     stdout: TextStream = field(default_factory=TextStream)
     stderr: TextStream = field(default_factory=TextStream)
@@ -60,6 +64,8 @@ class OutputCollector:
             return None
         stream = self.stdout if header["ev"] == "stdout" else self.stderr
         text = stream.feed(payload)
+        if stream.size > self.output_limit:
+            raise ProtocolError(f"more than the {self.output_limit} bytes of output that were asked for")
         return (header["ev"], text) if text else None
 
     def flush(self) -> list[tuple[str, str]]:
@@ -92,21 +98,26 @@ class OutputCollector:
         return (datetime.now(UTC) - self.started_at).total_seconds() * 1000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ExecutionCollector(OutputCollector):
     """Events of one run_code."""
 
+    results_limit: int
     execution_id: str = ""
     sandbox_id: str = ""
     backend: str = ""
     language: Language = "python"
     results: list[Result] = field(default_factory=list)
     context: str | None = None
+    results_size: int = 0
 
     def result(self, header: Header, payload: bytes) -> Result | None:
         """Take a result event; None for any other."""
         if header["ev"] != "result":
             return None
+        self.results_size += len(payload)
+        if self.results_size > self.results_limit or len(self.results) >= _MAX_RESULTS:
+            raise ProtocolError("more results than were asked for")
         try:
             bundle = json.loads(payload)
         except (ValueError, RecursionError) as exc:

@@ -236,6 +236,8 @@ class Session:
             )
         output = options.output_bytes or self.limits.output_bytes
         collector = ExecutionCollector(
+            output_limit=output,
+            results_limit=output * _RESULTS_FACTOR,
             execution_id=f"ex-{secrets.token_hex(8)}",
             sandbox_id=self.id,
             backend=self.machine.backend,
@@ -280,7 +282,8 @@ class Session:
         on_start: Callable[[int, int], None] | None = None,
     ) -> CommandResult:
         """Run a program. `on_start` gets the request's number (for `signal` and `send_stdin`) and the pid."""
-        channel, listeners, collector = self.open_channel(), listeners or Listeners(), OutputCollector()
+        channel, listeners = self.open_channel(), listeners or Listeners()
+        collector = OutputCollector(output_limit=self.limits.output_bytes)
         fields = {
             "argv": list(argv),
             "cwd": cwd,

@@ -1,0 +1,1 @@
+"""Machines: one isolated computer each, made by back ends that all keep the contract of `base`."""
