@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -56,8 +57,17 @@ def _ours(process: psutil.Process) -> bool:
 
 
 def _groups() -> list[str]:
+    """Groups without members that stay. (Groups with members belong to sandboxes of somebody else on this host: ours
+    have no processes any more when this is asked. One that is just being made or removed is not there for long.)"""
     root = find_cgroup_root()
-    return [] if root is None else sorted(f"{GROUP}/{name}" for name in root.names(""))
+    if root is None:
+        return []
+    empty = {name for name in root.names("") if not root.group(name).pids()}
+    deadline = time.monotonic() + 3
+    while empty and time.monotonic() < deadline:
+        time.sleep(0.02)
+        empty &= {name for name in root.names("") if not root.group(name).pids()}
+    return sorted(f"{GROUP}/{name}" for name in empty)
 
 
 def _descriptors() -> dict[str, str]:
