@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -36,7 +37,10 @@ _ALWAYS = (
 )  # fmt: skip
 """What every image has: a POSIX user land, and Python for the agent."""
 _EXCLUDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
-_ENV_PASSED = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE")
+_ENV_PASSED = (
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
+    "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+)  # fmt: skip
 
 
 def no_progress(message: str, part: float | None) -> None:
@@ -147,6 +151,7 @@ class _Build:
         mmdebstrap = _program("mmdebstrap", "Run `emberbox setup`, or install the package mmdebstrap.")
         packages = sorted({*_ALWAYS, *self.template.packages})
         argv = [
+            *await asyncio.to_thread(_own_namespaces),
             mmdebstrap, "--variant=custom", "--format=tar", f"--include={','.join(packages)}",
             "--aptopt=APT::Install-Recommends \"false\"",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
@@ -275,6 +280,16 @@ def _finish(template: Template, work: Path, seconds: float) -> Manifest:
     work.chmod(0o755)
     os.sync()  # the rename that follows must not reach the disk before the files
     return manifest
+
+
+def _own_namespaces() -> tuple[str, ...]:
+    """What to put before a command that mounts file systems as root: in a mount namespace of its own the mounts end
+    with it, and in a pid namespace all of its processes do. An ordinary user's mmdebstrap makes its own."""
+    command = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        return ()
+    possible = subprocess.run([*command, "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return command if possible.returncode == 0 else ()
 
 
 def _program(name: str, remedy: str) -> str:

@@ -61,6 +61,7 @@ class GvisorFactory:
             why = "runsc was not found: " + "; ".join(problems)
             remedy = "Run `emberbox setup`; it installs runsc into a private folder."
             return Capabilities(self.backend, False, why, remedy, cgroup=cgroup, limitations=tuple(limitations))
+        limitations += [f"passed over: {problem}" for problem in problems]
         if not runsc.pinned:
             limitations.append(f"tested with runsc {PINNED_VERSION}, this is {runsc.version}")
         return Capabilities(
