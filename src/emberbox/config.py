@@ -12,8 +12,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from emberbox.errors import ConfigError
 from emberbox.models import VmExecutionConfig
@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     auto_execute_threshold: float = Field(default=0.7, ge=0, le=1, description="confidence from which blocks run")
     max_input_bytes: int = Field(default=16 << 20, ge=1024, description="longest answer that is read")
     vm_execution: VmExecutionConfig = VmExecutionConfig(enabled=True)
+
+    @field_validator("cache_dir", "run_dir", "templates_dir", "runsc")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        """Helper processes run in other directories."""
+        return None if value is None else value.expanduser().absolute()
 
     @classmethod
     def settings_customise_sources(
@@ -112,3 +118,5 @@ def load_settings(**arguments: Any) -> Settings:
     except ValidationError as exc:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in exc.errors())
         raise ConfigError(f"Wrong settings: {problems}.") from exc
+    except SettingsError as exc:
+        raise ConfigError(f"Wrong settings: {exc}.") from exc

@@ -151,7 +151,7 @@ async def test_an_agent_that_says_nothing_fails_the_start(engine: Engine, hostil
 
 
 def _impatient(create: Any) -> Any:
-    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Session:
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._boot_timeout = 1.0
         return await create(self, *args, **kwargs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,10 +96,13 @@ class Screen:
         )
         if not blocks:
             return
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
         for column in ("block", "line", "language", "confidence", "verdict", "begins with"):
             right = column in ("block", "line", "confidence")
-            table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+            if column == "begins with":
+                table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1)
+            else:
+                table.add_column(column, justify="right" if right else "left", min_width=len(column))
         order = sorted(range(len(blocks)), key=lambda i: blocks[i].start_pos)
         for number, index in enumerate(order, 1):
             block = blocks[index]
@@ -109,7 +111,7 @@ class Screen:
             table.add_row(
                 str(number),
                 str(block.metadata.get("line", "")),
-                block.language,
+                Text(printable(block.language)),
                 f"{block.execution_confidence:.2f}",
                 "[green]run[/]" if runs else f"[dim]skip (below {self.threshold:.2f})[/]",
                 Text(_first_line(block.code), style="dim"),
@@ -123,7 +125,11 @@ class Screen:
 
     def _head(self, index: int, language: str, colour: str) -> None:
         self.console.print(
-            Rule(f"[bold]block {self.names.get(index, index + 1)}[/] · {escape(language)}", style=colour, align="left")
+            Rule(
+                f"[bold]block {self.names.get(index, index + 1)}[/] · {escape(printable(language))}",
+                style=colour,
+                align="left",
+            )
         )
 
     def _stdout(self, text: str) -> None:
@@ -161,8 +167,8 @@ class Screen:
         """Why a block was not run."""
         blocked = isinstance(error, PolicyBlocked)
         self._head(index, "blocked by policy" if blocked else "not run", "red")
-        self.console.print(f"[red]✗[/] {escape(error.message)}", soft_wrap=True)
-        self.console.print(f"  [cyan]→[/] {escape(error.remediation)}", soft_wrap=True)
+        self.console.print(f"[red]✗[/] {escape(printable(error.message))}", soft_wrap=True)
+        self.console.print(f"  [cyan]→[/] {escape(printable(error.remediation))}", soft_wrap=True)
 
     def saved(self, paths: list[Path]) -> None:
         for path in paths:
@@ -209,7 +215,7 @@ def _files_of(result: Result) -> Iterator[tuple[str, bytes]]:
     for suffix in ("png", "jpeg", "pdf"):
         encoded = getattr(result, suffix)
         if encoded is not None:
-            with contextlib.suppress(binascii.Error):  # a guest may send anything under this name
+            with contextlib.suppress(ValueError):  # a guest may send anything under this name
                 yield suffix, base64.b64decode(encoded, validate=True)
     for suffix, text in (("svg", result.svg), ("html", result.html), ("md", result.markdown), ("tex", result.latex)):
         if text is not None:

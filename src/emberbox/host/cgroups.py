@@ -9,6 +9,7 @@ Formats: cgroups(7), Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from emberbox.models import MachineLimits
 GROUP = "emberbox"
 _V2_CONTROLLERS = "+memory +cpu +pids"
 _PERIOD_US = 100_000
+_ATTEMPTS = 10
 _HOST_PROCESSES_PER_MACHINE = 4096
 """gVisor's own threads count as well; the limit on user code is set in the guest, this one only stops a runaway."""
 
@@ -32,6 +34,26 @@ class CgroupRoot:
     version: Literal["v1", "v2"]
     directories: Mapping[str, Path]
 
+    def save(self, path: Path) -> None:
+        """Write down where the groups are: whoever clears up after us may belong to another cgroup, and would look
+        elsewhere."""
+        directories = {controller: str(base) for controller, base in self.directories.items()}
+        path.write_text(json.dumps({"version": self.version, "directories": directories}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> CgroupRoot | None:
+        """What `save` wrote; None where there is nothing to read."""
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            return cls(saved["version"], {name: Path(base) for name, base in saved["directories"].items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    @property
+    def bases(self) -> list[Path]:
+        """The directories in which the groups are, each once."""
+        return sorted(set(self.directories.values()))
+
     def group(self, name: str) -> MachineGroup:
         """The group of that name, whether it exists or not."""
         return MachineGroup(self.version, {controller: base / name for controller, base in self.directories.items()})
@@ -42,7 +64,7 @@ class CgroupRoot:
 
     def remove_if_empty(self) -> None:
         """Remove the directory that holds all groups, if nobody uses it."""
-        for base in set(self.directories.values()):
+        for base in self.bases:
             with contextlib.suppress(OSError):
                 base.rmdir()
 
@@ -55,15 +77,26 @@ class CgroupRoot:
         group = self.group(name)
         try:
             for path in group.directories:
-                path.parent.mkdir(exist_ok=True)
-                if self.version == "v2":
-                    (path.parent / "cgroup.subtree_control").write_text(_V2_CONTROLLERS)
-                path.mkdir()
+                self._make(path)
             group.set_limits(limits)
         except OSError:
             group.remove(deadline=1.0)
             raise
         return group
+
+    def _make(self, path: Path) -> None:
+        for attempt in range(_ATTEMPTS):
+            path.parent.mkdir(exist_ok=True)
+            try:
+                if self.version == "v2":
+                    (path.parent / "cgroup.subtree_control").write_text(_V2_CONTROLLERS)
+                path.mkdir()
+            except FileNotFoundError:
+                # another process removed the empty parent between our two steps
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ can be taken belongs to the dead, and `sweep` may clear it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -14,14 +15,17 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emberbox.errors import ConfigError
+from emberbox.errors import ConfigError, VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 
 _LOCK = "lock"
+CGROUPS = "cgroups.json"
+"""In the directory of an owner: where its cgroups are."""
+_KILL_SECONDS = 10.0
 _LONGEST = 52
 """107 bytes (unix(7)) less owner, machine id and the name of runsc's control socket."""
 
@@ -50,17 +54,25 @@ def make_run_dir(base: Path, *, socket_paths: bool = True) -> RunDir:
 
     Raises:
         ConfigError: `base` cannot be made, or belongs to somebody else.
+        VmNotAvailable: its file system is full.
     """
     _check_base(base, socket_paths=socket_paths)
     owner = secrets.token_hex(4)
     building = base / f".{owner}"
+    lock_fd = -1
     try:
         building.mkdir(mode=0o700)
         lock_fd = os.open(building / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         building.rename(base / owner)
     except OSError as exc:
-        raise ConfigError(f"Cannot make a directory in {base}: {exc.strerror}.", remediation=_REMEDY) from exc
+        shutil.rmtree(building, ignore_errors=True)
+        if lock_fd >= 0:
+            os.close(lock_fd)
+        message = f"Cannot make a directory in {base}: {exc.strerror}."
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise VmNotAvailable(message, remediation="Make space on that file system.") from exc
+        raise ConfigError(message, remediation=_REMEDY) from exc
     return RunDir(base / owner, lock_fd)
 
 
@@ -81,9 +93,11 @@ def _check_base(base: Path, *, socket_paths: bool) -> None:
 
 def dead_owners(base: Path) -> Iterator[tuple[Path, int]]:
     """Directories below `base` whose owner is gone, each with its lock taken (the caller closes the descriptor)."""
-    if not base.is_dir():
-        return
-    for path in sorted(base.iterdir()):
+    try:
+        paths = sorted(base.iterdir())
+    except OSError:
+        return  # not there, or another user's
+    for path in paths:
         try:
             fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
@@ -110,24 +124,52 @@ def processes_of(marker: str) -> list[int]:
     return found
 
 
-def clear_owner(path: Path, cgroups: CgroupRoot | None) -> int:
+def clear_owner(path: Path) -> int:
     """Kill what a dead owner's machines still run, remove their cgroups and files; the number of processes killed."""
+    cgroups = CgroupRoot.load(path / CGROUPS)
     groups = [cgroups.group(name) for name in cgroups.names(f"{path.name}-")] if cgroups else []
 
     def ours() -> set[int]:
         return set(processes_of(f"{path}/")).union(*(group.pids() for group in groups))
 
-    pids = ours()
+    killed = _kill(ours)
+    for group in groups:
+        group.remove()
+    if cgroups is not None:
+        cgroups.remove_if_empty()
+    shutil.rmtree(path, ignore_errors=True)
+    return killed
+
+
+def kill_processes_in(folder: Path) -> None:
+    """Kill what works in a folder: names it in its command line or environment, or has it as directory or root."""
+    end = time.monotonic() + _KILL_SECONDS
+    while _kill(lambda: _processes_in(folder)) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def _processes_in(folder: Path) -> set[int]:
+    needle, found = os.fsencode(folder) + b"/", set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                places = [os.fsencode((entry / link).readlink()) + b"/" for link in ("cwd", "root")]
+                words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if needle in words or any(place.startswith(needle) for place in places):
+                    found.add(int(entry.name))
+    return found
+
+
+def _kill(find: Callable[[], set[int]]) -> int:
+    """Kill what `find` finds; how many."""
+    pids = find()
     for pid in pids:
         # pidfd_open + a second look: between finding and killing, the pid may have become a stranger's
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if pid in ours():
+                if pid in find():
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
-    for group in groups:
-        group.remove()
-    shutil.rmtree(path, ignore_errors=True)
     return len(pids)

@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,10 @@ from emberbox.errors import Internal, VmNotAvailable
 from emberbox.host import spawner_main
 
 _REQUEST_TIMEOUT = 15.0
+_NAMESPACES = (
+    "As an ordinary user it needs user namespaces: allow them (user.max_user_namespaces and, where it exists, "
+    "kernel.unprivileged_userns_clone of sysctl(8)), or run as root."
+)
 
 
 @dataclass(slots=True)
@@ -37,41 +43,62 @@ class Spawner:
     _socket: socket.socket
     _process: subprocess.Popen[bytes]
     _loop: asyncio.AbstractEventLoop
+    _up: asyncio.Future[None]
     _next_id: int = 0
     _replies: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     _processes: dict[int, Process] = field(default_factory=dict)
     _early_exits: dict[int, int] = field(default_factory=dict)
+    _sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _room: asyncio.Future[None] | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
-    async def start(cls, run_dir: Path, lock_fd: int, *, user_namespace: bool | None = None) -> Spawner:
+    async def start(
+        cls, run_dir: Path, lock_fd: int, *, cgroups: Sequence[Path] = (), user_namespace: bool | None = None
+    ) -> Spawner:
         """Start the process. `run_dir` is removed by it when the control socket ends; it shares the lock `lock_fd`,
         so that nobody takes the directory for abandoned before it is done.
 
+        `cgroups`: directories in which groups that begin with the name of `run_dir` are removed likewise.
         `user_namespace`: start it in one of its own, where it is root. By default so for an ordinary user, because
         gVisor needs that much.
         """
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        script = spawner_main.__file__
-        argv = [sys.executable, "-I", "-S", script, str(there.fileno()), str(run_dir)]
+        prefix: list[str] = []
         if os.getuid() != 0 if user_namespace is None else user_namespace:
             unshare = shutil.which("unshare")
             if unshare is None:
                 raise VmNotAvailable("`unshare` was not found.", remediation="Install the package util-linux.")
-            argv = [unshare, "--user", "--map-root-user", "--", *argv]
-        with there:
+            prefix = [unshare, "--user", "--map-root-user", "--"]
+        loop = asyncio.get_running_loop()
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        script = spawner_main.__file__
+        python = [sys.executable, "-I", "-S", script, str(there.fileno()), str(run_dir), *map(str, cgroups)]
+        argv = [*prefix, *python]
+        with there, tempfile.TemporaryFile() as words:
             process = subprocess.Popen(  # noqa: ASYNC220 (a short-lived fork of one small helper)
                 argv,
                 pass_fds=[there.fileno(), lock_fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=words,
                 cwd="/",
                 env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
                 start_new_session=True,
             )
-        here.setblocking(False)
-        spawner = cls(run_dir, here, process, asyncio.get_running_loop())
-        spawner._loop.add_reader(here.fileno(), spawner._readable)
+            there.close()
+            here.setblocking(False)
+            spawner = cls(run_dir, here, process, loop, loop.create_future())
+            loop.add_reader(here.fileno(), spawner._readable)
+            try:
+                async with asyncio.timeout(_REQUEST_TIMEOUT):
+                    await spawner._up
+            except BaseException as exc:
+                await asyncio.shield(asyncio.ensure_future(spawner.close()))
+                if not isinstance(exc, OSError | TimeoutError):
+                    raise
+                words.seek(0)
+                why = words.read(2000).decode("utf-8", "replace").strip() or exc
+                raise VmNotAvailable(f"The spawner did not start: {why}.", remediation=_NAMESPACES) from exc
         return spawner
 
     @property
@@ -101,6 +128,8 @@ class Spawner:
 
     async def own(self, pid: int) -> Process:
         """Follow an orphan of a program that was spawned here, so that its end is reported and it can be signalled."""
+        if pid in self._processes:
+            return self._processes[pid]
         process = self._track(pid)
         try:
             await self._request({"op": "own", "pid": pid})
@@ -115,10 +144,6 @@ class Spawner:
             return
         with contextlib.suppress(VmNotAvailable):
             await self._request({"op": "signal", "pid": process.pid, "signal": int(number)})
-
-    async def remove_cgroup_at_end(self, path: Path) -> None:
-        """Have the spawner remove this cgroup if Emberbox dies before it does so itself."""
-        await self._request({"op": "cgroup", "path": str(path)})
 
     async def close(self) -> None:
         """End the spawner: whatever it still owns is killed and the run directory removed."""
@@ -142,9 +167,9 @@ class Spawner:
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._replies[number] = future
         try:
-            socket.send_fds(self._socket, [data], list(fds))
             # not wait_for: in Python 3.11 it swallows a cancellation that comes together with the answer
             async with asyncio.timeout(_REQUEST_TIMEOUT):
+                await self._send(data, fds)
                 reply = await future
         except (OSError, TimeoutError) as exc:
             raise VmNotAvailable(f"The spawner does not answer: {exc or 'time-out'}.") from exc
@@ -153,6 +178,31 @@ class Spawner:
         if "error" in reply:
             raise VmNotAvailable(f"Could not {message['op']} a helper process: {reply['error']}.", details=reply)
         return reply
+
+    async def _send(self, data: bytes, fds: Sequence[int]) -> None:
+        async with self._sending:
+            while True:
+                try:
+                    socket.send_fds(self._socket, [data], list(fds))
+                except BlockingIOError:
+                    await self._wait_for_room()
+                else:
+                    return
+
+    async def _wait_for_room(self) -> None:
+        """Many requests at once fill the socket."""
+        room = self._room = self._loop.create_future()
+        self._loop.add_writer(self._socket.fileno(), self._writable)
+        try:
+            await room
+        finally:
+            self._room = None
+            if not self.gone:
+                self._loop.remove_writer(self._socket.fileno())
+
+    def _writable(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def _readable(self) -> None:
         while True:
@@ -166,12 +216,24 @@ class Spawner:
                 self._disconnect()
                 return
             message = json.loads(data)
+            if "ready" in message:
+                if not self._up.done():
+                    self._up.set_result(None)
+                continue
             if "exit" in message:
                 self._exited(message["exit"], message["status"])
                 continue
             future = self._replies.get(message["id"])
             if future is not None and not future.done():
                 future.set_result(message)
+            elif "pid" in message:
+                self._end_unwanted(self._track(message["pid"]))
+
+    def _end_unwanted(self, process: Process) -> None:
+        """Whoever asked for this process was cancelled before it started."""
+        task = self._loop.create_task(self.signal(process, signal.SIGKILL))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _exited(self, pid: int, status: int) -> None:
         process = self._processes.pop(pid, None)
@@ -184,7 +246,13 @@ class Spawner:
         if self.gone:
             return
         self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
+        if self._room is not None and not self._room.done():
+            self._room.set_exception(OSError("the spawner is gone"))
+        if not self._up.done():
+            self._up.set_exception(OSError("it ended"))
+            self._up.exception()  # nobody waiting for it is no leak
         for future in self._replies.values():
             if not future.done():
                 future.set_exception(OSError("the spawner is gone"))

@@ -1,18 +1,19 @@
 """The spawner: a small process between Emberbox and the programs that make up its machines. Standard library only.
 
-Started as `python -I -S spawner_main.py CONTROL_FD RUN_DIR`. It exists because
+Started as `python -I -S spawner_main.py CONTROL_FD RUN_DIR [CGROUP_DIR …]`. It exists because
 - a sandbox outlives the command that created it and becomes an orphan. The spawner is a "child subreaper"
   (prctl(2)), so orphans become its children: it reaps them, even where the host's PID 1 does not, and a pid that it
   still owns cannot be reused by a stranger, so that a kill never hits the wrong process;
 - a program can join its cgroups between fork and exec only in a process without threads;
-- when Emberbox dies, however, the control socket ends and the spawner kills every machine and removes what they left.
+- when Emberbox dies, however, the control socket ends and the spawner kills every machine and removes what they left:
+  the run directory, and in each CGROUP_DIR the groups that begin with the run directory's name.
 
 Messages are JSON objects over a SOCK_SEQPACKET socket, descriptors travel beside them (SCM_RIGHTS):
 
     {"id", "op": "spawn", "argv", "env", "cwd", "join": [files]} + 3 fds  -> {"id", "pid"}
     {"id", "op": "own", "pid"}       report the end of this orphan, too    -> {"id"}
     {"id", "op": "signal", "pid", "signal"}                                -> {"id"}
-    {"id", "op": "cgroup", "path"}   remove this cgroup at the end         -> {"id"}
+    {"ready": true}                  once, when it is up
     {"exit": pid, "status": code}    of a spawned or owned process; code is negative for a signal
     a request that fails                                                   -> {"id", "error", "errno"}
 """
@@ -30,7 +31,6 @@ import sys
 import time
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 MAX_MESSAGE = 1 << 17
@@ -52,7 +52,6 @@ class Spawner:
         self.control = control
         self.reported: set[int] = set()
         self.ended: dict[int, int] = {}
-        self.cgroups: list[str] = []
 
     def run(self) -> None:
         """Serve until the control socket ends."""
@@ -110,9 +109,6 @@ class Spawner:
                 raise ProcessLookupError(errno.ESRCH, "not a child of the spawner")
             os.kill(pid, request["signal"])
             return {}
-        if op == "cgroup":
-            self.cgroups.append(request["path"])
-            return {}
         raise OSError(errno.EINVAL, "unknown operation")
 
     def own(self, pid: int) -> dict[str, Any]:
@@ -141,7 +137,7 @@ class Spawner:
                 while len(self.ended) > REMEMBERED_EXITS:
                     del self.ended[next(iter(self.ended))]
 
-    def finish(self, run_dir: str) -> None:
+    def finish(self, run_dir: str, cgroups: list[str]) -> None:
         """Kill every descendant, then remove the cgroups and the run directory."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -154,8 +150,13 @@ class Spawner:
             except ChildProcessError:
                 break
             time.sleep(0.005)
-        for path in reversed(self.cgroups):
-            remove_cgroup(path)
+        owner = os.path.basename(run_dir)  # noqa: PTH119
+        for base in cgroups:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(base):  # noqa: PTH208
+                    if name.startswith(owner + "-"):
+                        remove_cgroup(base + "/" + name)
+                os.rmdir(base)  # noqa: PTH106 (only if nobody else has a group in it)
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
@@ -183,7 +184,8 @@ def spawn(request: dict[str, Any], fds: list[int]) -> int:
             os.closerange(3, failed_write)
             os.closerange(failed_write + 1, 1 << 16)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # the last two are ignored by Python itself
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(signum, signal.SIG_DFL)
             os.execvpe(argv[0], argv, env)  # noqa: S606
         except OSError as exc:
@@ -236,10 +238,11 @@ def main() -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     os.umask(0o022)
     spawner = Spawner(control)
+    spawner.send({"ready": True})
     try:
         spawner.run()
     finally:
-        spawner.finish(sys.argv[2])
+        spawner.finish(sys.argv[2], sys.argv[3:])
 
 
 if __name__ == "__main__":

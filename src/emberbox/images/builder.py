@@ -20,7 +20,7 @@ from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import ImageError
-from emberbox.host.rundir import dead_owners, make_run_dir
+from emberbox.host.rundir import RunDir, dead_owners, kill_processes_in, make_run_dir
 from emberbox.host.spawner import Spawner
 from emberbox.images import contents
 from emberbox.images.store import LOCK, MANIFEST, Image, ImageStore, Manifest
@@ -81,28 +81,44 @@ async def _lock(path: Path, progress: Progress) -> AsyncIterator[None]:
 
 async def _build(template: Template, store: ImageStore, progress: Progress) -> Image:
     building = store.folder / "building"
-    for path, fd in dead_owners(building):
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(fd)
+    await asyncio.to_thread(_clear_dead, building)
     run_dir = make_run_dir(building, socket_paths=False)
-    spawner = await Spawner.start(run_dir.path, run_dir.lock_fd, user_namespace=False)
+    spawner: Spawner | None = None
     work = run_dir.path / "image"
-    work.mkdir()
     started = time.monotonic()
     try:
+        work.mkdir()
+        spawner = await Spawner.start(run_dir.path, run_dir.lock_fd, user_namespace=False)
         async with asyncio.timeout(_BUILD_TIMEOUT):
             await _Build(template, store.settings, spawner, work, progress).run()
         manifest = await asyncio.to_thread(_finish, template, work, time.monotonic() - started)
+        shutil.rmtree(store.path_of(template), ignore_errors=True)  # what a removal that was cut short left
         work.rename(store.path_of(template))
     except TimeoutError as exc:
         raise ImageError(f"Building {template.name!r} took more than {_BUILD_TIMEOUT:.0f} s.") from exc
     except OSError as exc:
         raise ImageError(f"Building {template.name!r} failed: {exc}.") from exc
     finally:
-        await asyncio.shield(asyncio.ensure_future(spawner.close()))
-        run_dir.release()
+        await asyncio.shield(asyncio.ensure_future(_end(spawner, run_dir)))
     progress("finished", 1.0)
     return Image(store.path_of(template), template, manifest, store.guest_dir())
+
+
+async def _end(spawner: Spawner | None, run_dir: RunDir) -> None:
+    if spawner is not None:
+        killed = spawner.gone  # then nobody has ended what it started
+        await spawner.close()
+        if killed:
+            await asyncio.to_thread(kill_processes_in, run_dir.path)
+    run_dir.release()
+
+
+def _clear_dead(building: Path) -> None:
+    """Remove what builders left that died together with their spawners."""
+    for path, fd in dead_owners(building):
+        kill_processes_in(path)
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(fd)
 
 
 class _Build:

@@ -155,11 +155,23 @@ def npm_packages(rootfs: Path) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for top in ("/node_modules", "/usr/share/nodejs"):
-        folder = inside(rootfs, top)
-        for manifest in sorted([*folder.glob("*/package.json"), *folder.glob("@*/*/package.json")]):
+        for name in _npm_names(rootfs, top):
+            manifest = inside(rootfs, f"{top}/{name}/package.json")
             try:
                 fields = json.loads(manifest.read_text(encoding="utf-8"))
                 found.setdefault(str(fields["name"]), str(fields.get("version", "")))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return found
+
+
+def _npm_names(rootfs: Path, top: str) -> list[str]:
+    names: list[str] = []
+    for name in _names(inside(rootfs, top)):
+        scoped = [f"{name}/{inner}" for inner in _names(inside(rootfs, f"{top}/{name}"))]
+        names.extend(scoped if name.startswith("@") else [name])
+    return names
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

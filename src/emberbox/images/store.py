@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -149,7 +150,10 @@ class ImageStore:
         return removed
 
     def _remove_directory(self, directory: Path) -> None:
-        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise ImageError(f"Cannot remove the image {directory}: {exc}.") from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (directory / MANIFEST).unlink()  # from here on it is no image any more, whatever happens
@@ -188,17 +192,21 @@ def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
 
 
 def _copy_whole(files: list[tuple[str, Path]], target: Path) -> None:
-    building = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as exc:
+        raise ImageError(f"Cannot copy the guest agent to {target}: {exc}.") from exc
     try:
         for name, path in files:
             (building / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, building / name)
-        for folder in [building, *(p for p in building.rglob("*") if p.is_dir())]:
-            folder.chmod(0o755)
+        for copy in [building, *building.rglob("*")]:
+            copy.chmod(0o755 if copy.is_dir() else 0o644)
         try:
             building.rename(target)
         except OSError:
-            if not target.is_dir():  # another process was quicker with the same content
+            if not target.is_dir():  # somebody else was quicker with the same content
                 raise
     except OSError as exc:
         raise ImageError(f"Cannot copy the guest agent to {target}: {exc}.") from exc

@@ -25,7 +25,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian Policy 5.6.1."""
 NpmPackage = Annotated[
-    str, StringConstraints(pattern=r"^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*(@[\w.^~<>=*-]+)?$")
+    str, StringConstraints(pattern=r"^(@[a-z0-9~][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*(@[\w.^~<>=*-]+)?$")
 ]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -44,7 +44,7 @@ class TemplateFile(Model):
         path = PurePosixPath(value)
         if not path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
             raise ValueError("must be an absolute path without '..'")
-        return str(path)
+        return "/" + "/".join(path.parts[1:])  # POSIX lets a path begin with two slashes
 
     @model_validator(mode="after")
     def _one_origin(self) -> TemplateFile:
@@ -127,7 +127,13 @@ def template_folders(settings: Settings) -> list[Path]:
 def list_templates(settings: Settings) -> list[str]:
     """Names of all templates that can be found."""
     return sorted(
-        {path.stem for folder in template_folders(settings) if folder.is_dir() for path in folder.glob("*.toml")}
+        {
+            path.stem
+            for folder in template_folders(settings)
+            if folder.is_dir()
+            for path in folder.glob("*.toml")
+            if re.match(NAME_PATTERN, path.stem)
+        }
     )
 
 
@@ -151,14 +157,17 @@ def load_template(name: str, settings: Settings) -> Template:
 
 def read_template(path: Path) -> Template:
     """Read one template file."""
+    found = {"name": path.stem, "directory": path.resolve().parent}
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(f"Cannot read the template {path}: {exc.strerror}.") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"The template {path} is not valid TOML: {exc}.") from exc
+    for key in fields.keys() & found.keys():
+        raise ConfigError(f"The template {path} is wrong: {key}: comes from the file's place and cannot be set.")
     try:
-        return Template(**{"name": path.stem, "directory": path.resolve().parent, **fields})
+        return Template(**fields, **found)
     except ValidationError as exc:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
         raise ConfigError(f"The template {path} is wrong: {problems}.") from exc

@@ -28,16 +28,18 @@ _MAX_WRITE_BUFFER = 16 << 20
 class _Request:
     """Events of one request, waiting for their reader."""
 
-    __slots__ = ("events", "failure", "ready", "size")
+    __slots__ = ("answered", "events", "failure", "ready", "sent", "size")
 
     def __init__(self) -> None:
         self.events: deque[Event] = deque()
         self.size = 0
+        self.sent = self.answered = False
         self.failure: VmConnectionError | None = None
         self.ready = asyncio.Event()
 
     def put(self, event: Event) -> None:
         self.events.append(event)
+        self.answered = self.answered or event[0]["ev"] in FINAL_EVENTS
         self.size += len(event[1]) + 200
         self.ready.set()
 
@@ -118,10 +120,11 @@ class Channel:
         stream = Stream(number, request)
         try:
             await self._send({"id": number, "op": op, **fields}, payload)
+            request.sent = True
             yield stream
         finally:
             del self._requests[number]
-            if not stream.ended and self._closed is None:
+            if request.sent and not request.answered and self._closed is None:
                 self._abandoned.add(number)
 
     async def _send(self, header: Header, payload: bytes) -> None:

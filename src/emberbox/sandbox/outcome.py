@@ -6,8 +6,8 @@ Nothing here trusts the events: a field of the wrong type or size breaks the pro
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
-import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,8 @@ from emberbox.models import CommandResult, Execution, ExecutionError, Language, 
 
 _MAX_TEXT = 1 << 20
 _MAX_RESULTS = 10_000
+_MAX_DEPTH = 100
+"""Of JSON in a result. pydantic refuses to serialise much deeper ones."""
 _FIELD_OF_MIME = {
     "text/plain": "text",
     "text/html": "html",
@@ -29,6 +31,8 @@ _FIELD_OF_MIME = {
     "application/json": "json",
     "application/javascript": "javascript",
 }
+_LONGEST_MS = 1e12
+"""No execution takes that long; infinity and not-a-number are no durations either."""
 DEAD_EXIT_CODE = 137
 """Exit code of what died with its machine: 128 + SIGKILL, as a shell says it."""
 
@@ -135,12 +139,12 @@ class ExecutionCollector(OutputCollector):
         context = done.get("context")
         return Execution(
             **self._common(),
-            context_id=context[:100] if isinstance(context, str) else None,
+            context_id=_text(context[:100]) if isinstance(context, str) else None,
             error=None if error is None else _error(error),
             exit_code=_integer(done, "exit_code"),
             termination_reason=_reason(done),
             context_survived=_flag(done, "context_survived"),
-            execution_count=count if isinstance(count, int) else None,
+            execution_count=count if type(count) is int else None,
             stdout_truncated=_flag(done, "stdout_truncated"),
             stderr_truncated=_flag(done, "stderr_truncated"),
             results_truncated=_flag(done, "results_truncated"),
@@ -173,22 +177,45 @@ class ExecutionCollector(OutputCollector):
 
 
 def result_of(bundle: dict[str, Any], *, main: bool) -> Result:
-    """A Result from a MIME bundle; text formats that are not text are dropped."""
+    """A Result from a MIME bundle; text formats that are not text are dropped, and so is JSON that is too deep."""
     fields: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for mime, value in bundle.items():
         name = _FIELD_OF_MIME.get(mime)
-        if name is None:
-            extra[mime[:200]] = value
-        elif name == "json" or isinstance(value, str):
-            fields[name] = value
+        with contextlib.suppress(_TooDeep):
+            if name is None:
+                extra[_text(mime[:200])] = _plain(value)
+            elif name == "json" or isinstance(value, str):
+                fields[name] = _plain(value)
     return Result(**fields, extra=extra, is_main_result=main)
+
+
+class _TooDeep(Exception):
+    """JSON nested deeper than _MAX_DEPTH."""
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """JSON that can be written as JSON again: not too deep, and all of its text is Unicode."""
+    if isinstance(value, str):
+        return _text(value)
+    if not isinstance(value, list | dict):
+        return value
+    if depth == _MAX_DEPTH:
+        raise _TooDeep
+    if isinstance(value, list):
+        return [_plain(item, depth + 1) for item in value]
+    return {_text(key): _plain(item, depth + 1) for key, item in value.items()}
+
+
+def _text(value: str) -> str:
+    """JSON can name lone surrogates, which no encoding of Unicode can carry: they become `?`."""
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def _error(value: object) -> ExecutionError:
     if not isinstance(value, dict):
         raise ProtocolError("an error that is no object")
-    name, text, traceback = (str(value.get(key, ""))[:_MAX_TEXT] for key in ("name", "value", "traceback"))
+    name, text, traceback = (_text(str(value.get(key, ""))[:_MAX_TEXT]) for key in ("name", "value", "traceback"))
     return ExecutionError(name=name, value=text, traceback=traceback)
 
 
@@ -208,7 +235,7 @@ def _integer(done: Header, key: str) -> int:
 
 def _number(done: Header, key: str) -> float:
     value = done.get(key)
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:  # type: ignore[arg-type,operator]
+    if type(value) not in (int, float) or not 0 <= value <= _LONGEST_MS:  # type: ignore[operator]
         raise ProtocolError(f"{key} is no duration")
     return float(value)  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import emberbox.guest
+from emberbox.config import default_cache_dir
 from emberbox.guest.protocol import FINAL_EVENTS, FrameDecoder, Header, encode
 
 PACKAGE_PARENT = Path(emberbox.guest.__file__).parent.parent
@@ -156,9 +157,17 @@ def agent_argv() -> list[str]:
     return [sys.executable, "-ESs", "-m", "guest"]
 
 
+def node_folders() -> list[str]:
+    """Where acorn may be: on the host, or in the image that a setup built."""
+    named = [folder for folder in os.environ.get("NODE_PATH", "").split(":") if folder]
+    images = default_cache_dir().glob("images/default-*/rootfs/usr/share/nodejs")
+    return [*named, "/usr/share/nodejs", "/usr/lib/nodejs", *sorted(map(str, images))]
+
+
 def environment() -> dict[str, str]:
     """What programs of the host need to be found, and a toolchain in the home directory of whoever runs the tests."""
-    found = {name: os.environ[name] for name in ("PATH", "NODE_PATH", "RUSTUP_HOME") if name in os.environ}
+    found = {name: os.environ[name] for name in ("PATH", "RUSTUP_HOME") if name in os.environ}
+    found["NODE_PATH"] = ":".join(node_folders())
     toolchains = Path.home() / ".rustup"
     return {"RUSTUP_HOME": str(toolchains), **found} if toolchains.is_dir() else found
 

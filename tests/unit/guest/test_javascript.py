@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from .conftest import Client
-
-FOLDERS = ["/usr/share/nodejs", "/usr/lib/nodejs", *os.environ.get("NODE_PATH", "").split(":")]
+from .conftest import Client, node_folders
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("node") is None, reason="there is no node here"),
     pytest.mark.skipif(
-        not any(folder and Path(folder, "acorn/package.json").exists() for folder in FOLDERS),
-        reason="there is no acorn here (Debian package node-acorn, or NODE_PATH)",
+        not any(Path(folder, "acorn/package.json").exists() for folder in node_folders()),
+        reason="there is no acorn here (Debian package node-acorn, NODE_PATH, or the image of `./ember setup`)",
     ),
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import secrets
@@ -12,8 +11,8 @@ from pathlib import Path
 from emberbox.config import Settings
 from emberbox.errors import ExecutionTimeout, VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot, find_cgroup_root
-from emberbox.host.rundir import RunDir, clear_owner, dead_owners, make_run_dir
-from emberbox.host.spawner import Process, Spawner
+from emberbox.host.rundir import CGROUPS, RunDir, clear_owner, dead_owners, make_run_dir
+from emberbox.host.spawner import Spawner
 from emberbox.images.store import Image
 from emberbox.machines.base import Capabilities, Machine
 from emberbox.machines.gvisor.bundle import write_bundle
@@ -29,6 +28,8 @@ _FLAGS = (
     "--host-uds=none",
     "--host-fifo=none",
 )
+
+_SPACE = "Is there space on the file system of the run directory?"
 
 
 class GvisorFactory:
@@ -84,8 +85,6 @@ class GvisorFactory:
         try:
             write_bundle(machine.directory, image, limits, hostname="emberbox")
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                for path in machine.cgroup_directories:
-                    await spawner.remove_cgroup_at_end(path)
                 await self._run(machine, runsc, spawner)
         except BaseException as exc:
             # the clean-up runs to its end even if the caller is cancelled once more
@@ -95,7 +94,7 @@ class GvisorFactory:
             if isinstance(exc, OSError):
                 raise VmNotAvailable(
                     f"Cannot prepare sandbox {machine.id} in {run_dir.path}: {exc.strerror}.",
-                    remediation="Is there space on the file system of the run directory?",
+                    remediation=_SPACE,
                     retryable=True,
                 ) from exc
             raise
@@ -108,7 +107,7 @@ class GvisorFactory:
             count = 0
             for path, fd in dead_owners(self._settings.run_dir):
                 try:
-                    clear_owner(path, self._cgroups)
+                    clear_owner(path)
                     count += 1
                 finally:
                     os.close(fd)
@@ -142,11 +141,30 @@ class GvisorFactory:
                         remediation="Run `emberbox setup`; it installs runsc into a private folder.",
                     )
                 self._runsc = runsc
+            if self._spawner is not None and self._spawner.gone:
+                await self._spawner.close()
+                self._spawner = None
+            if self._run_dir is not None and not self._run_dir.path.is_dir():
+                self._run_dir.release()
+                self._run_dir = None
             if self._run_dir is None:
-                self._run_dir = make_run_dir(self._settings.run_dir)
-            if self._spawner is None or self._spawner.gone:
-                self._spawner = await Spawner.start(self._run_dir.path, self._run_dir.lock_fd)
+                self._run_dir = self._make_run_dir()
+            if self._spawner is None:
+                cgroups = self._cgroups.bases if self._cgroups else []
+                self._spawner = await Spawner.start(self._run_dir.path, self._run_dir.lock_fd, cgroups=cgroups)
             return self._spawner, self._run_dir, self._runsc
+
+    def _make_run_dir(self) -> RunDir:
+        run_dir = make_run_dir(self._settings.run_dir)
+        if self._cgroups is not None:
+            try:
+                self._cgroups.save(run_dir.path / CGROUPS)
+            except OSError as exc:
+                run_dir.release()
+                raise VmNotAvailable(
+                    f"Cannot write to the run directory {run_dir.path}: {exc.strerror}.", remediation=_SPACE
+                ) from exc
+        return run_dir
 
     def _prepare(self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner) -> GvisorMachine:
         """A machine that has its place and its cgroup, and no process yet. From here on `_abort` clears it."""
@@ -199,11 +217,7 @@ class GvisorFactory:
 
     async def _abort(self, machine: GvisorMachine) -> None:
         """Clear a machine that did not come up: processes that exist already are found by their group or name."""
-        strays: list[Process] = []
-        for pid in machine.stray_pids():
-            with contextlib.suppress(VmNotAvailable):
-                strays.append(await machine.spawner.own(pid))
-        machine.adopt_strays(strays)
+        await machine.kill_strays()
         await machine.kill()
 
     def _forget(self, machine_id: str) -> None:

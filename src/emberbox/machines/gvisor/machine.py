@@ -16,6 +16,7 @@ from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
 from emberbox.machines.base import Death, MachineState, MachineStats, next_states
 from emberbox.machines.channel import Channel
+from emberbox.machines.gvisor.memory import MemoryGauge
 from emberbox.models import TerminationReason
 
 _STDERR_KEPT = 8192
@@ -78,8 +79,10 @@ class GvisorMachine:
         self._stderr: StderrTail | None = None
         self._processes: list[Process] = []
         self._memory_peak = 0
+        self._gauge = MemoryGauge([])
         self._death: Death | None = None
-        self._dead: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._dead: asyncio.Future[Death] = self._loop.create_future()
         self._tasks: set[asyncio.Task[object]] = set()
         self._kill_task: asyncio.Task[Death] | None = None
 
@@ -94,10 +97,6 @@ class GvisorMachine:
         return self._channel
 
     @property
-    def cgroup_directories(self) -> list[Path]:
-        return self._group.directories if self._group is not None else []
-
-    @property
     def cgroup_join(self) -> list[Path]:
         """Files into which its processes write `0` before they begin."""
         return self._group.join if self._group is not None else []
@@ -110,19 +109,29 @@ class GvisorMachine:
     def running(self, processes: list[Process]) -> None:
         """The sandbox runs, with these processes: any of them ending is the end of the machine."""
         self._processes = processes
+        self._gauge = MemoryGauge([process.pid for process in processes])
         self._to(MachineState.RUNNING)
         for process in processes:
             self._background(self._follow(process))
         if self._group is None:
             self._background(self._watch_memory())
 
-    def stray_pids(self) -> list[int]:
+    def _stray_pids(self) -> list[int]:
         """Processes of this machine, also those that a start cut short never told us about."""
         return self._group.pids() if self._group is not None else processes_of(self.id)
 
-    def adopt_strays(self, processes: list[Process]) -> None:
-        """Count these to the machine, so that its end is theirs."""
-        self._processes = [*self._processes, *processes]
+    async def kill_strays(self) -> None:
+        """Kill what a start that was cut short has left, found by its group or name. The children of what is killed
+        become children of the spawner, so that a second look finds them."""
+        end = self._loop.time() + _KILL_SECONDS
+        while (pids := self._stray_pids()) and not self.spawner.gone and self._loop.time() < end:
+            for pid in pids:
+                with contextlib.suppress(VmNotAvailable, TimeoutError):
+                    process = await self.spawner.own(pid)
+                    await self.spawner.signal(process, signal.SIGKILL)
+                    async with asyncio.timeout(_KILL_SECONDS):
+                        await asyncio.shield(process.ended)
+            await asyncio.sleep(0.002)
 
     def stderr_text(self) -> str:
         return self._stderr.text() if self._stderr else ""
@@ -139,7 +148,7 @@ class GvisorMachine:
 
     def stats(self, *, reset_peak: bool = False) -> MachineStats:
         if self._group is None:
-            memory = self._resident_bytes() if self._state is MachineState.RUNNING else None
+            memory = self._gauge.used() if self._state is MachineState.RUNNING else None
             peak = max(self._memory_peak, memory or 0)
             if reset_peak:
                 self._memory_peak = 0
@@ -192,7 +201,7 @@ class GvisorMachine:
                     await asyncio.shield(process.ended)
         if self.spawner.gone:
             # nobody reports their end any more; the ids in their command lines are random, so these are ours
-            for pid in self.stray_pids():
+            for pid in self._stray_pids():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if self._channel is not None:
@@ -218,17 +227,10 @@ class GvisorMachine:
         """Kill the sandbox when it passes its memory; coarser than a cgroup, but a bound."""
         while self._state is MachineState.RUNNING:
             await asyncio.sleep(_WATCH_SECONDS)
-            used = self._resident_bytes()
+            used = self._gauge.used()
             self._memory_peak = max(self._memory_peak, used)
             if used > self._memory_limit:
                 limit = self._memory_limit >> 20
                 death = Death(TerminationReason.MEMORY, f"the sandbox needed more than its {limit} MiB of memory")
                 self._background(self.kill(death))
                 return
-
-    def _resident_bytes(self) -> int:
-        page, total = os.sysconf("SC_PAGE_SIZE"), 0
-        for process in self._processes:
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                total += int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * page
-        return total

@@ -65,12 +65,12 @@ def find_runsc(settings: Settings) -> tuple[Runsc | None, list[str]]:
             continue
         try:
             answer = subprocess.run(
-                [program, "--version"], capture_output=True, text=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
+                [program, "--version"], capture_output=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
             )
         except (OSError, subprocess.SubprocessError) as exc:
             problems.append(f"{program}: {exc}")
             continue
-        version = answer.stdout.split("\n", 1)[0].removeprefix("runsc version").strip()
+        version = answer.stdout.decode("utf-8", "replace").split("\n", 1)[0].removeprefix("runsc version").strip()
         runsc = Runsc(program, version, origin)
         if runsc.date >= _release_date(PINNED_VERSION):
             return runsc, problems
