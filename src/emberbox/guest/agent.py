@@ -47,6 +47,7 @@ class Agent:
         self._lingering: List[Pipe] = []
         self._held = False
         self._quiet = False
+        self._muted = 0
         self._channel = Channel(self.loop, fd_in, fd_out, self._on_frame, self.loop.stop)
         self.loop.before_sleep.append(self._flush)
         self._operations: Dict[str, Callable[[int, Fields, bytes], None]] = {
@@ -72,7 +73,8 @@ class Agent:
 
     def send(self, header: Header, payload: bytes = b"") -> None:
         """Queue an event for the host."""
-        self._channel.send(header, payload)
+        if not 0 < header["id"] <= self._muted:
+            self._channel.send(header, payload)
 
     def pids(self) -> List[int]:
         """The roots of all that runs on behalf of the host."""
@@ -209,8 +211,7 @@ class Agent:
         if fields.flag("fork"):
             # What they had queued since is for a host that this copy has never met.
             self._channel.forget()
-            for execution in self.executions.values():
-                execution.muted = True
+            self._muted = ident - 1
             for kernel in self.contexts.kernels():
                 kernel.reseed()
         self._channel.quiet(quiet=False)

@@ -42,15 +42,12 @@ class Execution:
         self.crowded = False
         self.killed = False
         self.interrupted = False
-        self.muted = False
-        """The host that asked for this is another machine's."""
         self._timer: int | None = None
         self._memory_kills = agent.memory_kills
 
     def emit(self, event: str, payload: bytes = b"", **fields: Any) -> None:
         """Send an event of this request."""
-        if not self.muted:
-            self.agent.send({"id": self.ident, "ev": event, **fields}, payload)
+        self.agent.send({"id": self.ident, "ev": event, **fields}, payload)
 
     def set_timeout(self, timeout: float | None) -> None:
         """Begin to end this execution after that many seconds."""

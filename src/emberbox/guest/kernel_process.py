@@ -131,7 +131,7 @@ class KernelProcess:
         self._channel.send({"id": 0, "op": "setup", "cwd": cwd, "env": env})
 
     def reseed(self) -> None:
-        """This machine is a copy of another: the interpreter must not go on to draw the numbers that the other draws."""
+        """This machine is a copy: the interpreter must not go on to draw the numbers that the original draws."""
         self._channel.send({"id": 0, "op": "reseed"})
 
     def execute(self, run: Run, request: Dict[str, Any], code: bytes, stdin: bytes) -> None:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 IMAGE_FILES = ("checkpoint.img", "pages_meta.img", "pages.img")
 """Of a checkpoint: the kernel's state, where the pages are, the pages."""
@@ -58,7 +58,7 @@ class Control:
             self._socket.close()
             raise ControlError(f"cannot connect to {path.name}: {exc}") from exc
 
-    def __enter__(self) -> Control:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
