@@ -223,7 +223,8 @@ class Sandbox:
 
     def branch(self, snapshot: SnapshotInfo | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> Sandbox:
         """A new sandbox that goes on from a snapshot of this one, which is not touched."""
-        return Sandbox(_Loop(), self._loop.call(partial(self._sandbox.branch, snapshot, timeout=timeout)))
+        child = self._loop.call(partial(self._sandbox.branch, snapshot, timeout=timeout))
+        return Sandbox(_Loop(), child)
 
     def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[Sandbox]:
         """`count` new sandboxes that go on from this moment, each on its own. Errors as of `AsyncSandbox.fork`."""

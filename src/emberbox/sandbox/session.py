@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import secrets
+import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -253,9 +254,20 @@ class Session:
     async def checkpoint(self, directory: Path) -> Snapshot:
         """Write the machine into `directory`, between executions. Commands in the background go on.
 
+        A caller who is cancelled waits for the end of it: the agent must not be left quiet.
+
         Raises:
             SnapshotFailed: code is running, or the machine or the disk refused.
         """
+        work = asyncio.ensure_future(self._checkpoint(directory))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            raise
+
+    async def _checkpoint(self, directory: Path) -> Snapshot:
         async with self._changing:
             channel = self.open_channel()
             with channel.held():
@@ -298,8 +310,8 @@ class Session:
     async def pause(self) -> None:
         """Stop everything in it; it keeps its memory and uses no CPU. Harmless when it is paused."""
         async with self._changing:
-            self.open_channel()
-            if self.state is SessionState.READY:
+            if self.state is not SessionState.PAUSED:
+                self.open_channel()
                 self.state = SessionState.PAUSED
                 await self.machine.pause()
 
