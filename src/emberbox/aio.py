@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import SessionNotFound, ValidationFailed
+from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
 from emberbox.models import (
     CommandResult,
     ContextInfo,
@@ -21,6 +21,7 @@ from emberbox.models import (
     ProcessInfo,
     SandboxInfo,
     SandboxMetrics,
+    SnapshotInfo,
 )
 from emberbox.sandbox.files import Data
 from emberbox.sandbox.session import Listeners, OnResult, OnText, RunOptions, Session
@@ -232,6 +233,69 @@ class AsyncSandbox:
         """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
         return await self._session.interrupt(context.id if isinstance(context, ContextInfo) else context)
 
+    # --- undo -----------------------------------------------------------------------------------------------------
+
+    async def snapshot(self, name: str | None = None) -> SnapshotInfo:
+        """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it.
+
+        Raises:
+            SnapshotFailed: code is running, there are too many, or the disk is full.
+        """
+        return await self._engine.snapshot(self._session, name)
+
+    async def list_snapshots(self) -> list[SnapshotInfo]:
+        """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
+        return await self._engine.list_snapshots(self._session)
+
+    async def delete_snapshot(self, snapshot: SnapshotInfo | str) -> None:
+        """Remove a snapshot; the ones taken after it stay."""
+        await self._engine.delete_snapshot(self._session, _id_of(snapshot))
+
+    async def rollback(self, snapshot: SnapshotInfo | str) -> None:
+        """Take everything back to a snapshot: files, memory, processes. What runs now is killed.
+
+        Raises:
+            SnapshotNotFound: it is not one of this sandbox.
+            RollbackFailed: nothing could be started from it; the sandbox is as it was.
+        """
+        await self._engine.rollback(self._session, _id_of(snapshot))
+
+    async def branch(
+        self, snapshot: SnapshotInfo | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
+    ) -> AsyncSandbox:
+        """A new sandbox that goes on from a snapshot of this one, which is not touched."""
+        return await self._share(await self._engine.branch(self._session, _id_of(snapshot), timeout=timeout))
+
+    async def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[AsyncSandbox]:
+        """`count` new sandboxes that go on from this moment, each on its own. Random numbers differ in each.
+
+        Raises:
+            SnapshotFailed: code is running in the sandbox.
+            ForkFailed: some did not start; its `children` are the sandboxes that did.
+        """
+        try:
+            sessions = await self._engine.fork(self._session, count, timeout=timeout)
+        except ForkFailed as exc:
+            exc.children = [await self._share(session) for session in exc.children]
+            raise
+        return [await self._share(session) for session in sessions]
+
+    async def _share(self, session: Session) -> AsyncSandbox:
+        """A sandbox beside this one, which keeps the engine alive as well."""
+        shared = _engines.get(asyncio.get_running_loop())
+        own = shared is not None and shared.engine is self._engine
+        if own:
+            await _acquire_shared()
+        return AsyncSandbox(session, self._engine, owns_engine_share=own)
+
+    async def pause(self) -> None:
+        """Stop everything in it: no CPU is used, memory stays. Calls are refused until `resume`."""
+        await self._session.pause()
+
+    async def resume(self) -> None:
+        """Let it go on after `pause`."""
+        await self._session.resume()
+
     # --- life -----------------------------------------------------------------------------------------------------
 
     def set_timeout(self, seconds: float | None) -> None:
@@ -256,6 +320,10 @@ class AsyncSandbox:
             if self._owns_share:
                 self._owns_share = False
                 await asyncio.shield(asyncio.ensure_future(self._give_back(self._engine)))
+
+
+def _id_of(snapshot: SnapshotInfo | str) -> str:
+    return snapshot if isinstance(snapshot, str) else snapshot.snapshot_id
 
 
 class AsyncFiles:

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     backend: Backend = Field(default="auto", description="which isolation to use; auto picks the best that works")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="images and downloads")
     run_dir: Path = Field(default_factory=default_run_dir, description="state of running machines")
+    snapshot_dir: Path | None = Field(default=None, description="snapshots; `snapshots` in cache_dir by default")
+    max_snapshots: int = Field(default=50, ge=1, description="snapshots that one sandbox may have")
     templates_dir: Path | None = Field(default=None, description="folder with own template files (NAME.toml)")
     debian_mirror: str | None = Field(
         default=None, pattern=r"^(https?|file|copy):", description="mirror to build images from, instead of the default"

@@ -14,7 +14,14 @@ from typing import Protocol, Self
 
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings, load_settings
-from emberbox.errors import ImageError, UnsupportedLanguage, ValidationFailed, VmExecutionError, VmNotAvailable
+from emberbox.errors import (
+    ForkFailed,
+    ImageError,
+    UnsupportedLanguage,
+    ValidationFailed,
+    VmExecutionError,
+    VmNotAvailable,
+)
 from emberbox.images.builder import Progress, ensure_image, no_progress
 from emberbox.images.requirements import check_requirements
 from emberbox.images.store import Image, ImageStore
@@ -29,6 +36,7 @@ from emberbox.models import (
     Language,
     MachineLimits,
     ParseExecuteResponse,
+    SnapshotInfo,
     VmExecuteResponse,
 )
 from emberbox.sandbox.manager import SandboxManager
@@ -112,7 +120,13 @@ class Engine:
                 factory = await asyncio.to_thread(self._choose)
                 await factory.sweep()
                 self._factory = factory
-                self._sandboxes = SandboxManager(factory, self.settings.boot_timeout_seconds)
+                self._sandboxes = SandboxManager(
+                    factory,
+                    self.settings.boot_timeout_seconds,
+                    self.settings.snapshot_dir or self.settings.cache_dir / "snapshots",
+                    self.settings.max_snapshots,
+                )
+                await asyncio.to_thread(self._sandboxes.sweep)
             return self._sandboxes
 
     def _choose(self) -> MachineFactory:
@@ -178,7 +192,54 @@ class Engine:
         return (await self._open()).get(sandbox_id)
 
     async def list_sandboxes(self) -> list[Session]:
-        return (await self._open()).list()
+        return (await self._open()).sessions()
+
+    # --- undo -----------------------------------------------------------------------------------------------------
+
+    async def snapshot(self, sandbox: Session, name: str | None = None) -> SnapshotInfo:
+        """Keep a sandbox as it is now: files, memory and processes. It goes on.
+
+        Raises:
+            SnapshotFailed: code is running in it, it has `max_snapshots` already, or the disk is full.
+        """
+        return await (await self._open()).snapshot(sandbox, name)
+
+    async def list_snapshots(self, sandbox: Session) -> list[SnapshotInfo]:
+        """Snapshots of a sandbox, oldest first."""
+        return (await self._open()).snapshots(sandbox)
+
+    async def delete_snapshot(self, sandbox: Session, snapshot_id: str) -> None:
+        """Remove a snapshot; raises SnapshotNotFound."""
+        (await self._open()).delete_snapshot(sandbox, snapshot_id)
+
+    async def rollback(self, sandbox: Session, snapshot_id: str) -> None:
+        """Take a sandbox back to a snapshot. What runs in it is killed.
+
+        Raises:
+            SnapshotNotFound: there is no such snapshot of this sandbox.
+            RollbackFailed: nothing could be started from it; the sandbox is as it was.
+        """
+        await (await self._open()).rollback(sandbox, snapshot_id)
+
+    async def branch(self, sandbox: Session, snapshot_id: str, *, timeout: float | None = None) -> Session:
+        """A new sandbox that goes on from a snapshot of this one."""
+        return await (await self._open()).branch(sandbox, snapshot_id, timeout)
+
+    async def fork(self, sandbox: Session, count: int = 1, *, timeout: float | None = None) -> list[Session]:
+        """New sandboxes that go on from this moment, each with its own copy of memory, processes and files.
+
+        Raises:
+            SnapshotFailed: code is running in the sandbox.
+            ForkFailed: some could not be started; it carries those that were.
+        """
+        if count < 1:
+            raise ValidationFailed(f"count must be at least 1, not {count}.", remediation="Leave it out for one fork.")
+        children = await (await self._open()).fork(sandbox, count, timeout)
+        good = [child for child in children if isinstance(child, Session)]
+        bad = [child for child in children if not isinstance(child, Session)]
+        if bad:
+            raise ForkFailed(f"{len(bad)} of {count} forks of {sandbox.id} failed: {bad[0].message}", good, bad)
+        return good
 
     async def close(self) -> None:
         """Kill every sandbox and the helper processes."""

@@ -11,6 +11,10 @@
     ├── ExecutionFailed         the machine could not carry out a request
     │   └── GuestFileError      a file operation in the machine failed
     ├── SessionNotFound         an unknown sandbox or context
+    ├── SnapshotFailed          a snapshot could not be taken
+    ├── SnapshotNotFound        an unknown snapshot
+    ├── ForkFailed              some copies of a sandbox did not start
+    ├── RollbackFailed          a sandbox could not be taken back
     ├── ImageError              a template could not be built or read
     └── Internal                a defect of Emberbox
 
@@ -20,6 +24,7 @@ request certainly never ran, so that trying again is safe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -129,6 +134,41 @@ class GuestFileError(ExecutionFailed):
 
     code = "file_error"
     default_remediation = "Check the path; it is a path inside the sandbox, relative ones start in the work directory."
+
+
+class SnapshotFailed(VmExecutionError):
+    """A snapshot could not be taken; the sandbox goes on as before."""
+
+    code = "snapshot_failed"
+    default_remediation = "Is there space for snapshots? Is code running in the sandbox? Try again when it is idle."
+    default_retryable = True
+
+
+class SnapshotNotFound(VmExecutionError):
+    """There is no such snapshot."""
+
+    code = "snapshot_not_found"
+    default_remediation = "list_snapshots() shows what there is; snapshots end with the process that took them."
+    default_retryable = True
+
+
+class RollbackFailed(VmExecutionError):
+    """A sandbox could not be taken back; it goes on as it was before the attempt."""
+
+    code = "rollback_failed"
+    default_retryable = True
+
+
+class ForkFailed(VmExecutionError):
+    """Some copies of a sandbox could not be started. `children` has those that were, `errors` why the others were
+    not; use or kill the former."""
+
+    code = "fork_failed"
+
+    def __init__(self, message: str, children: Sequence[Any], errors: Sequence[VmExecutionError]) -> None:
+        super().__init__(message, details={"started": len(children), "errors": [error.to_dict() for error in errors]})
+        self.children = list(children)
+        self.errors = list(errors)
 
 
 class SessionNotFound(VmExecutionError):

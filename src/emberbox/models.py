@@ -288,6 +288,17 @@ class SandboxInfo(Model):
     metadata: dict[str, str] = Field(default_factory=dict)
 
 
+class SnapshotInfo(Model):
+    """A sandbox as it was at one moment: files, memory and processes."""
+
+    snapshot_id: str
+    name: str
+    sandbox_id: str
+    parent_id: str | None = Field(default=None, description="the snapshot that this one goes on from")
+    created_at: datetime
+    size_bytes: int
+
+
 class SandboxMetrics(Model):
     """Use of resources; bytes and seconds. None where the host cannot tell."""
 

@@ -17,6 +17,7 @@ from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 from emberbox.aio import DEFAULT_COMMAND_TIMEOUT, DEFAULT_SANDBOX_TIMEOUT, AsyncCommandHandle, AsyncSandbox
 from emberbox.config import Settings
+from emberbox.errors import ForkFailed
 from emberbox.models import (
     CommandResult,
     ContextInfo,
@@ -26,6 +27,7 @@ from emberbox.models import (
     ProcessInfo,
     SandboxInfo,
     SandboxMetrics,
+    SnapshotInfo,
 )
 from emberbox.sandbox.files import Data
 from emberbox.sandbox.session import OnResult, OnText
@@ -202,6 +204,44 @@ class Sandbox:
     def interrupt(self, context: ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would (call it from another thread); how many executions it reached."""
         return self._loop.call(partial(self._sandbox.interrupt, context))
+
+    def snapshot(self, name: str | None = None) -> SnapshotInfo:
+        """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it."""
+        return self._loop.call(partial(self._sandbox.snapshot, name))
+
+    def list_snapshots(self) -> list[SnapshotInfo]:
+        """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
+        return self._loop.call(self._sandbox.list_snapshots)
+
+    def delete_snapshot(self, snapshot: SnapshotInfo | str) -> None:
+        """Remove a snapshot; the ones taken after it stay."""
+        self._loop.call(partial(self._sandbox.delete_snapshot, snapshot))
+
+    def rollback(self, snapshot: SnapshotInfo | str) -> None:
+        """Take everything back to a snapshot: files, memory, processes. What runs now is killed."""
+        self._loop.call(partial(self._sandbox.rollback, snapshot))
+
+    def branch(self, snapshot: SnapshotInfo | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> Sandbox:
+        """A new sandbox that goes on from a snapshot of this one, which is not touched."""
+        child = self._loop.call(partial(self._sandbox.branch, snapshot, timeout=timeout))
+        return Sandbox(_Loop(), child)
+
+    def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[Sandbox]:
+        """`count` new sandboxes that go on from this moment, each on its own. Errors as of `AsyncSandbox.fork`."""
+        try:
+            children = self._loop.call(partial(self._sandbox.fork, count, timeout=timeout))
+        except ForkFailed as exc:
+            exc.children = [Sandbox(_Loop(), child) for child in exc.children]
+            raise
+        return [Sandbox(_Loop(), child) for child in children]
+
+    def pause(self) -> None:
+        """Stop everything in it: no CPU is used, memory stays. Calls are refused until `resume`."""
+        self._loop.call(self._sandbox.pause)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._loop.call(self._sandbox.resume)
 
     def set_timeout(self, seconds: float | None) -> None:
         """Kill the sandbox this many seconds from now; None: never."""

@@ -46,6 +46,8 @@ class Agent:
         self._zygote: Zygote | None = None
         self._lingering: List[Pipe] = []
         self._held = False
+        self._quiet = False
+        self._muted = 0
         self._channel = Channel(self.loop, fd_in, fd_out, self._on_frame, self.loop.stop)
         self.loop.before_sleep.append(self._flush)
         self._operations: Dict[str, Callable[[int, Fields, bytes], None]] = {
@@ -71,7 +73,8 @@ class Agent:
 
     def send(self, header: Header, payload: bytes = b"") -> None:
         """Queue an event for the host."""
-        self._channel.send(header, payload)
+        if not 0 < header["id"] <= self._muted:
+            self._channel.send(header, payload)
 
     def pids(self) -> List[int]:
         """The roots of all that runs on behalf of the host."""
@@ -101,14 +104,21 @@ class Agent:
         for kernel in self.contexts.kernels():
             kernel.flush()
         self._channel.flush()
-        held = self._channel.backlog > BACKLOG_LIMIT
-        if held != self._held and (held or self._channel.backlog < BACKLOG_LIMIT // 2):
-            self._held = held
-            for kernel in self.contexts.kernels():
-                kernel.hold(reading=not held)
-            for execution in self.executions.values():
-                if isinstance(execution, Program):
-                    execution.hold(reading=not held)
+        backlog = self._channel.backlog
+        if self._quiet:
+            self._hold_output(held=True)
+        elif backlog > BACKLOG_LIMIT or (self._held and backlog < BACKLOG_LIMIT // 2):
+            self._hold_output(held=backlog > BACKLOG_LIMIT)
+
+    def _hold_output(self, *, held: bool) -> None:
+        if held == self._held:
+            return
+        self._held = held
+        for kernel in self.contexts.kernels():
+            kernel.hold(reading=not held)
+        for execution in self.executions.values():
+            if isinstance(execution, Program):
+                execution.hold(reading=not held)
 
     def _on_frame(self, header: Header, payload: bytes) -> None:
         ident = header["id"]
@@ -187,6 +197,26 @@ class Agent:
 
         for language in languages:
             self.contexts.warm(language, lambda language=language: ready(language))  # type: ignore[misc]
+
+    def _op_quiesce(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        if any(isinstance(execution, CodeRun) for execution in self.executions.values()):
+            raise RequestError("busy", "code is running; a snapshot is taken between executions")
+        self._hold_output(held=True)
+        self._done(ident)
+        self._quiet = True
+        self._channel.quiet(quiet=True)
+
+    def _op_wake(self, ident: int, fields: Fields, _payload: bytes) -> None:
+        self._quiet = False
+        if fields.flag("fork"):
+            # What they had queued since is for a host that this copy has never met.
+            self._channel.forget()
+            self._muted = ident - 1
+            for kernel in self.contexts.kernels():
+                kernel.reseed()
+        self._channel.quiet(quiet=False)
+        self._hold_output(held=False)
+        self._done(ident)
 
     def _op_metrics(self, ident: int, _fields: Fields, _payload: bytes) -> None:
         disk = os.statvfs(self.settings.workdir)

@@ -91,6 +91,10 @@ class BashKernel(SpawnedKernel):
         if cwd is not None:
             self._prologue += b"builtin cd -- %s\n" % quote(cwd)
 
+    def reseed(self) -> None:
+        """RANDOM goes on from a number that is assigned to it."""
+        self._prologue += b"RANDOM=%d\n" % int.from_bytes(os.urandom(4), "big")
+
     def inherit(self, legacy: bytes) -> None:
         """Take over the state of a kernel that has ended."""
         # Read-only variables cannot be set again; Bash says so, and goes on.

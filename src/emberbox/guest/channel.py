@@ -41,6 +41,8 @@ class Channel:
         self._chunks: Deque[bytes] = deque()
         self._waiting = False
         self._reading = True
+        self._quiet = False
+        self._kept: Deque[bytes] = deque()
         self.backlog = 0
         self.closed = False
         for fd in {fd_in, fd_out}:
@@ -54,7 +56,7 @@ class Channel:
     def send_raw(self, data: bytes) -> None:
         """Queue bytes for a peer that does not read frames."""
         if not self.closed:
-            self._chunks.append(data)
+            (self._kept if self._quiet else self._chunks).append(data)
             self.backlog += len(data)
 
     def flush(self) -> None:
@@ -82,6 +84,18 @@ class Channel:
             self._reading = reading
             self._watch()
 
+    def quiet(self, *, quiet: bool) -> None:
+        """Keep what is sent from now on (what is queued already still leaves), or let it go."""
+        self._quiet = quiet
+        if not quiet:
+            self._chunks.extend(self._kept)
+            self._kept.clear()
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        self.backlog -= sum(map(len, self._kept))
+        self._kept.clear()
+
     def close(self) -> None:
         """Close without telling the owner."""
         if not self.closed:
@@ -90,6 +104,7 @@ class Channel:
                 self._loop.pause(fd)
                 os.close(fd)
             self._chunks.clear()
+            self._kept.clear()
             self.backlog = 0
 
     def _watch(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from emberbox.images.store import Image
@@ -33,6 +34,18 @@ _ARROWS: dict[MachineState, frozenset[MachineState]] = {
 def next_states(state: MachineState) -> frozenset[MachineState]:
     """The states that may follow."""
     return _ARROWS[state]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A machine as it was at one moment: memory, processes and files. Any number of machines can be forked from it."""
+
+    directory: Path
+    image: Image
+    limits: MachineLimits
+    last_request: int
+    """Of the channel: numbers up to this one may still be in use inside."""
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,21 @@ class Machine(Protocol):
         `death` is what to tell others who wait; the first one given stands.
         """
 
+    async def checkpoint(self, directory: Path) -> int:
+        """Write the machine into `directory`, which appears when it is whole; its size in bytes. It runs on.
+
+        The agent must be quiet meanwhile (`quiesce` before, `wake` after).
+
+        Raises:
+            SnapshotFailed: the machine or the disk refused; nothing is left.
+        """
+
+    async def pause(self) -> None:
+        """Stop all of its processes; it keeps its memory and uses no CPU."""
+
+    async def resume(self) -> None:
+        """Let it go on after `pause`."""
+
     def stats(self, *, reset_peak: bool = False) -> MachineStats:
         """Figures of now; `reset_peak` starts the peak anew where the kernel allows it."""
 
@@ -105,6 +133,10 @@ class MachineFactory(Protocol):
 
     async def boot(self, image: Image, limits: MachineLimits) -> Machine:
         """Start a machine from nothing; returns when its channel is open (the agent's hello comes through it)."""
+
+    async def fork(self, snapshot: Snapshot) -> Machine:
+        """Start a machine that goes on from the snapshot; returns when its channel is open and its agent runs (the
+        first request must be `wake`)."""
 
     async def sweep(self) -> int:
         """Remove what machines of dead owners left behind; the number of machines found."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, SessionNotFound, VmConnectionError
@@ -65,9 +65,10 @@ class Channel:
         read_fd: the agent's answers.
         write_fd: our requests.
         on_broken: called once, when the channel ends for any reason but `close()`.
+        last_request: the highest number used before, when the agent is a copy that still knows of older requests.
     """
 
-    def __init__(self, read_fd: int, write_fd: int, on_broken: Callable[[str], None]) -> None:
+    def __init__(self, read_fd: int, write_fd: int, on_broken: Callable[[str], None], *, last_request: int = 0) -> None:
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         self._read_fd, self._write_fd = read_fd, write_fd
@@ -76,15 +77,22 @@ class Channel:
         self._decoder = FrameDecoder()
         self._requests: dict[int, _Request] = {}
         self._abandoned: set[int] = set()
-        self._next_id = 0
+        self._next_id = last_request
         self._out: deque[memoryview] = deque()
         self._out_size = 0
         self._drained = asyncio.Event()
         self._drained.set()
+        self._gate = asyncio.Event()
+        self._gate.set()
         self._closed: str | None = None
         self._broken_by: str | None = None
         self.hello: asyncio.Future[Header] = self._loop.create_future()
         self._loop.add_reader(read_fd, self._readable)
+
+    @property
+    def last_request(self) -> int:
+        """The highest number that a request had so far."""
+        return self._next_id
 
     @property
     def closed(self) -> str | None:
@@ -110,9 +118,22 @@ class Channel:
             raise ExecutionTimeout(f"The machine did not answer {op!r} within {timeout:g} s.") from exc
         raise VmConnectionError(f"The machine's answer to {op!r} had no end.")
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep new requests back, all but the urgent ones, until the end of the block."""
+        self._gate.clear()
+        try:
+            yield
+        finally:
+            self._gate.set()
+
     @contextlib.asynccontextmanager
-    async def request(self, op: str, payload: bytes = b"", **fields: Any) -> AsyncIterator[Stream]:
+    async def request(
+        self, op: str, payload: bytes = b"", *, urgent: bool = False, **fields: Any
+    ) -> AsyncIterator[Stream]:
         """Send a request and read its events. Leaving early drops the rest of its events; it does not stop the work."""
+        if not urgent:
+            await self._gate.wait()
         self._next_id += 1
         number = self._next_id
         request = _Request()
@@ -229,6 +250,7 @@ class Channel:
         os.close(self._write_fd)
         self._out.clear()
         self._drained.set()
+        self._gate.set()
         for request in self._requests.values():
             request.fail(self._error())
         if not self.hello.done():

@@ -1,26 +1,48 @@
-"""Makes sandboxes and knows which exist."""
+"""Makes sandboxes, knows which exist, copies them and takes them back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
 
-from emberbox.errors import SessionNotFound
+from emberbox.errors import SessionNotFound, VmExecutionError
+from emberbox.host.rundir import RunDir, dead_owners, make_run_dir
 from emberbox.images.store import Image
-from emberbox.machines.base import MachineFactory
-from emberbox.models import MachineLimits
+from emberbox.machines.base import Machine, MachineFactory, Snapshot
+from emberbox.models import MachineLimits, SnapshotInfo
 from emberbox.sandbox.session import Session
+from emberbox.sandbox.snapshots import SnapshotTree
+
+_FORKS_AT_ONCE = 4
+"""Copies that start at the same time; more would only wait for the same processors."""
 
 
 class SandboxManager:
-    """All sandboxes of one engine."""
+    """All sandboxes of one engine.
 
-    def __init__(self, factory: MachineFactory, boot_timeout: float) -> None:
+    Args:
+        factory: makes the machines.
+        boot_timeout: seconds that a start may take.
+        snapshot_base: folder in which this manager keeps snapshots, in a directory of its own.
+        max_snapshots: how many one sandbox may have.
+    """
+
+    def __init__(
+        self, factory: MachineFactory, boot_timeout: float, snapshot_base: Path, max_snapshots: int = 50
+    ) -> None:
         self._factory = factory
         self._boot_timeout = boot_timeout
+        self._snapshot_base = snapshot_base
+        self._snapshot_dir: RunDir | None = None
+        self._max_snapshots = max_snapshots
         self._sessions: dict[str, Session] = {}
+        self._trees: dict[str, SnapshotTree] = {}
         self._images: dict[str, contextlib.ExitStack] = {}
+        self._forking = asyncio.Semaphore(_FORKS_AT_ONCE)
 
     async def create(
         self,
@@ -35,14 +57,8 @@ class SandboxManager:
         with contextlib.ExitStack() as holding:
             holding.enter_context(image.in_use())
             machine = await self._factory.boot(image, limits)
-            session = Session(machine, image, limits, envs=envs or {}, metadata=metadata or {}, on_closed=self._closed)
-            try:
-                await session.start(self._boot_timeout)
-                session.set_timeout(timeout)
-            except BaseException:
-                await asyncio.shield(asyncio.ensure_future(session.kill()))
-                raise
-            self._sessions[session.id] = session
+            session = self._session(machine, image, limits, envs or {}, metadata or {})
+            await self._started(session, session.start(self._boot_timeout), timeout)
             self._images[session.id] = holding.pop_all()
         return session
 
@@ -53,15 +69,126 @@ class SandboxManager:
         except KeyError:
             raise SessionNotFound(f"There is no sandbox {sandbox_id!r:.80}.") from None
 
-    def list(self) -> list[Session]:
+    def sessions(self) -> list[Session]:
         return list(self._sessions.values())
 
+    # --- undo -----------------------------------------------------------------------------------------------------
+
+    async def snapshot(self, session: Session, name: str | None = None) -> SnapshotInfo:
+        """Keep the sandbox as it is now; raises SnapshotFailed."""
+        tree = self._tree(session)
+        return tree.add(await session.checkpoint(tree.new_directory()), name)
+
+    def snapshots(self, session: Session) -> list[SnapshotInfo]:
+        """What there is, oldest first."""
+        return self._tree(session).infos()
+
+    def delete_snapshot(self, session: Session, snapshot_id: str) -> None:
+        """Remove one; raises SnapshotNotFound."""
+        self._tree(session).remove(snapshot_id)
+
+    async def rollback(self, session: Session, snapshot_id: str) -> None:
+        """Take the sandbox back: files, memory and processes. Raises SnapshotNotFound, RollbackFailed."""
+        tree = self._tree(session)
+        with tree.use(snapshot_id) as snapshot:
+            await session.replace_machine(snapshot, self._factory.fork)
+        tree.head = snapshot_id
+
+    async def branch(self, session: Session, snapshot_id: str, timeout: float | None) -> Session:
+        """A new sandbox that goes on from a snapshot; the old one is not touched."""
+        with self._tree(session).use(snapshot_id) as snapshot:
+            return await self._copy(session, snapshot, timeout)
+
+    async def fork(self, session: Session, count: int, timeout: float | None) -> list[Session | VmExecutionError]:
+        """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
+        tree = self._tree(session)
+        directory = tree.new_directory()
+        snapshot = await session.checkpoint(directory)
+        info = tree.add(snapshot, f"fork of {session.id}")
+        try:
+            with tree.use(info.snapshot_id):
+                return await self._copies(session, snapshot, count, timeout)
+        finally:
+            tree.remove(info.snapshot_id)
+
+    async def _copies(
+        self, session: Session, snapshot: Snapshot, count: int, timeout: float | None
+    ) -> list[Session | VmExecutionError]:
+        async def one() -> Session | VmExecutionError:
+            async with self._forking:
+                try:
+                    return await self._copy(session, snapshot, timeout)
+                except VmExecutionError as exc:
+                    return exc
+
+        tasks = [asyncio.ensure_future(one()) for _ in range(count)]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            for done in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(done, Session):
+                    await asyncio.shield(asyncio.ensure_future(done.kill()))
+            raise
+
+    async def _copy(self, origin: Session, snapshot: Snapshot, timeout: float | None) -> Session:
+        with contextlib.ExitStack() as holding:
+            holding.enter_context(snapshot.image.in_use())
+            machine = await self._factory.fork(snapshot)
+            session = self._session(machine, snapshot.image, snapshot.limits, origin.envs, origin.metadata)
+            await self._started(session, session.start_copy(self._boot_timeout), timeout)
+            self._images[session.id] = holding.pop_all()
+        return session
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def _session(
+        self,
+        machine: Machine,
+        image: Image,
+        limits: MachineLimits,
+        envs: Mapping[str, str],
+        metadata: Mapping[str, str],
+    ) -> Session:
+        return Session(machine, image, limits, envs=envs, metadata=metadata, on_closed=self._closed)
+
+    async def _started(self, session: Session, start: Coroutine[object, object, None], timeout: float | None) -> None:
+        try:
+            await start
+            session.set_timeout(timeout)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(session.kill()))
+            raise
+        self._sessions[session.id] = session
+
+    def _tree(self, session: Session) -> SnapshotTree:
+        tree = self._trees.get(session.id)
+        if tree is None:
+            if self._snapshot_dir is None:
+                self._snapshot_dir = make_run_dir(self._snapshot_base, socket_paths=False)
+            folder = self._snapshot_dir.path / session.id
+            tree = self._trees[session.id] = SnapshotTree(session.id, folder, self._max_snapshots)
+        return tree
+
+    def sweep(self) -> None:
+        """Remove the snapshots of owners that are gone."""
+        for path, fd in dead_owners(self._snapshot_base):
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(fd)
+
     async def close(self) -> None:
-        """Kill them all."""
-        await asyncio.gather(*(session.kill() for session in self.list()))
+        """Kill them all, and remove their snapshots."""
+        await asyncio.gather(*(session.kill() for session in self.sessions()))
+        if self._snapshot_dir is not None:
+            await asyncio.to_thread(self._snapshot_dir.release)
+            self._snapshot_dir = None
 
     def _closed(self, sandbox_id: str) -> None:
         self._sessions.pop(sandbox_id, None)
+        tree = self._trees.pop(sandbox_id, None)
+        if tree is not None:
+            tree.clear()
         holding = self._images.pop(sandbox_id, None)
         if holding is not None:
             holding.close()

@@ -6,24 +6,28 @@ import asyncio
 import contextlib
 import inspect
 import secrets
+import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from emberbox.errors import (
     ExecutionFailed,
     ExecutionTimeout,
+    RollbackFailed,
     SessionNotFound,
+    SnapshotFailed,
     ValidationFailed,
     VmConnectionError,
     VmNotAvailable,
 )
 from emberbox.guest.protocol import PROTOCOL_VERSION, Header, ProtocolError
 from emberbox.images.store import Image
-from emberbox.machines.base import Death, Machine, MachineStats
+from emberbox.machines.base import Death, Machine, MachineStats, Snapshot
 from emberbox.machines.channel import Channel, Stream
 from emberbox.models import (
     CommandResult,
@@ -61,6 +65,7 @@ _RESULTS_FACTOR = 8
 class SessionState(StrEnum):
     STARTING = "starting"
     READY = "running"
+    PAUSED = "paused"
     CLOSED = "killed"
 
 
@@ -127,6 +132,8 @@ class Session:
         self._background: set[asyncio.Task[Any]] = set()
         self._death: Death | None = None
         self._running: dict[int, str | None] = {}
+        self._changing = asyncio.Lock()
+        """Held while the machine is copied, replaced, stopped or let go on."""
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -152,8 +159,28 @@ class Session:
         except VmConnectionError as exc:
             death = await self.machine.wait()
             raise VmNotAvailable(f"Sandbox {self.id} died while it started: {death.message}.", retryable=True) from exc
+        self._ready()
+
+    async def start_copy(self, deadline: float) -> None:
+        """Wake the agent of a machine that was forked from a snapshot.
+
+        Raises:
+            VmNotAvailable, ExecutionTimeout: it does not go on.
+        """
+        await self._wake_copy(self.machine, deadline)
+        self._ready()
+
+    @staticmethod
+    async def _wake_copy(machine: Machine, deadline: float) -> None:
+        try:
+            await machine.channel.call("wake", timeout=deadline, fork=True)
+        except VmConnectionError as exc:
+            death = await machine.wait()
+            raise VmNotAvailable(f"A copy of a sandbox died at its start: {death.message}.", retryable=True) from exc
+
+    def _ready(self) -> None:
         self.state = SessionState.READY
-        self._spawn(self._watch())
+        self._spawn(self._watch(self.machine))
 
     def _configuration(self) -> dict[str, Any]:
         template, limits = self.image.template, self.limits
@@ -178,9 +205,11 @@ class Session:
         if copied.exit_code != 0:
             raise VmNotAvailable(f"Cannot copy the template's files: {copied.stderr[:500]}", remediation=_REBUILD)
 
-    async def _watch(self) -> None:
-        self._death = await self.machine.wait()
-        self._closed()
+    async def _watch(self, machine: Machine) -> None:
+        death = await machine.wait()
+        if machine is self.machine:  # and not one that a rollback has replaced
+            self._death = death
+            self._closed()
 
     def set_timeout(self, seconds: float | None) -> None:
         """Kill the sandbox after this many seconds from now; None: never."""
@@ -213,10 +242,85 @@ class Session:
 
     def open_channel(self) -> Channel:
         """The channel of a live sandbox."""
+        if self.state is SessionState.PAUSED:
+            raise ExecutionFailed(f"Sandbox {self.id} is paused.", remediation="Call resume() first.", retryable=True)
         if self.state is SessionState.CLOSED or self.machine.channel.closed is not None:
             why = f": {self._death.message}" if self._death else ""
             raise VmNotAvailable(f"Sandbox {self.id} is gone{why}.", remediation="Create a new one.", retryable=True)
         return self.machine.channel
+
+    # --- undo -----------------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, directory: Path) -> Snapshot:
+        """Write the machine into `directory`, between executions. Commands in the background go on.
+
+        A caller who is cancelled waits for the end of it: the agent must not be left quiet.
+
+        Raises:
+            SnapshotFailed: code is running, or the machine or the disk refused.
+        """
+        work = asyncio.ensure_future(self._checkpoint(directory))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            raise
+
+    async def _checkpoint(self, directory: Path) -> Snapshot:
+        async with self._changing:
+            channel = self.open_channel()
+            with channel.held():
+                try:
+                    await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True)
+                except ExecutionFailed as exc:
+                    raise SnapshotFailed(f"Sandbox {self.id} cannot be copied now: {exc.message}.") from exc
+                last = channel.last_request
+                try:
+                    size = await self.machine.checkpoint(directory)
+                finally:
+                    if channel.closed is None:
+                        await channel.call("wake", timeout=_CALL_TIMEOUT, urgent=True, fork=False)
+        return Snapshot(directory, self.image, self.limits, last, size)
+
+    async def replace_machine(self, snapshot: Snapshot, fork: Callable[[Snapshot], Awaitable[Machine]]) -> None:
+        """Go on from a snapshot: a fork of it takes the machine's place, then the old one is killed.
+
+        Raises:
+            RollbackFailed: no fork came up; the sandbox is as it was.
+        """
+        async with self._changing:
+            try:
+                machine = await fork(snapshot)
+                try:
+                    await self._wake_copy(machine, _CALL_TIMEOUT)
+                except BaseException:
+                    await asyncio.shield(asyncio.ensure_future(machine.kill()))
+                    raise
+            except (VmNotAvailable, ExecutionTimeout) as exc:
+                raise RollbackFailed(
+                    f"Sandbox {self.id} could not be rolled back: {exc.message}", remediation=exc.remediation
+                ) from exc
+            old, self.machine = self.machine, machine
+            self._ready()
+            await asyncio.shield(
+                asyncio.ensure_future(old.kill(Death(TerminationReason.KILLED, "the sandbox was rolled back")))
+            )
+
+    async def pause(self) -> None:
+        """Stop everything in it; it keeps its memory and uses no CPU. Harmless when it is paused."""
+        async with self._changing:
+            if self.state is not SessionState.PAUSED:
+                self.open_channel()
+                self.state = SessionState.PAUSED
+                await self.machine.pause()
+
+    async def resume(self) -> None:
+        """Let it go on. Harmless when it runs."""
+        async with self._changing:
+            if self.state is SessionState.PAUSED:
+                await self.machine.resume()
+                self.state = SessionState.READY
 
     # --- code -----------------------------------------------------------------------------------------------------
 
@@ -227,7 +331,7 @@ class Session:
             VmNotAvailable: the sandbox was gone before the code began.
             SessionNotFound, ExecutionFailed: unknown or busy context, working directory that is not there.
         """
-        channel = self.open_channel()
+        channel, machine = self.open_channel(), self.machine
         source = code.encode("utf-8", "replace")
         if len(source) + len(options.stdin) > _MAX_CODE_BYTES:
             raise ValidationFailed(
@@ -240,7 +344,7 @@ class Session:
             results_limit=output * _RESULTS_FACTOR,
             execution_id=f"ex-{secrets.token_hex(8)}",
             sandbox_id=self.id,
-            backend=self.machine.backend,
+            backend=machine.backend,
             language=language,
         )
         fields = {
@@ -255,17 +359,17 @@ class Session:
             "stderr_limit": output,
             "results_limit": output * _RESULTS_FACTOR,
         }
-        before = self.machine.stats(reset_peak=True)
+        before = machine.stats(reset_peak=True)
         try:
             async with self._request(channel, "run_code", source + options.stdin, options.timeout, fields) as stream:
                 async for header, payload in stream:
                     if header["ev"] == "done":
                         await _flush(collector, listeners)
-                        return self._finished(collector.execution(header), before)
+                        return _finished(machine, collector.execution(header), before)
                     await _take(collector, header, payload, listeners)
                     self._running[stream.number] = collector.context
         except VmConnectionError:
-            death = await self._cause_of_death()
+            death = await self._cause_of_death(machine)
             await _flush(collector, listeners)
             return collector.dead(death.reason, death.message)
         raise ExecutionFailed("The machine's answer had no end.")
@@ -282,7 +386,7 @@ class Session:
         on_start: Callable[[int, int], None] | None = None,
     ) -> CommandResult:
         """Run a program. `on_start` gets the request's number (for `signal` and `send_stdin`) and the pid."""
-        channel, listeners = self.open_channel(), listeners or Listeners()
+        channel, machine, listeners = self.open_channel(), self.machine, listeners or Listeners()
         collector = OutputCollector(output_limit=self.limits.output_bytes)
         fields = {
             "argv": list(argv),
@@ -305,7 +409,7 @@ class Session:
                     elif (output := collector.output(header, payload)) is not None:
                         await listeners.text(*output)
         except VmConnectionError:
-            death = await self._cause_of_death()
+            death = await self._cause_of_death(machine)
             await _flush(collector, listeners)
             return collector.dead_command(death.reason, death.message)
         raise ExecutionFailed("The machine's answer had no end.")
@@ -341,21 +445,13 @@ class Session:
         with contextlib.suppress(ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, ExecutionTimeout):
             await work
 
-    async def _cause_of_death(self) -> Death:
+    @staticmethod
+    async def _cause_of_death(machine: Machine) -> Death:
         try:
             async with asyncio.timeout(_CALL_TIMEOUT):
-                return await self.machine.wait()
+                return await machine.wait()
         except TimeoutError:
             return Death(TerminationReason.CRASHED, "the channel to the sandbox broke")
-
-    def _finished(self, execution: Execution, before: MachineStats) -> Execution:
-        """Add what only the host knows: the peak of memory, and whether its memory cap was what killed the code."""
-        after = self.machine.stats()
-        if after.memory_peak_bytes is not None:
-            execution.memory_peak_mb = round(after.memory_peak_bytes / (1 << 20), 2)
-        if after.oom_kills > before.oom_kills and not execution.succeeded:
-            execution.termination_reason = TerminationReason.MEMORY
-        return execution
 
     async def signal(self, request: int, number: int) -> None:
         """Signal what a run_code or exec request is running."""
@@ -447,6 +543,16 @@ class Session:
             limits=self.limits,
             metadata=self.metadata,
         )
+
+
+def _finished(machine: Machine, execution: Execution, before: MachineStats) -> Execution:
+    """Add what only the host knows: the peak of memory, and whether its memory cap was what killed the code."""
+    after = machine.stats()
+    if after.memory_peak_bytes is not None:
+        execution.memory_peak_mb = round(after.memory_peak_bytes / (1 << 20), 2)
+    if after.oom_kills > before.oom_kills and not execution.succeeded:
+        execution.termination_reason = TerminationReason.MEMORY
+    return execution
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ class Client:
         self._decoder = FrameDecoder()
         self._next = 0
         self.outcomes: dict[int, Outcome] = {0: Outcome()}
+        self.workdir = cwd
 
     def receive(self) -> tuple[Header, bytes]:
         """The next frame, whichever request it belongs to."""
@@ -99,6 +100,10 @@ class Client:
         while data:
             data = data[os.write(self.fd_out, data) :]
         return self._next
+
+    def pending(self) -> bytes:
+        """What has arrived and was not asked for; nothing, unless the agent speaks unasked."""
+        return os.read(self.fd_in, 1 << 18) if select.select([self.fd_in], [], [], 0)[0] else b""
 
     def wait(self, ident: int, event: str | None = None) -> Outcome:
         """Until the request is over, or an event of that name has come."""
@@ -202,7 +207,9 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A configured agent, shared by the tests of a module."""
     client = Client(agent_argv(), PACKAGE_PARENT)
     client.wait(0, "hello")
-    assert client.call("configure", **configuration(tmp_path_factory.mktemp("home"))).final["ev"] == "done"
+    home = tmp_path_factory.mktemp("home")
+    assert client.call("configure", **configuration(home)).final["ev"] == "done"
+    client.workdir = home / "work"
     yield client
     client.close()
 

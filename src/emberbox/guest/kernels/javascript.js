@@ -15,6 +15,7 @@ const { builtinModules, createRequire } = require("module");
 const { pathToFileURL } = require("url");
 const { causeOf, describe, failureOf, remember } = require("./javascript_errors.js");
 const { bundle, isBusywork, render } = require("./javascript_results.js");
+const { reseed } = require("./javascript_random.js");
 const transform = require("./javascript_transform.js");
 const timers = require("./javascript_timers.js");
 
@@ -58,6 +59,7 @@ function receive(data) {
     if (header.op === "execute") execute(header, payload.toString("utf8"));
     else if (header.op === "setup") setup(header);
     else if (header.op === "warm") warm(header);
+    else if (header.op === "reseed") reseed();
   }
 }
 

@@ -60,10 +60,16 @@ def _prepare_interpreter() -> None:
     sys.argv = ["main.py"]
     sys.orig_argv = [sys.executable]
     # `random` reseeds itself after a fork, numpy does not.
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
+    _reseed(("numpy.random",))
     _hide_package()
+
+
+def _reseed(names: tuple[str, ...] = ("random", "numpy.random")) -> None:
+    """New randomness from the system for the generators that keep a state of their own."""
+    for name in names:
+        module: Any = sys.modules.get(name)
+        if module is not None:
+            module.seed()
 
 
 def _stream(fd: int, mode: str) -> io.TextIOWrapper:
@@ -115,6 +121,8 @@ class Kernel:
                 os.chdir(frame[0]["cwd"] or ".")
             elif frame[0]["op"] == "warm":
                 self._warm(frame[0])
+            elif frame[0]["op"] == "reseed":
+                _reseed()
             else:
                 self._execute(*frame)
 

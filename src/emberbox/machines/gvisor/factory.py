@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from emberbox.config import Settings
@@ -14,9 +15,10 @@ from emberbox.host.cgroups import CgroupRoot, find_cgroup_root
 from emberbox.host.rundir import CGROUPS, RunDir, clear_owner, dead_owners, make_run_dir
 from emberbox.host.spawner import Spawner
 from emberbox.images.store import Image
-from emberbox.machines.base import Capabilities, Machine
+from emberbox.machines.base import Capabilities, Machine, Snapshot
 from emberbox.machines.gvisor.bundle import write_bundle
-from emberbox.machines.gvisor.machine import GvisorMachine
+from emberbox.machines.gvisor.control import Control, ControlError
+from emberbox.machines.gvisor.machine import COMMAND_ENV, STATE, GvisorMachine
 from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, find_runsc
 from emberbox.models import MachineLimits
 
@@ -81,12 +83,51 @@ class GvisorFactory:
             VmNotAvailable: runsc is missing or refused; the message has its own words.
             ExecutionTimeout: it did not come up in `boot_timeout_seconds`.
         """
+        return await self._make(image, limits, 0, lambda machine: self._command(machine, "run", "--detach"))
+
+    async def fork(self, snapshot: Snapshot) -> Machine:
+        """Start a sandbox that goes on from a snapshot: created empty, then filled through its control socket, or by
+        runsc's own command where the socket does not do it.
+
+        Raises:
+            VmNotAvailable, ExecutionTimeout: as of `boot`; or the snapshot's files cannot be used.
+        """
+        try:
+            return await self._make(
+                snapshot.image, snapshot.limits, snapshot.last_request, lambda machine: self._restore(machine, snapshot)
+            )
+        except ControlError:
+            files = f"--image-path={snapshot.directory}"
+            return await self._make(
+                snapshot.image,
+                snapshot.limits,
+                snapshot.last_request,
+                lambda machine: self._command(machine, "restore", "--detach", files),
+            )
+
+    async def _restore(self, machine: GvisorMachine, snapshot: Snapshot) -> None:
+        await self._command(machine, "create")
+
+        def fill() -> None:
+            with Control(machine.control_socket, self._settings.boot_timeout_seconds) as control:
+                control.restore(snapshot.directory)
+
+        await asyncio.to_thread(fill)
+
+    async def _make(
+        self,
+        image: Image,
+        limits: MachineLimits,
+        last_request: int,
+        start: Callable[[GvisorMachine], Awaitable[None]],
+    ) -> Machine:
+        """Prepare a machine and start it; whatever goes wrong, nothing is left."""
         spawner, run_dir, runsc = await self._ready()
-        machine = self._prepare(run_dir, limits, spawner)
+        machine = self._prepare(run_dir, limits, spawner, runsc, last_request)
         try:
             write_bundle(machine.directory, image, limits, hostname="emberbox")
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                await self._run(machine, runsc, spawner)
+                await start(machine)
         except BaseException as exc:
             # the clean-up runs to its end even if the caller is cancelled once more
             await asyncio.shield(asyncio.ensure_future(self._abort(machine)))
@@ -167,7 +208,9 @@ class GvisorFactory:
                 ) from exc
         return run_dir
 
-    def _prepare(self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner) -> GvisorMachine:
+    def _prepare(
+        self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner, runsc: Runsc, last_request: int
+    ) -> GvisorMachine:
         """A machine that has its place and its cgroup, and no process yet. From here on `_abort` clears it."""
         machine_id = f"gv{secrets.token_hex(5)}"
         group = None
@@ -177,27 +220,26 @@ class GvisorFactory:
             except OSError as exc:
                 raise VmNotAvailable(f"Cannot make the cgroup of {machine_id}: {exc}.", retryable=True) from exc
         directory = run_dir.path / machine_id
-        machine = GvisorMachine(machine_id, directory, spawner, group, limits.memory_mb << 20, self._forget)
+        command = [str(runsc.program), f"--root={directory / STATE}", *_FLAGS]
+        machine = GvisorMachine(machine_id, directory, spawner, group, limits.memory_mb << 20, command, self._forget)
+        machine.last_request = last_request
         self._machines[machine_id] = machine
         return machine
 
-    async def _run(self, machine: GvisorMachine, runsc: Runsc, spawner: Spawner) -> None:
-        root = machine.directory / "s"
-        argv = [
-            str(runsc.program), f"--root={root}", *_FLAGS,
-            "run", "--detach", f"--bundle={machine.directory}", machine.id,
-        ]  # fmt: skip
+    async def _command(self, machine: GvisorMachine, verb: str, *options: str) -> None:
+        """A command of runsc that makes the sandbox; its standard streams become those of the agent."""
+        argv = [*machine.runsc, verb, *options, f"--bundle={machine.directory}", machine.id]
         guest_in, write_fd = os.pipe()
         read_fd, guest_out = os.pipe()
         stderr_fd, guest_err = os.pipe()
         machine.attach(read_fd, write_fd, stderr_fd)
         try:
-            command = await spawner.spawn(
+            command = await machine.spawner.spawn(
                 argv,
                 stdin=guest_in,
                 stdout=guest_out,
                 stderr=guest_err,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                env=COMMAND_ENV,
                 cwd=str(machine.directory),
                 join=machine.cgroup_join,
             )
@@ -211,10 +253,11 @@ class GvisorFactory:
             raise
         if status != 0:
             raise VmNotAvailable(
-                f"runsc could not start a sandbox (status {status}): {_first_lines(machine.stderr_text())}",
+                f"runsc could not {verb} a sandbox (status {status}): {_first_lines(machine.stderr_text())}",
                 remediation="Run `emberbox doctor`; it starts a sandbox and explains what the host lacks.",
             )
-        machine.running([await spawner.own(pid) for pid in _sandbox_pids(root, machine.id)])
+        pids = _sandbox_pids(machine.directory / STATE, machine.id)
+        machine.running([await machine.spawner.own(pid) for pid in pids])
 
     async def _abort(self, machine: GvisorMachine) -> None:
         """Clear a machine that did not come up: processes that exist already are found by their group or name."""

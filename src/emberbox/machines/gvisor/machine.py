@@ -7,21 +7,26 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from emberbox.errors import VmNotAvailable
+from emberbox.errors import SnapshotFailed, VmNotAvailable
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
 from emberbox.machines.base import Death, MachineState, MachineStats, next_states
 from emberbox.machines.channel import Channel
+from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.machines.gvisor.memory import MemoryGauge
 from emberbox.models import TerminationReason
 
 _STDERR_KEPT = 8192
 _WATCH_SECONDS = 0.25
 _KILL_SECONDS = 10.0
+_CHECKPOINT_SECONDS = 60.0
+STATE = "s"
+"""Below a machine's directory: runsc's own state. Short, because Unix sockets live there."""
+COMMAND_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class StderrTail:
@@ -66,6 +71,7 @@ class GvisorMachine:
         spawner: Spawner,
         group: MachineGroup | None,
         memory_limit: int,
+        runsc: Sequence[str],
         on_dead: Callable[[str], None],
     ) -> None:
         self.id = machine_id
@@ -73,7 +79,11 @@ class GvisorMachine:
         self.spawner = spawner
         self._group = group
         self._memory_limit = memory_limit
+        self.runsc = runsc
+        """Command line of runsc for this machine, up to the verb."""
         self._on_dead = on_dead
+        self.last_request = 0
+        """Of the channel's numbers, when the machine is a copy."""
         self._state = MachineState.STARTING
         self._channel: Channel | None = None
         self._stderr: StderrTail | None = None
@@ -104,7 +114,7 @@ class GvisorMachine:
     def attach(self, read_fd: int, write_fd: int, stderr_fd: int) -> None:
         """Take over the ends of the sandbox's pipes."""
         self._stderr = StderrTail(stderr_fd)
-        self._channel = Channel(read_fd, write_fd, self._channel_broke)
+        self._channel = Channel(read_fd, write_fd, self._channel_broke, last_request=self.last_request)
 
     def running(self, processes: list[Process]) -> None:
         """The sandbox runs, with these processes: any of them ending is the end of the machine."""
@@ -132,6 +142,53 @@ class GvisorMachine:
                     async with asyncio.timeout(_KILL_SECONDS):
                         await asyncio.shield(process.ended)
             await asyncio.sleep(0.002)
+
+    @property
+    def control_socket(self) -> Path:
+        return self.directory / STATE / f"runsc-{self.id}.sock"
+
+    async def checkpoint(self, directory: Path) -> int:
+        building = directory.with_name(f".{directory.name}")
+        try:
+            building.mkdir(mode=0o700)
+            try:
+                await asyncio.to_thread(self._checkpoint_by_socket, building)
+            except ControlError:
+                await asyncio.to_thread(_empty, building)
+                await self._checkpoint_by_command(building)
+            size = sum((building / name).stat().st_size for name in IMAGE_FILES)
+            building.rename(directory)
+        except BaseException as exc:
+            await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
+            if isinstance(exc, OSError):
+                raise SnapshotFailed(f"Cannot write a snapshot to {directory}: {exc.strerror or exc}.") from exc
+            raise
+        return size
+
+    def _checkpoint_by_socket(self, building: Path) -> None:
+        with Control(self.control_socket, _CHECKPOINT_SECONDS) as control:
+            control.checkpoint(building)
+
+    async def _checkpoint_by_command(self, building: Path) -> None:
+        """Slower, and the same for every version of runsc."""
+        verb = ["checkpoint", f"--image-path={building}", "--compression=none", "--leave-running", self.id]
+        with Path(os.devnull).open("r+b") as null:
+            fd = null.fileno()
+            command = await self.spawner.spawn(
+                [*self.runsc, *verb], stdin=fd, stdout=fd, stderr=fd, env=COMMAND_ENV, cwd=str(self.directory)
+            )
+        async with asyncio.timeout(_CHECKPOINT_SECONDS):
+            status = await asyncio.shield(command.ended)
+        if status != 0:
+            raise SnapshotFailed(f"runsc could not write a snapshot of {self.id} (status {status}).")
+
+    async def pause(self) -> None:
+        for process in self._processes:
+            await self.spawner.signal(process, signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        for process in reversed(self._processes):
+            await self.spawner.signal(process, signal.SIGCONT)
 
     def stderr_text(self) -> str:
         return self._stderr.text() if self._stderr else ""
@@ -234,3 +291,8 @@ class GvisorMachine:
                 death = Death(TerminationReason.MEMORY, f"the sandbox needed more than its {limit} MiB of memory")
                 self._background(self.kill(death))
                 return
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
