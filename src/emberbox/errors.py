@@ -165,8 +165,11 @@ class ForkFailed(VmExecutionError):
 
     code = "fork_failed"
 
-    def __init__(self, message: str, children: Sequence[Any], errors: Sequence[VmExecutionError]) -> None:
-        super().__init__(message, details={"started": len(children), "errors": [error.to_dict() for error in errors]})
+    default_remediation = "Look at `errors` for the reasons; use or kill the `children` that did start."
+
+    def __init__(self, message: str, children: Sequence[Any] = (), errors: Sequence[VmExecutionError] = ()) -> None:
+        reasons = [error.to_dict() for error in errors]
+        super().__init__(message, details={"started": len(children), "errors": reasons} if reasons else None)
         self.children = list(children)
         self.errors = list(errors)
 

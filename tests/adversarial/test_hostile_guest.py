@@ -67,7 +67,7 @@ async def hostile(engine: Engine, settings: Settings, tmp_path: Path) -> AsyncIt
     image = await engine.image("minimal")
     await engine._open()
     assert engine._factory is not None
-    manager = SandboxManager(engine._factory, boot_timeout=15)
+    manager = SandboxManager(engine._factory, boot_timeout=15, snapshot_base=tmp_path / "snapshots")
     tmp_path.chmod(0o755)
 
     async def start(code: str) -> Session:

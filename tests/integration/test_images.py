@@ -278,7 +278,7 @@ def killed(place: Place) -> Place:
     return place
 
 
-@pytest.mark.parametrize("moment", ["reading package lists", "installing the base system", "preparing the root"])
+@pytest.mark.parametrize("moment", ["reading package lists", "unpacking the base system", "installing the base system"])
 def test_a_killed_builder_leaves_nothing(killed: Place, moment: str) -> None:
     with killed.command("image", "build", "small") as builder:
         assert moment in said(builder, moment)
@@ -300,7 +300,7 @@ def said(builder: subprocess.Popen[str], moment: str) -> str:
 def test_a_killed_spawner_leaves_nothing_for_long(killed: Place, victims: str) -> None:
     """Without its spawner nobody ends a build at once. The builder does it, or else the next one."""
     with killed.command("image", "build", "small") as builder:
-        assert "installing the base system" in said(builder, "installing the base system")
+        assert "unpacking the base system" in said(builder, "unpacking the base system")
         spawners = [p for p in psutil.Process(builder.pid).children() if "spawner_main" in " ".join(p.cmdline())]
         if "builder" in victims:
             builder.kill()

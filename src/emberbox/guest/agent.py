@@ -212,6 +212,9 @@ class Agent:
             # What they had queued since is for a host that this copy has never met.
             self._channel.forget()
             self._muted = ident - 1
+            env = fields.environment("env")
+            self.settings.env.update(env)
+            self.contexts.base_env.update(env)
             for kernel in self.contexts.kernels():
                 kernel.reseed()
         self._channel.quiet(quiet=False)

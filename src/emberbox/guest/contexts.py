@@ -51,6 +51,8 @@ class Contexts:
         self._contexts: Dict[str, Context] = {}
         self._spares: Dict[str, KernelProcess] = {}
         self._next = 0
+        self.base_env: Dict[str, str] = {}
+        """Given to the machine after its interpreters were warmed; each gets it when it takes its context."""
 
     def __len__(self) -> int:
         return len(self._contexts)
@@ -108,8 +110,9 @@ class Contexts:
             kernel.inherit(previous.legacy)
             return kernel
         context.count = 0
-        if context.cwd is not None or context.env:
-            kernel.setup(context.cwd, context.env)
+        env = {**self.base_env, **context.env}
+        if context.cwd is not None or env:
+            kernel.setup(context.cwd, env)
         return kernel
 
     def stop(self, context: Context) -> None:

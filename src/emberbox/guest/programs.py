@@ -169,6 +169,8 @@ class Program(Execution):
 
     def _on_death(self, status: int) -> None:
         self._on_started()
+        if self.timed_out or self.killed:
+            self.kill()  # it may have ended by SIGINT at once, and left what ignores that
         self._out.drain()
         self._err.drain()
         # A daemon may go on writing: whoever reads keeps it from being blocked or killed, until it closes the pipe.

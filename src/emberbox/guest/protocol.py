@@ -61,10 +61,11 @@ quiesce     {} -> done {}
             Before a checkpoint. What runs goes on, but after the answer the agent sends nothing and takes no output
             until `wake`: the channel is empty, so that a copy of the machine begins at the start of a frame. `busy`
             while a run_code is under way.
-wake        {fork: bool} -> done {}
+wake        {fork: bool, env: {..}} -> done {}
             After a checkpoint, and the first request to a machine that was restored. With fork the machine is a copy:
             requests with a lower id belong to the channel of the original, so nothing more is sent for them (their
-            processes go on), and every interpreter gets new randomness before its next execution.
+            processes go on), every interpreter gets new randomness before its next execution, and `env` is added to the
+            environment of whatever starts from now on.
 metrics     {} -> done {processes, memory_used, disk_used, disk_total, contexts}   (bytes)
 """
 

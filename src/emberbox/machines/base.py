@@ -6,6 +6,7 @@ cannot do is said by `Capabilities`, never by its name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -46,6 +47,8 @@ class Snapshot:
     last_request: int
     """Of the channel: numbers up to this one may still be in use inside."""
     size_bytes: int
+    digests: Mapping[str, str] | None = None
+    """SHA-256 of each file, checked before the snapshot is used; None for files that never left this process's care."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,10 @@ class MachineFactory(Protocol):
     """Makes machines of one back end."""
 
     backend: str
+
+    @property
+    def identity(self) -> str:
+        """Name and version of what runs the machines: a snapshot of one is of no use to another."""
 
     def capabilities(self) -> Capabilities:
         """What was found on this host, without starting anything."""

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
-from emberbox.errors import SessionNotFound, VmExecutionError
+from emberbox.errors import ExecutionTimeout, SessionNotFound, SnapshotFailed, VmExecutionError, VmNotAvailable
 from emberbox.host.rundir import RunDir, dead_owners, make_run_dir
 from emberbox.images.store import Image
 from emberbox.machines.base import Machine, MachineFactory, Snapshot
 from emberbox.models import MachineLimits, SnapshotInfo
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.snapshots import SnapshotTree
+from emberbox.sandbox.templates import TemplateSnapshots
 
 _FORKS_AT_ONCE = 4
 """Copies that start at the same time; more would only wait for the same processors."""
@@ -27,7 +28,8 @@ class SandboxManager:
     Args:
         factory: makes the machines.
         boot_timeout: seconds that a start may take.
-        snapshot_base: folder in which this manager keeps snapshots, in a directory of its own.
+        snapshot_base: folder in which this manager keeps snapshots, in a directory of its own; those of templates
+            are shared with other processes of this user.
         max_snapshots: how many one sandbox may have.
     """
 
@@ -38,6 +40,7 @@ class SandboxManager:
         self._boot_timeout = boot_timeout
         self._snapshot_base = snapshot_base
         self._snapshot_dir: RunDir | None = None
+        self._templates = TemplateSnapshots(snapshot_base / "templates", factory.identity)
         self._max_snapshots = max_snapshots
         self._sessions: dict[str, Session] = {}
         self._trees: dict[str, SnapshotTree] = {}
@@ -53,14 +56,52 @@ class SandboxManager:
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Session:
-        """Boot a machine and wait until its agent is ready. A failed or cancelled start leaves nothing behind."""
+        """Start a machine and wait until its agent is ready: forked from the template's snapshot, or booted where there
+        is none yet. A failed or cancelled start leaves nothing behind."""
         with contextlib.ExitStack() as holding:
             holding.enter_context(image.in_use())
-            machine = await self._factory.boot(image, limits)
-            session = self._session(machine, image, limits, envs or {}, metadata or {})
-            await self._started(session, session.start(self._boot_timeout), timeout)
+            session = await self._forked(image, limits, envs or {}, metadata or {}, timeout)
+            if session is None:
+                machine = await self._factory.boot(image, limits)
+                session = self._session(machine, image, limits, envs or {}, metadata or {})
+                await self._started(session, self._boot(session), timeout)
             self._images[session.id] = holding.pop_all()
         return session
+
+    async def _forked(
+        self,
+        image: Image,
+        limits: MachineLimits,
+        envs: Mapping[str, str],
+        metadata: Mapping[str, str],
+        timeout: float | None,
+    ) -> Session | None:
+        snapshot = self._templates.find(image, limits)
+        if snapshot is None:
+            return None
+        try:
+            machine = await self._factory.fork(snapshot)
+            session = self._session(machine, image, limits, envs, metadata)
+            await self._started(session, session.start_copy(self._boot_timeout), timeout)
+        except (VmNotAvailable, ExecutionTimeout):
+            # the reason for the caller, if there is one beyond this snapshot, is that of the boot that follows
+            await asyncio.to_thread(self._templates.discard, snapshot)
+            return None
+        return session
+
+    async def _boot(self, session: Session) -> None:
+        """Start a booted session, and write it down for those after it. An environment of one sandbox's own must not
+        reach the others, so it comes afterwards."""
+        await session.start(self._boot_timeout)
+        try:
+            snapshot = await session.checkpoint(self._templates.place(session.image, session.limits))
+            await asyncio.to_thread(self._templates.keep, snapshot)
+        except (OSError, SnapshotFailed) as exc:
+            import structlog
+
+            log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+            log.warning("template snapshot not taken", template=session.image.name, reason=str(exc))
+        await session.add_environment()
 
     def get(self, sandbox_id: str) -> Session:
         """A live sandbox by its id."""

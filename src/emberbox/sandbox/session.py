@@ -167,13 +167,17 @@ class Session:
         Raises:
             VmNotAvailable, ExecutionTimeout: it does not go on.
         """
-        await self._wake_copy(self.machine, deadline)
+        await self._wake_copy(self.machine, deadline, self.envs)
         self._ready()
 
+    async def add_environment(self) -> None:
+        """Give a machine that was booted what a copy gets when it wakes: this sandbox's own environment."""
+        await self._wake_copy(self.machine, _CALL_TIMEOUT, self.envs)
+
     @staticmethod
-    async def _wake_copy(machine: Machine, deadline: float) -> None:
+    async def _wake_copy(machine: Machine, deadline: float, envs: Mapping[str, str] | None = None) -> None:
         try:
-            await machine.channel.call("wake", timeout=deadline, fork=True)
+            await machine.channel.call("wake", timeout=deadline, fork=True, env=dict(envs or {}))
         except VmConnectionError as exc:
             death = await machine.wait()
             raise VmNotAvailable(f"A copy of a sandbox died at its start: {death.message}.", retryable=True) from exc
@@ -190,7 +194,7 @@ class Session:
             "home": GUEST_HOME,
             "workdir": template.workdir,
             "hostname": "emberbox",
-            "env": {"PATH": GUEST_PATH, "MPLBACKEND": "Agg", **template.env, **self.envs},
+            "env": {"PATH": GUEST_PATH, "MPLBACKEND": "Agg", **template.env},
             "languages": template.languages,
             "warm": template.warm,
             "warmup": template.warmup,

@@ -71,7 +71,8 @@ def test_javascript_draws_from_the_system_in_a_copy(agent: Client) -> None:
     code = (
         "const c = require('crypto');\n"
         "const all = [Math.random(), c.randomBytes(8).toString('hex'), c.randomUUID(), c.randomInt(5, 7),\n"
-        "  globalThis.crypto?.getRandomValues(new Uint8Array(4)).length ?? 4, c.randomFillSync(Buffer.alloc(3)).length];\n"
+        "  globalThis.crypto?.getRandomValues(new Uint8Array(4)).length ?? 4,\n"
+        "  c.randomFillSync(Buffer.alloc(3)).length];\n"
         "const [m, b, u, i] = all;\n"
         "[m >= 0 && m < 1, b.length, /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/.test(u),\n"
         "  i === 5 || i === 6, all[4], all[5]]"

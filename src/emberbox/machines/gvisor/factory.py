@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import secrets
@@ -49,8 +50,24 @@ class GvisorFactory:
         self._starting = asyncio.Lock()
         self._closed = False
 
+    @property
+    def identity(self) -> str:
+        return f"gvisor {self._found_runsc().version}"
+
+    def _found_runsc(self) -> Runsc:
+        if self._runsc is None:
+            runsc, problems = find_runsc(self._settings)
+            if runsc is None:
+                raise VmNotAvailable(
+                    "gVisor cannot be used, runsc was not found: " + "; ".join(problems) + ".",
+                    remediation="Run `emberbox setup`; it installs runsc into a private folder.",
+                )
+            self._runsc = runsc
+        return self._runsc
+
     def capabilities(self) -> Capabilities:
         runsc, problems = find_runsc(self._settings)
+        self._runsc = runsc
         limitations = []
         if self._cgroups is None:
             limitations.append("no writable memory cgroup: memory is watched every 250 ms instead, CPU is not limited")
@@ -106,7 +123,11 @@ class GvisorFactory:
             )
 
     async def _restore(self, machine: GvisorMachine, snapshot: Snapshot) -> None:
-        await self._command(machine, "create")
+        check = asyncio.ensure_future(asyncio.to_thread(verify_digests, snapshot))
+        try:
+            await self._command(machine, "create")  # takes longer than the check
+        finally:
+            await check
 
         def fill() -> None:
             with Control(machine.control_socket, self._settings.boot_timeout_seconds) as control:
@@ -175,14 +196,7 @@ class GvisorFactory:
         async with self._starting:
             if self._closed:
                 raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
-            if self._runsc is None:
-                runsc, problems = await asyncio.to_thread(find_runsc, self._settings)
-                if runsc is None:
-                    raise VmNotAvailable(
-                        "gVisor cannot be used, runsc was not found: " + "; ".join(problems) + ".",
-                        remediation="Run `emberbox setup`; it installs runsc into a private folder.",
-                    )
-                self._runsc = runsc
+            runsc = await asyncio.to_thread(self._found_runsc)
             if self._spawner is not None and self._spawner.gone:
                 await self._spawner.close()
                 self._spawner = None
@@ -194,7 +208,7 @@ class GvisorFactory:
             if self._spawner is None:
                 cgroups = self._cgroups.bases if self._cgroups else []
                 self._spawner = await Spawner.start(self._run_dir.path, self._run_dir.lock_fd, cgroups=cgroups)
-            return self._spawner, self._run_dir, self._runsc
+            return self._spawner, self._run_dir, runsc
 
     def _make_run_dir(self) -> RunDir:
         run_dir = make_run_dir(self._settings.run_dir)
@@ -266,6 +280,18 @@ class GvisorFactory:
 
     def _forget(self, machine_id: str) -> None:
         self._machines.pop(machine_id, None)
+
+
+def verify_digests(snapshot: Snapshot) -> None:
+    """Raises VmNotAvailable if a file is not what was written."""
+    for name, digest in (snapshot.digests or {}).items():
+        try:
+            with (snapshot.directory / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as exc:
+            raise VmNotAvailable(f"Cannot read {name} of snapshot {snapshot.directory}: {exc.strerror}.") from exc
+        if found != digest:
+            raise VmNotAvailable(f"{name} of snapshot {snapshot.directory} is damaged.", remediation="Take a new one.")
 
 
 def _sandbox_pids(root: Path, machine_id: str) -> list[int]:
