@@ -19,11 +19,13 @@ from emberbox.host.rundir import processes_of
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of the person who runs the tests do not reach them (the caches are shared on purpose)."""
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Settings of the person who runs the tests do not reach them (the caches are shared on purpose). Each test has a
+    history of its own."""
     for name in list(os.environ):
         if name.startswith("EMBERBOX_") and name != "EMBERBOX_CACHE_DIR":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("EMBERBOX_STATE_DIR", str(tmp_path / "state"))
 
 
 @pytest.fixture

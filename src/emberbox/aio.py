@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 from weakref import WeakKeyDictionary
@@ -13,10 +14,12 @@ from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
 from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
 from emberbox.models import (
+    CommandHistoryEntry,
     CommandResult,
     ContextInfo,
     EntryInfo,
     Execution,
+    HistoryQueryRequest,
     MachineLimits,
     ProcessInfo,
     SandboxInfo,
@@ -232,6 +235,29 @@ class AsyncSandbox:
     async def interrupt(self, context: ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
         return await self._session.interrupt(context.id if isinstance(context, ContextInfo) else context)
+
+    async def history(
+        self,
+        *,
+        limit: int = 50,
+        failures_only: bool = False,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[CommandHistoryEntry]:
+        """What was executed here, newest first, refusals included; also after `kill`.
+
+        Args:
+            limit: at most so many (the settings' `max_history_entries` are kept).
+            failures_only: only what failed or was refused.
+            since, until: only what began in this time, ends included; without a zone it is local time.
+
+        Raises:
+            HistoryError: recording is switched off, or the history cannot be read.
+        """
+        wanted = HistoryQueryRequest(
+            vm_id=self.sandbox_id, limit=limit, failures_only=failures_only, start_date=since, end_date=until
+        )
+        return (await self._engine.history.query(wanted)).history
 
     # --- undo -----------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,14 @@ def default_run_dir() -> Path:
     return Path(base) / "emberbox" if base else Path(f"/tmp/emberbox-{os.getuid()}")  # noqa: S108 (checked at use)
 
 
+def default_state_dir() -> Path:
+    """What outlives a run: `/var/lib/emberbox` for root, else `emberbox` in `$XDG_STATE_HOME` or `~/.local/state`."""
+    if os.getuid() == 0:
+        return Path("/var/lib/emberbox")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local/state") / "emberbox"
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -44,6 +52,10 @@ class Settings(BaseSettings):
     backend: Backend = Field(default="auto", description="which isolation to use; auto picks the best that works")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="images and downloads")
     run_dir: Path = Field(default_factory=default_run_dir, description="state of running machines")
+    state_dir: Path = Field(default_factory=default_state_dir, description="history")
+    history_url: str | None = Field(
+        default=None, description="SQLAlchemy URL of the history; history.db in state_dir by default"
+    )
     snapshot_dir: Path | None = Field(default=None, description="snapshots; `snapshots` in cache_dir by default")
     max_snapshots: int = Field(default=50, ge=1, description="snapshots that one sandbox may have")
     templates_dir: Path | None = Field(default=None, description="folder with own template files (NAME.toml)")
@@ -59,7 +71,7 @@ class Settings(BaseSettings):
     max_input_bytes: int = Field(default=16 << 20, ge=1024, description="longest answer that is read")
     vm_execution: VmExecutionConfig = VmExecutionConfig(enabled=True)
 
-    @field_validator("cache_dir", "run_dir", "templates_dir", "runsc")
+    @field_validator("cache_dir", "run_dir", "state_dir", "templates_dir", "runsc")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         """Helper processes run in other directories."""

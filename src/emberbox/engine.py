@@ -8,6 +8,7 @@ have no policy yet that asks for them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
@@ -16,12 +17,16 @@ from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings, load_settings
 from emberbox.errors import (
     ForkFailed,
+    HistoryError,
     ImageError,
     UnsupportedLanguage,
     ValidationFailed,
     VmExecutionError,
     VmNotAvailable,
 )
+from emberbox.history import entries
+from emberbox.history.lineage import Lineage
+from emberbox.history.recorder import HistoryRecorder
 from emberbox.images.builder import Progress, ensure_image, no_progress
 from emberbox.images.requirements import check_requirements
 from emberbox.images.store import Image, ImageStore
@@ -32,6 +37,7 @@ from emberbox.machines.gvisor import GvisorFactory
 from emberbox.models import (
     BlockError,
     CodeBlock,
+    CommandHistoryEntry,
     Execution,
     Language,
     MachineLimits,
@@ -66,10 +72,10 @@ class ExecutionHook(Protocol):
 
 
 class Recorder(Protocol):
-    """Keeps what was done. `started` is awaited before the code runs, `finished` before the answer is given."""
+    """Keeps what was done. Awaited with the entry of an execution when it was `refused`, or is `started` (before the
+    code runs) and `finished` (before the answer is given). Where it raises, there is no run or no answer."""
 
-    async def started(self, request: ExecuteRequest) -> None: ...
-    async def finished(self, request: ExecuteRequest, execution: Execution) -> None: ...
+    async def record(self, entry: CommandHistoryEntry) -> None: ...
 
 
 class BlockListener(Protocol):
@@ -92,7 +98,12 @@ class Engine:
     ) -> None:
         self.settings = settings or load_settings()
         self._hooks = tuple(hooks)
-        self._recorders = tuple(recorders)
+        history = self.settings.vm_execution.history
+        self._history: HistoryRecorder | None = None
+        if history.enabled:
+            self._history = HistoryRecorder(history, self.settings.history_url, self.settings.state_dir)
+        self._recorders = (*recorders, self._history) if self._history else tuple(recorders)
+        self._lineage = Lineage()
         self._extractor = CodeBlockExtractor(self.settings.auto_execute_threshold, self.settings.vm_execution)
         self._factory: MachineFactory | None = None
         self._sandboxes: SandboxManager | None = None
@@ -107,6 +118,13 @@ class Engine:
     @property
     def extractor(self) -> CodeBlockExtractor:
         return self._extractor
+
+    @property
+    def history(self) -> HistoryRecorder:
+        """What was executed; raises HistoryError where recording is switched off."""
+        if self._history is None:
+            raise HistoryError("The history is switched off.", remediation="Set vm_execution.history.enabled = true.")
+        return self._history
 
     # --- back ends ------------------------------------------------------------------------------------------------
 
@@ -160,6 +178,8 @@ class Engine:
             VmNotAvailable: no usable back end, or the machine did not start.
             ImageError, ConfigError: the template is unknown, wrong or cannot be built.
         """
+        if self._history is not None:
+            self._history.prepare()
         image = await self.image(template, progress)
         limits = self._bounded(limits or image.limits)
         manager = await self._open()
@@ -202,7 +222,9 @@ class Engine:
         Raises:
             SnapshotFailed: code is running in it, it has `max_snapshots` already, or the disk is full.
         """
-        return await (await self._open()).snapshot(sandbox, name)
+        info = await (await self._open()).snapshot(sandbox, name)
+        self._lineage.marked(sandbox, info.snapshot_id)
+        return info
 
     async def list_snapshots(self, sandbox: Session) -> list[SnapshotInfo]:
         """Snapshots of a sandbox, oldest first."""
@@ -211,6 +233,7 @@ class Engine:
     async def delete_snapshot(self, sandbox: Session, snapshot_id: str) -> None:
         """Remove a snapshot; raises SnapshotNotFound."""
         (await self._open()).delete_snapshot(sandbox, snapshot_id)
+        self._lineage.forgot(sandbox, snapshot_id)
 
     async def rollback(self, sandbox: Session, snapshot_id: str) -> None:
         """Take a sandbox back to a snapshot. What runs in it is killed.
@@ -220,10 +243,13 @@ class Engine:
             RollbackFailed: nothing could be started from it; the sandbox is as it was.
         """
         await (await self._open()).rollback(sandbox, snapshot_id)
+        self._lineage.went_back(sandbox, snapshot_id)
 
     async def branch(self, sandbox: Session, snapshot_id: str, *, timeout: float | None = None) -> Session:
         """A new sandbox that goes on from a snapshot of this one."""
-        return await (await self._open()).branch(sandbox, snapshot_id, timeout)
+        copy = await (await self._open()).branch(sandbox, snapshot_id, timeout)
+        self._lineage.copied(sandbox, copy, snapshot_id)
+        return copy
 
     async def fork(self, sandbox: Session, count: int = 1, *, timeout: float | None = None) -> list[Session]:
         """New sandboxes that go on from this moment, each with its own copy of memory, processes and files.
@@ -237,17 +263,23 @@ class Engine:
         children = await (await self._open()).fork(sandbox, count, timeout)
         good = [child for child in children if isinstance(child, Session)]
         bad = [child for child in children if not isinstance(child, Session)]
+        for child in good:
+            self._lineage.copied(sandbox, child)
         if bad:
             raise ForkFailed(f"{len(bad)} of {count} forks of {sandbox.id} failed: {bad[0].message}", good, bad)
         return good
 
     async def close(self) -> None:
         """Kill every sandbox and the helper processes."""
-        if self._sandboxes is not None:
-            await self._sandboxes.close()
-        if self._factory is not None:
-            await self._factory.close()
-        self._sandboxes = self._factory = None
+        try:
+            if self._sandboxes is not None:
+                await self._sandboxes.close()
+            if self._factory is not None:
+                await self._factory.close()
+        finally:
+            self._sandboxes = self._factory = None
+            if self._history is not None:
+                await self._history.close()
 
     # --- executions -----------------------------------------------------------------------------------------------
 
@@ -257,21 +289,52 @@ class Engine:
         Raises:
             ValidationFailed, UnsupportedLanguage, PolicyBlocked: refused before it ran.
             VmNotAvailable, SessionNotFound, ExecutionFailed: the sandbox could not run it.
+            HistoryError: it could not be recorded; unless the message says that it ran, it did not.
         """
+        entry = entries.started(
+            vm_id=request.sandbox.id,
+            agent_id=request.agent_id,
+            backend=request.sandbox.machine.backend,
+            language=request.language,
+            code=request.code,
+            parent_id=self._lineage.last(request.sandbox),
+        )
+        try:
+            request, language = await self._admitted(request)
+        except VmExecutionError as exc:
+            await self._record(entries.refused(entry, exc))
+            raise
+        entry = entries.admitted(entry, language, request.code)
+        options = replace(request.options, execution_id=entry.execution_id)
+        execution: Execution | None = None
+        try:
+            await self._record(entry)
+            self._lineage.ran(request.sandbox, entry.execution_id)
+            execution = await request.sandbox.run_code(language, request.code, options, listeners or Listeners())
+            for hook in self._hooks:
+                execution = await hook.post_tool(request, execution)
+        except HistoryError:
+            raise
+        except BaseException as exc:
+            with contextlib.suppress(HistoryError):  # the caller gets an error in any case
+                await asyncio.shield(asyncio.ensure_future(self._record(entries.failed(entry, exc, execution))))
+            raise
+        await self._record(entries.finished(entry, execution))
+        return execution
+
+    async def _admitted(self, request: ExecuteRequest) -> tuple[ExecuteRequest, Language]:
+        """The request after hooks and checks; raises where it is refused."""
         language = self.runnable_language(request.language, request.sandbox)
         for hook in self._hooks:
             request = await hook.pre_tool(request)
         self._check(request, language)
         check_requirements(request.requirements, language, request.sandbox.image.manifest)
-        options = replace(request.options, timeout=self.timeout_for(language, request.options.timeout))
+        timeout = self.timeout_for(language, request.options.timeout)
+        return replace(request, options=replace(request.options, timeout=timeout)), language
+
+    async def _record(self, entry: CommandHistoryEntry) -> None:
         for recorder in self._recorders:
-            await recorder.started(request)
-        execution = await request.sandbox.run_code(language, request.code, options, listeners or Listeners())
-        for hook in self._hooks:
-            execution = await hook.post_tool(request, execution)
-        for recorder in self._recorders:
-            await recorder.finished(request, execution)
-        return execution
+            await recorder.record(entry)
 
     def _check(self, request: ExecuteRequest, language: Language) -> None:
         """The settings' own policy, after the hooks, so that what a hook wrote is checked as well. Syntax is left to
@@ -337,6 +400,7 @@ class Engine:
             try:
                 self._extractor.validate_code(block)
             except VmExecutionError as exc:
+                await self._record_refusal(block, session, exc)
                 errors.append(await _refused(index, exc, listener))
                 continue
             session = session or await open_sandbox()
@@ -351,6 +415,12 @@ class Engine:
             if listener:
                 await listener.block_ran(index, execution)
         return results, errors
+
+    async def _record_refusal(self, block: CodeBlock, session: Session | None, error: VmExecutionError) -> None:
+        """Of a block that did not come as far as `execute`."""
+        vm_id = None if session is None else session.id
+        entry = entries.started(vm_id=vm_id, agent_id="local", backend=None, language=block.language, code=block.code)
+        await self._record(entries.refused(entry, error))
 
     async def parse_execute(
         self, text: str, *, threshold: float | None = None, template: str | None = None, timeout: float | None = None

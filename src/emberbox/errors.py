@@ -15,6 +15,7 @@
     ├── SnapshotNotFound        an unknown snapshot
     ├── ForkFailed              some copies of a sandbox did not start
     ├── RollbackFailed          a sandbox could not be taken back
+    ├── HistoryError            the history could not be opened, written or read
     ├── ImageError              a template could not be built or read
     └── Internal                a defect of Emberbox
 
@@ -180,6 +181,17 @@ class SessionNotFound(VmExecutionError):
     code = "session_not_found"
     default_remediation = "List what exists first; a context ends with its sandbox."
     default_retryable = True
+
+
+class HistoryError(VmExecutionError):
+    """The history could not be opened, written or read. Nothing runs that cannot be recorded: what was to run did not,
+    unless the message says that it did."""
+
+    code = "history_error"
+    default_remediation = (
+        "Set `state_dir` (EMBERBOX_STATE_DIR) to a folder with space that you may write to, or switch recording off: "
+        "vm_execution.history.enabled = false."
+    )
 
 
 class ImageError(VmExecutionError):

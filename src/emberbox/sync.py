@@ -9,6 +9,7 @@ import queue
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -19,6 +20,7 @@ from emberbox.aio import DEFAULT_COMMAND_TIMEOUT, DEFAULT_SANDBOX_TIMEOUT, Async
 from emberbox.config import Settings
 from emberbox.errors import ForkFailed
 from emberbox.models import (
+    CommandHistoryEntry,
     CommandResult,
     ContextInfo,
     EntryInfo,
@@ -204,6 +206,24 @@ class Sandbox:
     def interrupt(self, context: ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would (call it from another thread); how many executions it reached."""
         return self._loop.call(partial(self._sandbox.interrupt, context))
+
+    def history(
+        self,
+        *,
+        limit: int = 50,
+        failures_only: bool = False,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[CommandHistoryEntry]:
+        """What was executed here, newest first. Arguments and errors as of `AsyncSandbox.history`."""
+        work = partial(self._sandbox.history, limit=limit, failures_only=failures_only, since=since, until=until)
+        if not self._closed:
+            return self._loop.call(work)
+        loop = _Loop()
+        try:
+            return loop.call(work)
+        finally:
+            loop.close()
 
     def snapshot(self, name: str | None = None) -> SnapshotInfo:
         """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it."""

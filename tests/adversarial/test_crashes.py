@@ -124,7 +124,7 @@ def test_an_owner_killed_while_it_starts(run_dir: Path, children: Callable[[int]
     conditions: dict[str, Callable[[], object]] = {
         "run directory": lambda: list(run_dir.iterdir()),
         "spawner": lambda: found(run_dir, "spawner_main"),
-        "runsc": lambda: found(run_dir, "--detach"),
+        "runsc": lambda: found(run_dir, "runsc"),
         "sandbox": lambda: found(run_dir, "boot"),
     }
     child = children(1)
@@ -317,13 +317,14 @@ def fake_runsc(folder: Path, does: str) -> Settings:
     return load_settings(runsc=program, boot_timeout_seconds=0.5)
 
 
-@pytest.mark.parametrize("does", ["exec sleep 1000", "sleep 1000 & sleep 1000", "setsid sleep 1000 & wait"])
+@pytest.mark.parametrize("does", ["exec sleep N", "sleep N & sleep N", "setsid sleep N & wait"])
 async def test_a_runsc_that_hangs_meets_the_deadline(tmp_path: Path, does: str) -> None:
-    async with Engine(fake_runsc(tmp_path, does)) as engine:
+    seconds = str(100_000 + os.getpid())  # nobody else on this host sleeps just so long
+    async with Engine(fake_runsc(tmp_path, does.replace("N", seconds))) as engine:
         with pytest.raises(ExecutionTimeout, match="did not start in time") as error:
             await engine.create_sandbox(MINIMAL)
     assert error.value.retryable
-    sleeping = [p for p in psutil.process_iter() if p.name() == "sleep" and "1000" in p.cmdline()]
+    sleeping = [p for p in psutil.process_iter() if p.name() == "sleep" and seconds in p.cmdline()]
     assert sleeping == []
 
 

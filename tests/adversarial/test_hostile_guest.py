@@ -48,7 +48,7 @@ def hello():
     send(frame({"id": 0, "ev": "hello", "protocol": 1}))
     while True:
         header, payload = request()
-        if header["op"] == "configure":
+        if header["op"] in ("configure", "quiesce", "wake"):
             send(frame({"id": header["id"], "ev": "done"}))
         else:
             return header, payload

@@ -56,7 +56,7 @@ def test_processes(small: Sandbox) -> None:
 
 
 def test_fork_bomb_is_stopped(small: Sandbox) -> None:
-    run = small.run_code("bomb() { bomb | bomb & }\nbomb\nwhile :; do sleep 1; done", "bash", timeout=5)
+    run = small.commands.run("bomb() { bomb | bomb & }\nbomb\nwhile :; do sleep 1; done", timeout=5)
     assert run.termination_reason in (TerminationReason.PROCESSES, TerminationReason.TIMEOUT)
     assert small.run_code("1").text == "1", "the sandbox goes on"
 

@@ -194,9 +194,9 @@ print("all good")
 
 HOG = """
 import os, time
-for _ in range(4):
+for _ in range(8):
     if os.fork() == 0:
-        data = bytearray(os.urandom(1 << 20) * 120)
+        data = os.urandom(1 << 20) * 60
         time.sleep(60)
         os._exit(0)
 time.sleep(60)

@@ -193,11 +193,8 @@ class Log:
         self.steps.append(f"post_tool {execution.text}")
         return execution
 
-    async def started(self, request: ExecuteRequest) -> None:
-        self.steps.append("started")
-
-    async def finished(self, request: ExecuteRequest, execution: Execution) -> None:
-        self.steps.append("finished")
+    async def record(self, entry: CommandHistoryEntry) -> None:
+        self.steps.append(f"{entry.state} {entry.command}")
 
 
 async def test_steps_of_an_execution_in_their_order(nothing_left: None, settings: Settings) -> None:
@@ -206,7 +203,7 @@ async def test_steps_of_an_execution_in_their_order(nothing_left: None, settings
         sandbox = await engine.create_sandbox(MINIMAL)
         execution = await engine.execute(ExecuteRequest(sandbox, "python", "1"))
     assert execution.text == "2"
-    assert log.steps == ["pre_tool", "started", "post_tool 2", "finished"]
+    assert log.steps == ["pre_tool", "started 2", "post_tool 2", "finished 2"]
 
 
 async def test_a_closed_engine_has_killed_its_sandboxes(nothing_left: None, settings: Settings) -> None:

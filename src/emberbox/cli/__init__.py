@@ -1,1 +1,2 @@
-"""The command line: `emberbox run | exec | image | setup | doctor`. Every command is a thin shell around the engine."""
+"""The command line: `emberbox run | exec | history | image | setup | doctor`. Every command is a thin
+shell around the engine."""

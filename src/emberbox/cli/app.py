@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 image_app = typer.Typer(help="What sandboxes start from: list, build, show, remove.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
+history_app = typer.Typer(help="What was executed: list, show, verify.", no_args_is_help=True)
+app.add_typer(history_app, name="history")
 
 _EXITS = (
     "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, "
@@ -151,6 +153,46 @@ def image_rm(
     from emberbox.cli.images import remove_image
 
     remove_image(name, stale_only=stale)
+
+
+@history_app.command("list")
+def history_list(
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=10_000)] = 20,
+    failures: Annotated[bool, typer.Option("--failures", help="Only what failed or was refused.")] = False,
+    sandbox: Annotated[str | None, typer.Option(help="Only of this sandbox.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only later ones: 30m, 2h, 7d ago, or a date and time.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only earlier ones.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What was executed, newest first."""
+    from emberbox.cli.history import list_entries
+
+    list_entries(
+        limit=limit, failures=failures, sandbox=sandbox, agent=agent, since=since, until=until, as_json=as_json
+    )
+
+
+@history_app.command("show")
+def history_show(
+    execution_id: Annotated[str, typer.Argument(help="Id of an execution, from `emberbox history list`.")],
+    as_json: Json = False,
+) -> None:
+    """One execution: code, output and how it ended."""
+    from emberbox.cli.history import show_entry
+
+    show_entry(execution_id, as_json=as_json)
+
+
+@history_app.command("verify", epilog="Exit codes: 0 intact, 1 broken, 2 it cannot be read.")
+def history_verify(
+    noted: Annotated[str | None, typer.Option("--head", help="A head noted earlier; it must still be there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check that nobody changed the history since it was written."""
+    from emberbox.cli.history import verify_chain
+
+    verify_chain(noted=noted, as_json=as_json)
 
 
 def main() -> None:

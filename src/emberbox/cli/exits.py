@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from emberbox.errors import (
     ConfigError,
+    HistoryError,
     ImageError,
     PolicyBlocked,
     ValidationFailed,
@@ -40,7 +41,7 @@ def exit_of_error(error: VmExecutionError) -> Exit:
         return Exit.BLOCKED
     if isinstance(error, VmNotAvailable | ImageError):
         return Exit.NO_BACKEND
-    if isinstance(error, ConfigError | ValidationFailed):
+    if isinstance(error, ConfigError | HistoryError | ValidationFailed):
         return Exit.USAGE
     return Exit.TIMEOUT if error.code == "timeout" else Exit.FAILED
 

@@ -28,7 +28,7 @@ def list_images(*, as_json: bool) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("template", "state", "size", "built", "description"):
         table.add_column(column)
-    colours = {"ready": "green", "stale": "yellow", "not built": "dim"}
+    colours = {"ready": "green", "stale": "yellow", "not built": "dim", "broken": "red"}
     for row in rows:
         manifest = row.manifest
         table.add_row(

@@ -23,6 +23,7 @@ from emberbox.errors import ConfigError, VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 
 _LOCK = "lock"
+_ABANDONED_SECONDS = 60
 CGROUPS = "cgroups.json"
 """In the directory of an owner: where its cgroups are."""
 _KILL_SECONDS = 10.0
@@ -98,12 +99,15 @@ def dead_owners(base: Path) -> Iterator[tuple[Path, int]]:
     except OSError:
         return  # not there, or another user's
     for path in paths:
+        if path.name.startswith("."):
+            # `make_run_dir` is at it, for some milliseconds; what is older was cut short
+            with contextlib.suppress(OSError):
+                if path.is_dir() and time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+            continue
         try:
             fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
-            # `make_run_dir` takes its lock within milliseconds; what is older and has none was cut short
-            if path.name.startswith(".") and path.is_dir() and time.time() - path.lstat().st_mtime > 60:
-                shutil.rmtree(path, ignore_errors=True)
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -188,8 +188,9 @@ def spawn(request: dict[str, Any], fds: list[int]) -> int:
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(signum, signal.SIG_DFL)
             os.execvpe(argv[0], argv, env)  # noqa: S606
-        except OSError as exc:
-            os.write(failed_write, f"{exc.errno or 0} {step}: {exc}".encode()[:1000])
+        except (OSError, ValueError, TypeError) as exc:  # the latter: a NUL in an argument, a field of another type
+            code = (exc.errno if isinstance(exc, OSError) else None) or errno.EINVAL
+            os.write(failed_write, f"{code} {step}: {exc}".encode()[:1000])
         finally:
             os._exit(127)
     os.close(failed_write)

@@ -270,6 +270,7 @@ def _finish(template: Template, work: Path, seconds: float) -> Manifest:
         build_seconds=round(seconds, 1),
         size_bytes=contents.size_of(rootfs),
         languages=template.languages,
+        python_version=contents.python_version(rootfs),
         has_skeleton=(rootfs / contents.SKELETON.lstrip("/")).is_dir(),
         debian_packages=contents.debian_packages(rootfs),
         python_packages=contents.python_packages(rootfs),

@@ -35,7 +35,8 @@ def prepare_rootfs(rootfs: Path, template: Template) -> None:
     _drop_privileged_modes(rootfs)
     for file in template.files:
         path = file.path
-        if any(path == top or path.startswith(f"{top}/") for top in _NOT_PERSISTENT):
+        there = f"/{inside(rootfs, path).relative_to(rootfs)}"  # /var/run/x is in /run
+        if any(there == top or there.startswith(f"{top}/") for top in _NOT_PERSISTENT):
             raise ImageError(f"Template {template.name!r} puts a file at {path}, which is empty in every machine.")
         if path.startswith(f"{HOME}/"):
             path = SKELETON + path.removeprefix(HOME)

@@ -24,7 +24,7 @@ def check_requirements(requirements: Sequence[str], language: Language, manifest
         problems = [p for r in requirements if (p := _python_problem(r, manifest)) is not None]
         where = "pip"
     elif language == "javascript":
-        problems = [f"{r} is not in the image" for r in requirements if _npm_name(r) not in manifest.npm_packages]
+        problems = [p for r in requirements if (p := _npm_problem(r, manifest)) is not None]
         where = "npm"
     else:
         problems, where = [f"{language} code cannot have requirements"], "packages"
@@ -41,7 +41,7 @@ def _python_problem(text: str, manifest: Manifest) -> str | None:
         wanted = Requirement(text)
     except InvalidRequirement:
         return f"{text!r:.100} is no requirement (PEP 508)"
-    if wanted.marker is not None and not wanted.marker.evaluate():
+    if wanted.marker is not None and not wanted.marker.evaluate(_environment(manifest)):
         return None
     version = manifest.python_packages.get(re.sub(r"[-_.]+", "-", wanted.name).lower())
     if version is None:
@@ -51,6 +51,29 @@ def _python_problem(text: str, manifest: Manifest) -> str | None:
     return None
 
 
-def _npm_name(text: str) -> str:
+def _environment(manifest: Manifest) -> dict[str, str]:
+    """What environment markers (PEP 508) see: the image's Python, not the host's."""
+    return {
+        "python_version": manifest.python_version,
+        "python_full_version": f"{manifest.python_version}.0",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "extra": "",
+    }
+
+
+def _npm_problem(text: str, manifest: Manifest) -> str | None:
     at = text.find("@", 1)
-    return text if at < 0 else text[:at]
+    name, wanted = (text, "") if at < 0 else (text[:at], text[at + 1 :])
+    version = manifest.npm_packages.get(name)
+    if version is None:
+        return f"{name} is not in the image"
+    numbers = wanted.lstrip("^~=v")
+    if numbers and not re.fullmatch(r"[\d.]+", numbers):
+        return f"{text}: only versions such as 7, ^7 or 7.0.0 can be checked, the image has {name} {version}"
+    if numbers and f"{version}.".startswith(f"{numbers}."):
+        return None
+    return f"{text} is wanted, the image has {name} {version}" if numbers else None

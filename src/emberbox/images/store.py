@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from emberbox.config import Settings
-from emberbox.errors import ImageError
+from emberbox.errors import ConfigError, ImageError
 from emberbox.images.template import Template, list_templates, load_template
 from emberbox.models import Language, MachineLimits, Model
 
@@ -40,6 +40,7 @@ class Manifest(Model):
     build_seconds: float
     size_bytes: int
     languages: list[Language]
+    python_version: str = "3.11"
     has_skeleton: bool = False
     debian_packages: dict[str, str] = Field(default_factory=dict)
     python_packages: dict[str, str] = Field(default_factory=dict)
@@ -111,11 +112,16 @@ class ImageStore:
         return Image(directory, template, read_manifest(directory), self.guest_dir())
 
     def rows(self) -> list[ImageInfo]:
-        """Templates and images: `ready`, `not built`, or `stale` (built from an earlier version of its template)."""
+        """Templates and images: `ready`, `not built`, `stale` (built from an earlier version of its template), or
+        `broken` (the template file is wrong; `image build` says why)."""
         rows: list[ImageInfo] = []
         current: set[Path] = set()
         for name in list_templates(self.settings):
-            template = load_template(name, self.settings)
+            try:
+                template = load_template(name, self.settings)
+            except ConfigError:
+                rows.append(ImageInfo(name, "", "broken", None, None))
+                continue
             directory = self.path_of(template)
             current.add(directory)
             ready = (directory / MANIFEST).is_file()

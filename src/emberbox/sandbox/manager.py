@@ -9,7 +9,14 @@ import shutil
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
-from emberbox.errors import ExecutionTimeout, SessionNotFound, SnapshotFailed, VmExecutionError, VmNotAvailable
+from emberbox.errors import (
+    ExecutionTimeout,
+    SessionNotFound,
+    SnapshotFailed,
+    VmConnectionError,
+    VmExecutionError,
+    VmNotAvailable,
+)
 from emberbox.host.rundir import RunDir, dead_owners, make_run_dir
 from emberbox.images.store import Image
 from emberbox.machines.base import Machine, MachineFactory, Snapshot
@@ -96,6 +103,8 @@ class SandboxManager:
         try:
             snapshot = await session.checkpoint(self._templates.place(session.image, session.limits))
             await asyncio.to_thread(self._templates.keep, snapshot)
+        except VmConnectionError as exc:
+            raise await session.died_early() from exc
         except (OSError, SnapshotFailed) as exc:
             import structlog
 

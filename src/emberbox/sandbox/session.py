@@ -80,6 +80,7 @@ class RunOptions:
     stdin: bytes = b""
     timeout: float | None = None
     output_bytes: int | None = None
+    execution_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +158,13 @@ class Session:
                 f"The agent of {self.id} did not answer within {deadline:g} s.", retryable=True
             ) from exc
         except VmConnectionError as exc:
-            death = await self.machine.wait()
-            raise VmNotAvailable(f"Sandbox {self.id} died while it started: {death.message}.", retryable=True) from exc
+            raise await self.died_early() from exc
         self._ready()
+
+    async def died_early(self) -> VmNotAvailable:
+        """The error for a machine whose channel ended before it was ready."""
+        death = await self.machine.wait()
+        return VmNotAvailable(f"Sandbox {self.id} died while it started: {death.message}.", retryable=True)
 
     async def start_copy(self, deadline: float) -> None:
         """Wake the agent of a machine that was forked from a snapshot.
@@ -346,7 +351,7 @@ class Session:
         collector = ExecutionCollector(
             output_limit=output,
             results_limit=output * _RESULTS_FACTOR,
-            execution_id=f"ex-{secrets.token_hex(8)}",
+            execution_id=options.execution_id or f"ex-{secrets.token_hex(8)}",
             sandbox_id=self.id,
             backend=machine.backend,
             language=language,

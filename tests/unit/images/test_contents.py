@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from emberbox.errors import ImageError
+from emberbox.images import contents
 from emberbox.images.contents import (
     SKELETON,
     debian_packages,
@@ -91,7 +92,8 @@ def test_loops_of_links_end_with_an_error(rootfs: Path) -> None:
 
 
 @pytest.mark.parametrize("up", ["", "../../../../../../../.."])
-def test_files_are_never_written_outside(rootfs: Path, outside: Path, up: str) -> None:
+def test_files_are_never_written_outside(rootfs: Path, outside: Path, up: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "_NOT_PERSISTENT", ("/tmp/nothing",))  # the folder outside is below /tmp itself
     target = f"{up}{outside}"
     link(rootfs, "/srv", target)
     link(rootfs, "/etc/passwd", f"{target}/secret")
@@ -103,6 +105,12 @@ def test_files_are_never_written_outside(rootfs: Path, outside: Path, up: str) -
     assert [path.name for path in outside.iterdir()] == ["secret"]
     assert (outside / "secret").read_text() == "secret"
     assert (rootfs / str(outside).lstrip("/") / "y").read_text() == "guest"
+
+
+def test_a_link_to_what_is_empty_in_every_machine_is_seen_through(rootfs: Path) -> None:
+    link(rootfs, "/var/run", "/run")
+    with pytest.raises(ImageError, match="/var/run/x"):
+        prepare_rootfs(rootfs, template(TemplateFile(path="/var/run/x", content="")))
 
 
 def test_nothing_outside_is_read_for_the_manifest(rootfs: Path, outside: Path) -> None:

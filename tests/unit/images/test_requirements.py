@@ -50,7 +50,7 @@ def test_python_requirements_that_are_not_met(manifest: Manifest, wanted: str, w
     assert "`pip`" in info.value.remediation
 
 
-@pytest.mark.parametrize("wanted", ["acorn", "acorn@8", "@types/node", "@types/node@^18"])
+@pytest.mark.parametrize("wanted", ["acorn", "acorn@8", "acorn@8.8.1", "@types/node", "@types/node@^18"])
 def test_npm_requirements_that_are_met(manifest: Manifest, wanted: str) -> None:
     check_requirements([wanted], "javascript", manifest)
 
@@ -60,6 +60,24 @@ def test_npm_requirements_that_are_not_met(manifest: Manifest, wanted: str) -> N
     with pytest.raises(ValidationFailed, match="is not in the image") as info:
         check_requirements([wanted], "javascript", manifest)
     assert "`npm`" in info.value.remediation
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [("acorn@9", "the image has acorn 8.8.1"), ("acorn@8.8", ""), ("acorn@>=8 <9", "only versions such as")],
+)
+def test_versions_of_npm_packages_are_compared(manifest: Manifest, wanted: str, words: str) -> None:
+    if not words:
+        check_requirements([wanted], "javascript", manifest)
+        return
+    with pytest.raises(ValidationFailed, match=words):
+        check_requirements([wanted], "javascript", manifest)
+
+
+def test_markers_see_the_python_of_the_image(manifest: Manifest) -> None:
+    check_requirements(['nothing-there; python_version < "3.11"'], "python", manifest)
+    with pytest.raises(ValidationFailed, match="nothing-there"):
+        check_requirements(['nothing-there; python_version == "3.11"'], "python", manifest)
 
 
 @pytest.mark.parametrize("language", ["bash", "rust"])

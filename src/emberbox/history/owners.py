@@ -1,0 +1,140 @@
+"""Whose unfinished entries are these? Every open history holds a lock for life, so that others can see that it lives.
+
+On SQLite (and whatever is not PostgreSQL) it is the lock of a file beside the database, on PostgreSQL an advisory lock
+of the session, which also works between hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_OPENING = "opening"
+_POLL_SECONDS = 0.02
+
+
+class Owners(Protocol):
+    """Who has this history open."""
+
+    async def claim(self, connection: AsyncConnection) -> str: ...
+    async def dead(self, connection: AsyncConnection, owner: str) -> bool: ...
+    def release(self) -> None: ...
+
+
+class NoOwners:
+    """Of a history in memory: nobody else sees it."""
+
+    async def claim(self, connection: AsyncConnection) -> str:
+        del connection
+        return _new()
+
+    async def dead(self, connection: AsyncConnection, owner: str) -> bool:
+        del connection, owner
+        return True
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+class FileOwners:
+    """A locked file per owner in `folder`. Call `claim` and `dead` with `opening` held: it orders them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fd = -1
+        self._path: Path | None = None
+
+    @contextlib.contextmanager
+    def opening(self, seconds: float) -> Iterator[None]:
+        """One at a time opens the history. Blocks; raises TimeoutError, OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._folder / _OPENING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            end = time.monotonic() + seconds
+            while not _locked(fd):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"another process has been opening it for {seconds:g} s")
+                time.sleep(_POLL_SECONDS)
+            yield
+        finally:
+            os.close(fd)
+
+    async def claim(self, connection: AsyncConnection) -> str:
+        del connection
+        owner = _new()
+        self._path = self._folder / owner
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return owner
+
+    async def dead(self, connection: AsyncConnection, owner: str) -> bool:
+        del connection
+        return self._dead(self._folder / owner)
+
+    @staticmethod
+    def _dead(path: Path) -> bool:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            return _locked(fd)
+        finally:
+            os.close(fd)
+
+    def sweep(self) -> None:
+        """Remove the files of the dead."""
+        for path in self._folder.iterdir():
+            if path.name != _OPENING and self._dead(path):
+                path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._path = None
+
+
+class ServerOwners:
+    """An advisory lock of the PostgreSQL session that writes."""
+
+    async def claim(self, connection: AsyncConnection) -> str:
+        owner = _new()
+        await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key(owner)})
+        await connection.commit()
+        return owner
+
+    async def dead(self, connection: AsyncConnection, owner: str) -> bool:
+        free = (await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(owner)})).scalar()
+        if free:
+            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _key(owner)})
+        await connection.commit()
+        return bool(free)
+
+    def release(self) -> None:
+        """The lock goes with the session."""
+
+
+def _new() -> str:
+    return secrets.token_hex(7)
+
+
+def _key(owner: str) -> int:
+    return int(owner, 16)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

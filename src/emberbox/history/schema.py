@@ -1,0 +1,89 @@
+"""The tables, and how a row becomes an entry. Migrations make the tables (`migrations/versions`); a test compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, MetaData, String, Table, Text
+
+from emberbox.models import CommandHistoryEntry
+
+HEAD = "0001"
+"""The newest migration. A database that has it is opened without Alembic, which is slow to import."""
+
+metadata = MetaData()
+
+# Times are ISO 8601 texts in UTC of one length: they sort as they are, and are hashed as they are, in every database.
+ENTRIES = Table(
+    "history_entries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),  # of the entry's first link: the order in which they began
+    Column("owner", String(64), nullable=False),  # the history that was open in the process that ran it
+    Column("parent_id", String(64)),
+    Column("vm_id", String(200)),
+    Column("agent_id", Text, nullable=False),
+    Column("backend", String(64)),
+    Column("language", String(100), nullable=False),
+    Column("command", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("success", Boolean, nullable=False),
+    Column("blocked_by", Text),
+    Column("error", Text),
+    Column("exit_code", BigInteger),
+    Column("termination_reason", String(64)),
+    Column("stdout", Text, nullable=False),
+    Column("stderr", Text, nullable=False),
+    Column("stdout_truncated", Boolean, nullable=False),
+    Column("stderr_truncated", Boolean, nullable=False),
+    Column("executed_at", String(32), nullable=False),
+    Column("duration_ms", Double),
+    Column("memory_peak_mb", Double),
+    Column("snapshot_id", String(64)),
+    Column("changed_files", Text),
+    Index("history_entries_number", "number"),
+    Index("history_entries_vm", "vm_id", "number"),
+    Index("history_entries_state", "state"),
+)
+
+LINKS = Table(
+    "history_links",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("entry_id", String(64), nullable=False),
+    Column("event", String(16), nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("content", String(64), nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+_ONLY_IN_MODEL = {"id", "execution_id", "executed_at", "changed_files"}
+_ONLY_IN_ROW = {"number", "owner", "changed_files"}
+
+
+def timestamp(moment: datetime) -> str:
+    """UTC with microseconds, always 32 characters. A time without a zone is local time."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def row_of(entry: CommandHistoryEntry, *, number: int, owner: str) -> dict[str, Any]:
+    """All columns of an entry."""
+    row = entry.model_dump(exclude=_ONLY_IN_MODEL)
+    reason = entry.termination_reason
+    return row | {
+        "id": entry.execution_id,
+        "number": number,
+        "owner": owner,
+        "termination_reason": None if reason is None else reason.value,
+        "executed_at": timestamp(entry.executed_at),
+        "changed_files": None,
+    }
+
+
+def entry_of(row: Mapping[str, Any]) -> CommandHistoryEntry:
+    """The entry of a row."""
+    fields = {key: value for key, value in row.items() if key not in _ONLY_IN_ROW}
+    return CommandHistoryEntry(execution_id=row["id"], **fields)

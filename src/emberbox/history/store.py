@@ -1,0 +1,364 @@
+"""The store: entries and links, written together, in one transaction per batch.
+
+One task writes for all executions of this process, so that many at once share a transaction. The number of a link is
+its primary key: when another process was faster, the insert fails, and the batch is written again under a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from emberbox.errors import HistoryError
+from emberbox.history import entries as changes
+from emberbox.history.chain import PRUNED, Head, Link, Verifier, digest
+from emberbox.history.database import OPEN_SECONDS, Database, database_of
+from emberbox.history.owners import FileOwners, Owners
+from emberbox.history.schema import ENTRIES, LINKS, entry_of, row_of, timestamp
+from emberbox.models import (
+    CommandHistoryEntry,
+    HistoryConfig,
+    HistoryQueryRequest,
+    HistoryQueryResponse,
+    HistoryVerification,
+)
+
+_BATCH = 64
+_ROWS = 500
+_COUNTED = 1024
+"""Sandboxes whose number of entries is remembered."""
+_NEW_ROWS = insert(ENTRIES)
+_NEW_LINKS = insert(LINKS)
+_CHANGE = update(ENTRIES).where(ENTRIES.c.id == bindparam("entry"))
+_FAILURES = (ConnectionError, OSError, SQLAlchemyError, TimeoutError)
+
+
+class HistoryStore:
+    """An open history. Make one with `await HistoryStore.open(database, …)`, and `close()` it."""
+
+    def __init__(self, database: Database, owners: Owners, most: int) -> None:
+        self._database = database
+        self._owners = owners
+        self._most = most
+        self._owner = ""
+        self._connection: AsyncConnection | None = None
+        self._busy = asyncio.Lock()
+        """Held while the writer's connection is used (a history in memory has no other)."""
+        self._head: Head | None = None
+        self._open_rows: dict[str, tuple[int, str]] = {}
+        """Of entries that are not finished: number and owner, which every hash of theirs includes."""
+        self._counts: dict[str, int] = {}
+        self._waiting: list[tuple[CommandHistoryEntry, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    # --- open, close ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(cls, database: Database, state_dir: Path, max_entries: int) -> Self:
+        """Open it, make or migrate its tables, and mark what a dead process left unfinished.
+
+        Raises:
+            HistoryError: it cannot be opened; the message says why.
+        """
+        store = cls(database, database.owners(state_dir), max_entries)
+        try:
+            async with asyncio.timeout(2 * OPEN_SECONDS):
+                if isinstance(store._owners, FileOwners):
+                    await store._open_file(store._owners)
+                else:
+                    await store._open()
+        except _FAILURES as exc:
+            await store.close()
+            raise database.error("opened", exc) from exc
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def _open_file(self, owners: FileOwners) -> None:
+        opening = owners.opening(OPEN_SECONDS)
+        await asyncio.to_thread(opening.__enter__)
+        try:
+            self._database.make_file()
+            await self._open()
+            owners.sweep()
+        finally:
+            opening.__exit__(None, None, None)
+
+    async def _open(self) -> None:
+        await self._database.migrate()
+        self._connection = await self._database.engine.connect()
+        self._owner = await self._owners.claim(self._connection)
+        await self._mark_unknown(self._connection)
+
+    async def _mark_unknown(self, connection: AsyncConnection) -> None:
+        unfinished = select(ENTRIES).where(ENTRIES.c.state == "started").order_by(ENTRIES.c.number)
+        rows = (await connection.execute(unfinished)).mappings().all()
+        await connection.rollback()
+        dead = {owner for owner in {row["owner"] for row in rows} if await self._owners.dead(connection, owner)}
+        for row in rows:
+            if row["owner"] in dead:
+                self._open_rows[row["id"]] = (row["number"], row["owner"])
+                await self.record(changes.unknown(entry_of(dict(row))))
+
+    async def close(self) -> None:
+        """Write what is waiting, and let go of everything."""
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
+        try:
+            if self._connection is not None:
+                await self._connection.close()
+            await self._database.engine.dispose()
+        finally:
+            self._connection = None
+            self._owners.release()
+
+    # --- write ----------------------------------------------------------------------------------------------------
+
+    async def record(self, entry: CommandHistoryEntry) -> None:
+        """Write a new state of an entry; when this returns, it is committed. A caller who is cancelled is not waited
+        for, but the write is done.
+
+        Raises:
+            HistoryError: it was not written.
+        """
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, written))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        await written
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+            try:
+                await self._commit([entry for entry, _ in batch])
+            except Exception as exc:  # noqa: BLE001 (whatever it is, those who wait are told)
+                for entry, written in batch:
+                    await self._alone(entry, written, exc if len(batch) == 1 else None)
+                continue
+            for _, written in batch:
+                if not written.done():
+                    written.set_result(None)
+
+    async def _alone(self, entry: CommandHistoryEntry, written: asyncio.Future[None], error: Exception | None) -> None:
+        """Write one of a batch that failed: the fault may be another's."""
+        if error is None:
+            try:
+                await self._commit([entry])
+            except Exception as exc:  # noqa: BLE001
+                error = exc
+        if written.done():
+            return
+        if error is None:
+            written.set_result(None)
+        else:
+            known = error if isinstance(error, HistoryError) else self._database.error("written", error)
+            known.__cause__ = None if known is error else error
+            written.set_exception(known)
+
+    async def _commit(self, entries: Sequence[CommandHistoryEntry]) -> None:
+        connection = self._connection
+        if connection is None:
+            raise HistoryError("The history is closed.", remediation="Use a new engine.")
+        async with self._busy:
+            try:
+                try:
+                    await self._transaction(connection, entries, self._head)
+                except IntegrityError:
+                    if self._head is None:
+                        raise
+                    await connection.rollback()  # another process was faster
+                    await self._transaction(connection, entries, None)
+            except BaseException:
+                self._head = None
+                await asyncio.shield(asyncio.ensure_future(_undo(connection)))
+                raise
+
+    async def _transaction(
+        self, connection: AsyncConnection, entries: Sequence[CommandHistoryEntry], head: Head | None
+    ) -> None:
+        """Write a batch after `head`; None: after the last link that there is, which is locked meanwhile."""
+        if head is None:
+            await self._database.lock_links(connection)
+            head = await _read_head(connection)
+        chain = _Chain(head)
+        new: list[dict[str, Any]] = []
+        changed: list[dict[str, Any]] = []
+        known = dict(self._open_rows)
+        for entry in entries:
+            if entry.state in ("started", "refused"):
+                known[entry.execution_id] = (chain.head.sequence + 1, self._owner)
+            number, owner = known.get(entry.execution_id) or await _number_and_owner(connection, entry.execution_id)
+            row = row_of(entry, number=number, owner=owner)
+            chain.add(entry.execution_id, entry.state, digest(row))
+            (new if entry.state in ("started", "refused") else changed).append(row)
+            if entry.state != "started":
+                known.pop(entry.execution_id, None)
+        if new:
+            await connection.execute(_NEW_ROWS, new)
+        for row in changed:
+            await connection.execute(_CHANGE, {"entry": row["id"], **row})
+        counts = await self._prune(connection, [row["vm_id"] for row in new if row["vm_id"] is not None], chain)
+        await connection.execute(_NEW_LINKS, chain.rows)
+        await connection.commit()
+        self._head, self._open_rows = chain.head, known
+        self._counts.update(counts)
+
+    async def _prune(self, connection: AsyncConnection, vm_ids: Sequence[str], chain: _Chain) -> dict[str, int]:
+        """Drop the oldest entries of sandboxes that have too many now; how many each has then."""
+        if len(self._counts) > _COUNTED:
+            self._counts.clear()
+        counts = {}
+        for vm_id in set(vm_ids):
+            count = self._counts.get(vm_id)
+            if count is None:
+                mine = select(func.count()).select_from(ENTRIES).where(ENTRIES.c.vm_id == vm_id)
+                count = (await connection.execute(mine)).scalar_one()
+            else:
+                count += vm_ids.count(vm_id)
+            if count > self._most:
+                count -= await _drop_oldest(connection, vm_id, count - self._most, chain)
+            counts[vm_id] = count
+        return counts
+
+    # --- read -----------------------------------------------------------------------------------------------------
+
+    async def query(self, wanted: HistoryQueryRequest) -> HistoryQueryResponse:
+        """Entries that match, newest first."""
+        where = _conditions(wanted)
+        rows = select(ENTRIES).where(*where).order_by(ENTRIES.c.number.desc()).limit(wanted.limit)
+        async with self._reading() as connection:
+            total = (await connection.execute(select(func.count()).select_from(ENTRIES).where(*where))).scalar_one()
+            found = (await connection.execute(rows)).mappings().all()
+        return HistoryQueryResponse(history=[entry_of(dict(row)) for row in found], total=total)
+
+    async def get(self, execution_id: str) -> CommandHistoryEntry | None:
+        """One entry; None if there is none (any more)."""
+        async with self._reading() as connection:
+            found = await connection.execute(select(ENTRIES).where(ENTRIES.c.id == execution_id))
+            row = found.mappings().one_or_none()
+        return None if row is None else entry_of(dict(row))
+
+    async def verify(self, noted: str | None = None) -> HistoryVerification:
+        """Whether the history is as it was written. `noted`: the head of an earlier check; it must still be there."""
+        verifier = Verifier(noted)
+        async with self._reading() as connection:
+            links = await connection.stream(select(LINKS).order_by(LINKS.c.sequence))
+            async for some in links.mappings().partitions(_ROWS):
+                verifier.take_links(Link(**row) for row in some)
+            rows = await connection.stream(select(ENTRIES).order_by(ENTRIES.c.number))
+            async for many in rows.mappings().partitions(_ROWS):
+                for row in many:
+                    verifier.take_entry(row["id"], digest(dict(row)))
+        bad = verifier.finish()
+        return HistoryVerification(
+            intact=bad is None,
+            links=verifier.links,
+            entries=verifier.entries,
+            head=verifier.head.hash,
+            first_bad=bad,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that sees one moment."""
+        try:
+            if self._database.in_memory:
+                async with self._busy:
+                    if self._connection is None:
+                        raise HistoryError("The history is closed.", remediation="Use a new engine.")
+                    yield self._connection
+                    await self._connection.rollback()
+            else:
+                async with self._database.engine.connect() as connection:
+                    await self._database.begin_reading(connection)
+                    yield connection
+        except _FAILURES as exc:
+            raise self._database.error("read", exc) from exc
+
+
+class _Chain:
+    """Links that are being added."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.rows: list[dict[str, Any]] = []
+        self._now = timestamp(datetime.now(UTC))
+
+    def add(self, entry_id: str, event: str, content: str) -> None:
+        link = Link.after(self.head, entry_id, event, self._now, content)
+        self.head = Head(link.sequence, link.hash)
+        self.rows.append(asdict(link))
+
+
+async def _read_head(connection: AsyncConnection) -> Head:
+    last = select(LINKS.c.sequence, LINKS.c.hash).order_by(LINKS.c.sequence.desc()).limit(1)
+    row = (await connection.execute(last)).one_or_none()
+    return Head() if row is None else Head(row.sequence, row.hash)
+
+
+async def _number_and_owner(connection: AsyncConnection, execution_id: str) -> tuple[int, str]:
+    mine = select(ENTRIES.c.number, ENTRIES.c.owner).where(ENTRIES.c.id == execution_id)
+    row = (await connection.execute(mine)).one_or_none()
+    if row is None:
+        raise HistoryError(
+            f"The history has no entry {execution_id} any more: somebody removed it.",
+            remediation="Run `emberbox history verify`. The code did run.",
+        )
+    return row.number, row.owner
+
+
+async def _drop_oldest(connection: AsyncConnection, vm_id: str, count: int, chain: _Chain) -> int:
+    oldest = (
+        select(ENTRIES.c.id)
+        .where(ENTRIES.c.vm_id == vm_id, ENTRIES.c.state != "started")
+        .order_by(ENTRIES.c.number)
+        .limit(count)
+    )
+    dropped = (await connection.execute(oldest)).scalars().all()
+    if dropped:
+        await connection.execute(delete(ENTRIES).where(ENTRIES.c.id.in_(dropped)))
+    for execution_id in dropped:
+        chain.add(execution_id, PRUNED, "")
+    return len(dropped)
+
+
+async def _undo(connection: AsyncConnection) -> None:
+    with contextlib.suppress(*_FAILURES):
+        await connection.rollback()
+
+
+def _conditions(wanted: HistoryQueryRequest) -> list[ColumnElement[bool]]:
+    columns = ENTRIES.c
+    where: list[ColumnElement[bool]] = []
+    if wanted.vm_id is not None:
+        where.append(columns.vm_id == wanted.vm_id)
+    if wanted.agent_id is not None:
+        where.append(columns.agent_id == wanted.agent_id)
+    if wanted.failures_only:
+        where += [columns.success.is_(False), columns.state != "started"]
+    if wanted.start_date is not None:
+        where.append(columns.executed_at >= timestamp(wanted.start_date))
+    if wanted.end_date is not None:
+        where.append(columns.executed_at <= timestamp(wanted.end_date))
+    return where
+
+
+async def open_store(config: HistoryConfig, url: str | None, state_dir: Path) -> HistoryStore:
+    """The history that the settings name.
+
+    Raises:
+        HistoryError: it cannot be opened; the message says why.
+    """
+    database = await asyncio.to_thread(database_of, url, state_dir, persist=config.persist_history)
+    return await HistoryStore.open(database, state_dir, config.max_history_entries)
