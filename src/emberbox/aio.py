@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, overload
-from weakref import WeakKeyDictionary
 
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.errors import ExecutionFailed, ForkFailed, SessionNotFound, ValidationFailed
 from emberbox.models import (
     CommandHistoryEntry,
     CommandResult,
@@ -27,7 +26,8 @@ from emberbox.models import (
     SnapshotInfo,
 )
 from emberbox.sandbox.files import Data
-from emberbox.sandbox.session import Listeners, OnResult, OnText, RunOptions, Session
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners, OnResult, OnText, RunOptions
 
 DEFAULT_SANDBOX_TIMEOUT = 300.0
 """Seconds after which a sandbox is killed unless `set_timeout` says otherwise."""
@@ -35,33 +35,29 @@ DEFAULT_COMMAND_TIMEOUT = 60.0
 
 
 @dataclass(slots=True)
-class _Shared:
+class _Share:
+    """An engine that belongs to the sandboxes which use it; it goes with the last of them."""
+
     engine: Engine
     users: int = 0
 
-
-_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
-
-
-async def _acquire_shared() -> Engine:
-    """One engine per event loop for all sandboxes that name none; it goes with the last of them."""
-    loop = asyncio.get_running_loop()
-    shared = _engines.get(loop)
-    if shared is None:
-        shared = _engines[loop] = _Shared(Engine())
-    shared.users += 1
-    return shared.engine
+    async def release(self) -> None:
+        self.users -= 1
+        if self.users == 0:
+            loop = asyncio.get_running_loop()
+            if _engines.get(loop) is self:
+                del _engines[loop]
+            await self.engine.close()
 
 
-async def _release_shared(engine: Engine) -> None:
-    loop = asyncio.get_running_loop()
-    shared = _engines.get(loop)
-    if shared is None or shared.engine is not engine:
-        return
-    shared.users -= 1
-    if shared.users == 0:
-        del _engines[loop]
-        await engine.close()
+_engines: dict[asyncio.AbstractEventLoop, _Share] = {}
+"""One engine per event loop, for all sandboxes that name none."""
+
+
+def _common_share() -> _Share:
+    for loop in [loop for loop in _engines if loop.is_closed()]:
+        _engines.pop(loop).engine.abandon()  # its sandboxes were not killed, and nothing else would
+    return _engines.setdefault(asyncio.get_running_loop(), _Share(Engine()))
 
 
 class AsyncSandbox:
@@ -73,10 +69,10 @@ class AsyncSandbox:
         commands: run programs (see `AsyncCommands`).
     """
 
-    def __init__(self, session: Session, engine: Engine, *, owns_engine_share: bool) -> None:
+    def __init__(self, session: Session, engine: Engine, share: _Share | None) -> None:
         self._session = session
         self._engine = engine
-        self._owns_share = owns_engine_share
+        self._share = share
         self.files = AsyncFiles(session)
         self.commands = AsyncCommands(session)
 
@@ -109,26 +105,20 @@ class AsyncSandbox:
         """
         if engine is not None and settings is not None:
             raise ValidationFailed("Give either `engine` or `settings`, not both.", remediation="Drop one of them.")
-        own = engine is None
+        share = None
         if engine is None:
-            engine = await _acquire_shared() if settings is None else Engine(settings)
+            share = _common_share() if settings is None else _Share(Engine(settings))
+            share.users += 1
+            engine = share.engine
         try:
             session = await engine.create_sandbox(
                 template, limits=limits, envs=envs, metadata=metadata, timeout=timeout
             )
         except BaseException:
-            if own:
-                await asyncio.shield(asyncio.ensure_future(cls._give_back(engine)))
+            if share is not None:
+                await asyncio.shield(asyncio.ensure_future(share.release()))
             raise
-        return cls(session, engine, owns_engine_share=own)
-
-    @staticmethod
-    async def _give_back(engine: Engine) -> None:
-        shared = _engines.get(asyncio.get_running_loop())
-        if shared is not None and shared.engine is engine:
-            await _release_shared(engine)
-        else:
-            await engine.close()
+        return cls(session, engine, share)
 
     async def __aenter__(self) -> Self:
         return self
@@ -290,7 +280,7 @@ class AsyncSandbox:
         self, snapshot: SnapshotInfo | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
     ) -> AsyncSandbox:
         """A new sandbox that goes on from a snapshot of this one, which is not touched."""
-        return await self._share(await self._engine.branch(self._session, _id_of(snapshot), timeout=timeout))
+        return self._beside(await self._engine.branch(self._session, _id_of(snapshot), timeout=timeout))
 
     async def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[AsyncSandbox]:
         """`count` new sandboxes that go on from this moment, each on its own. Random numbers differ in each.
@@ -302,17 +292,15 @@ class AsyncSandbox:
         try:
             sessions = await self._engine.fork(self._session, count, timeout=timeout)
         except ForkFailed as exc:
-            exc.children = [await self._share(session) for session in exc.children]
+            exc.children = [self._beside(session) for session in exc.children]
             raise
-        return [await self._share(session) for session in sessions]
+        return [self._beside(session) for session in sessions]
 
-    async def _share(self, session: Session) -> AsyncSandbox:
+    def _beside(self, session: Session) -> AsyncSandbox:
         """A sandbox beside this one, which keeps the engine alive as well."""
-        shared = _engines.get(asyncio.get_running_loop())
-        own = shared is not None and shared.engine is self._engine
-        if own:
-            await _acquire_shared()
-        return AsyncSandbox(session, self._engine, owns_engine_share=own)
+        if self._share is not None:
+            self._share.users += 1
+        return AsyncSandbox(session, self._engine, self._share)
 
     async def pause(self) -> None:
         """Stop everything in it: no CPU is used, memory stays. Calls are refused until `resume`."""
@@ -343,9 +331,9 @@ class AsyncSandbox:
         try:
             await self._session.kill()
         finally:
-            if self._owns_share:
-                self._owns_share = False
-                await asyncio.shield(asyncio.ensure_future(self._give_back(self._engine)))
+            share, self._share = self._share, None
+            if share is not None:
+                await asyncio.shield(asyncio.ensure_future(share.release()))
 
 
 def _id_of(snapshot: SnapshotInfo | str) -> str:
@@ -477,14 +465,19 @@ class AsyncCommands:
         started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
         work = self._session.exec(
             argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
-            on_start=lambda request, pid: started.set_result((request, pid)),
+            on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
         )  # fmt: skip
         task = asyncio.ensure_future(work)
         both: list[asyncio.Future[Any]] = [started, task]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            task.cancel()  # which kills the command
+            raise
         if not started.done():
             started.cancel()
-            await task  # raises why it did not start
+            done = await task  # raises why it did not start
+            raise ExecutionFailed(f"{argv[0]} ended with {done.exit_code} before it began: {done.error or ''}")
         request, pid = started.result()
         handle = AsyncCommandHandle(self._session, task, request, pid)
         self._handles[pid] = handle

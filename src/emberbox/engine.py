@@ -46,7 +46,8 @@ from emberbox.models import (
     VmExecuteResponse,
 )
 from emberbox.sandbox.manager import SandboxManager
-from emberbox.sandbox.session import Listeners, RunOptions, Session
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners, RunOptions
 
 BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {"gvisor": GvisorFactory}
 """Every back end, best first: `auto` takes the first that is usable."""
@@ -108,6 +109,7 @@ class Engine:
         self._factory: MachineFactory | None = None
         self._sandboxes: SandboxManager | None = None
         self._opening = asyncio.Lock()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,6 +136,8 @@ class Engine:
 
     async def _open(self) -> SandboxManager:
         async with self._opening:
+            if self._closed:
+                raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
             if self._sandboxes is None:
                 factory = await asyncio.to_thread(self._choose)
                 await factory.sweep()
@@ -270,7 +274,8 @@ class Engine:
         return good
 
     async def close(self) -> None:
-        """Kill every sandbox and the helper processes."""
+        """Kill every sandbox and the helper processes. The engine cannot be used again."""
+        self._closed = True
         try:
             if self._sandboxes is not None:
                 await self._sandboxes.close()
@@ -280,6 +285,13 @@ class Engine:
             self._sandboxes = self._factory = None
             if self._history is not None:
                 await self._history.close()
+
+    def abandon(self) -> None:
+        """Let go of everything without an event loop, when that is closed already: the helpers then kill all
+        sandboxes."""
+        self._closed = True
+        if self._factory is not None:
+            self._factory.abandon()
 
     # --- executions -----------------------------------------------------------------------------------------------
 

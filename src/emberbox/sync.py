@@ -5,6 +5,7 @@ Callbacks are called in the caller's thread. Ctrl-C during a call cancels it in 
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 from emberbox.aio import DEFAULT_COMMAND_TIMEOUT, DEFAULT_SANDBOX_TIMEOUT, AsyncCommandHandle, AsyncSandbox
 from emberbox.config import Settings
-from emberbox.errors import ForkFailed
+from emberbox.errors import ForkFailed, VmNotAvailable
 from emberbox.models import (
     CommandHistoryEntry,
     CommandResult,
@@ -32,7 +33,7 @@ from emberbox.models import (
     SnapshotInfo,
 )
 from emberbox.sandbox.files import Data
-from emberbox.sandbox.session import OnResult, OnText
+from emberbox.sandbox.work import OnResult, OnText
 
 T = TypeVar("T")
 
@@ -45,10 +46,13 @@ class _Loop:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._pid = os.getpid()
+        self._closed = False
         self._portal: BlockingPortal = self._stack.enter_context(_provider)
 
     def call(self, work: Callable[[], Coroutine[Any, Any, T]], listeners: _Relay | None = None) -> T:
         """Run a coroutine function there and return what it returned; relay its callbacks meanwhile."""
+        self._check()
         future: Future[T] = self._portal.start_task_soon(work)
         try:
             if listeners is not None:
@@ -61,10 +65,20 @@ class _Loop:
 
     def now(self, work: Callable[[], T]) -> T:
         """Run a plain function there."""
+        self._check()
         return self._portal.call(work)
 
     def close(self) -> None:
+        self._closed = True
         self._stack.close()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise VmNotAvailable("The sandbox was killed.", remediation="Create a new one.")
+        if os.getpid() != self._pid:
+            raise VmNotAvailable(
+                "This sandbox belongs to the process that forked this one.", remediation="Create one in this process."
+            )
 
 
 class _Relay:

@@ -20,7 +20,7 @@ from emberbox.engine import ExecuteRequest
 from emberbox.errors import ExecutionTimeout, VmNotAvailable
 from emberbox.host.cgroups import find_cgroup_root
 from emberbox.host.rundir import processes_of
-from emberbox.sandbox.session import Listeners
+from emberbox.sandbox.work import Listeners
 
 MINIMAL = "minimal"
 DEADLINE = 60.0

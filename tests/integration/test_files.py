@@ -90,6 +90,13 @@ def test_list_get_info_exists(sandbox: Sandbox) -> None:
     assert info.modified is not None
 
 
+def test_large_directories_and_names_that_are_not_unicode(sandbox: Sandbox) -> None:
+    sandbox.commands.run("mkdir many && cd many && seq 1 20000 | xargs touch && cd .. && touch $'caf\\xe9'")
+    assert len(sandbox.files.list("many")) == 20000
+    names = [entry.model_dump_json() for entry in sandbox.files.list()]
+    assert any("caf\\\\xe9" in name for name in names), names
+
+
 def test_make_dir_remove_rename(sandbox: Sandbox) -> None:
     assert sandbox.files.make_dir("d/e/f")
     assert not sandbox.files.make_dir("d/e/f")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
 from emberbox import AsyncSandbox, Engine, MachineLimits, Sandbox, Settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import ConfigError, ExecutionFailed, SessionNotFound, ValidationFailed, VmNotAvailable
-from emberbox.models import Execution, TerminationReason
+from emberbox.models import CommandHistoryEntry, Execution, TerminationReason
 
 MINIMAL = "minimal"
 
@@ -112,6 +113,53 @@ async def test_a_slow_async_listener_gets_everything(nothing_left: None) -> None
     assert "".join(seen).split() == [str(n) for n in range(200)]
 
 
+async def test_the_time_of_listeners_does_not_count(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emberbox.sandbox.session._GRACE_SECONDS", 0.5)
+
+    async def listener(text: str) -> None:
+        await asyncio.sleep(2)
+
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        run = await sandbox.run_code("print('x')", timeout=1, on_stdout=listener)
+        assert run.succeeded
+        assert sandbox.is_running()
+
+
+async def test_cancelling_the_start_of_a_command_kills_it(nothing_left: None) -> None:
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        for steps in range(1, 6):
+            start = asyncio.create_task(sandbox.commands.run("sleep 77", background=True))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            start.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await start
+        async with asyncio.timeout(20):
+            while await sandbox.commands.list():
+                pass
+
+
+def test_a_loop_that_was_closed_does_not_keep_its_sandboxes(
+    nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERBOX_VM_EXECUTION__HISTORY__ENABLED", "false")  # its connection goes with its loop only
+    asyncio.run(AsyncSandbox.create(MINIMAL))
+    with Sandbox.create(MINIMAL) as sandbox:
+        assert sandbox.run_code("1").text == "1"
+
+
+def test_a_forked_process_is_told_that_the_sandbox_is_not_its_own(nothing_left: None) -> None:
+    with Sandbox.create(MINIMAL) as sandbox:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                sandbox.run_code("1")
+            except VmNotAvailable as error:
+                os._exit(42 if "forked" in error.message else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+
+
 def test_a_sandbox_ends_after_its_time(nothing_left: None) -> None:
     with Sandbox.create(MINIMAL, timeout=300) as sandbox:
         sandbox.set_timeout(0.2)
@@ -154,6 +202,9 @@ def test_kill_twice_and_use_after_kill(nothing_left: None) -> None:
     sandbox.kill()
     sandbox.kill()
     assert not sandbox.is_running()
+    for work in (lambda: sandbox.run_code("1"), sandbox.get_info, lambda: sandbox.files.read("x")):
+        with pytest.raises(VmNotAvailable, match="was killed"):
+            work()
 
 
 def test_environment_of_the_whole_sandbox(nothing_left: None) -> None:

@@ -338,3 +338,58 @@ async def test_cancelled_copies_leave_nothing(nothing_left: None, settings: Sett
             assert [s.id for s in await engine.list_sandboxes()] == [origin.id]
         assert (await engine.fork(origin, 1))[0].state.value == "running"
     assert files(tmp_path / "snapshots") == []
+
+
+async def test_a_kill_during_a_rollback_wins(nothing_left: None, snapshots: Path) -> None:
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        point = await sandbox.snapshot()
+        rollback = asyncio.create_task(sandbox.rollback(point))
+        await asyncio.sleep(0.03)
+        await sandbox._session.kill()
+        with pytest.raises(VmNotAvailable, match="is gone"):
+            await rollback
+        assert not sandbox.is_running()
+        with pytest.raises(VmNotAvailable):
+            await sandbox.run_code("1")
+
+
+async def test_a_kill_during_a_fork_does_not_lose_the_children(nothing_left: None, snapshots: Path) -> None:
+    sandbox = await AsyncSandbox.create(MINIMAL)
+    await sandbox.run_code("x = 42")
+    forking = asyncio.create_task(sandbox.fork(1))
+    async with asyncio.timeout(20):
+        while not list(snapshots.glob("*/fork-*/checkpoint.img")):
+            await sandbox.commands.list()
+    await sandbox._session.kill()
+    (child,) = await forking
+    assert (await child.run_code("x")).text == "42"
+    await child.kill()
+    await sandbox.kill()
+    assert files(snapshots) == []
+
+
+def test_forks_of_a_sandbox_with_settings_of_its_own_outlive_it(
+    nothing_left: None, settings: Settings, tmp_path: Path
+) -> None:
+    settings.snapshot_dir = tmp_path
+    sandbox = Sandbox.create(MINIMAL, settings=settings)
+    (child,) = sandbox.fork()
+    sandbox.kill()
+    assert child.run_code("40 + 2").text == "42"
+    child.kill()
+
+
+def test_pause_is_refused_while_something_runs_against_the_clock(nothing_left: None) -> None:
+    async def main() -> None:
+        async with await AsyncSandbox.create(MINIMAL) as sandbox:
+            started = asyncio.Event()
+            code = "print('up', flush=True)\nimport time; time.sleep(50)"
+            run = asyncio.create_task(sandbox.run_code(code, on_stdout=lambda _: started.set()))
+            await started.wait()
+            with pytest.raises(ExecutionFailed, match="time-out is running"):
+                await sandbox.pause()
+            await sandbox.interrupt()
+            await run
+            await sandbox.pause()
+
+    asyncio.run(main())

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from emberbox import Settings, load_settings
-from emberbox.config import default_cache_dir, default_run_dir
+from emberbox.config import default_cache_dir, default_run_dir, default_state_dir
 from emberbox.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
 def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without any settings, in an empty directory."""
-    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "EMBERBOX_CACHE_DIR"):
+    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "EMBERBOX_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name in ("home", "work"):
         (tmp_path / name).mkdir()
@@ -49,6 +49,15 @@ def test_defaults(home: Path) -> None:
 def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_cache_dir() == Path("/somewhere/emberbox")
+
+
+def test_the_state_directory(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 0)
+    assert default_state_dir() == Path("/var/lib/emberbox")
+    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 1234)
+    assert default_state_dir() == home / ".local/state/emberbox"
+    monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
+    assert default_state_dir() == Path("/somewhere/emberbox")
 
 
 def test_the_run_directory_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +122,7 @@ def test_a_file_of_the_host_program_is_not_read() -> None:
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["cache_dir", "run_dir", "templates_dir", "runsc"])
+@pytest.mark.parametrize("key", ["cache_dir", "run_dir", "state_dir", "templates_dir", "runsc"])
 def test_paths_become_absolute(key: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Helper processes run in other directories, and nobody else replaces `~` in a file."""
     write(Path("emberbox.toml"), f'{key} = "~/x"')

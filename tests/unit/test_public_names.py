@@ -33,7 +33,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     "name",
     [
         "VmExecutionConfig", "HistoryConfig", "LanguageConfig", "CodeBlock", "ExecutionIntent", "VmExecuteRequest",
-        "VmExecuteResponse", "ParseExecuteRequest", "ParseExecuteResponse",
+        "VmExecuteResponse", "ParseExecuteRequest", "ParseExecuteResponse", "CommandHistoryEntry",
+        "HistoryQueryRequest", "HistoryQueryResponse",
     ],
 )  # fmt: skip
 def test_names_of_the_contract_in_models(name: str) -> None:
@@ -44,7 +45,7 @@ def test_names_of_the_contract_in_models(name: str) -> None:
     "name",
     [
         "VmExecutionError", "VmNotAvailable", "ValidationFailed", "UnsupportedLanguage", "Internal", "SessionNotFound",
-        "VmConnectionError", "ConfigError", "ExecutionFailed",
+        "VmConnectionError", "ConfigError", "ExecutionFailed", "HistoryError",
     ],
 )  # fmt: skip
 def test_names_of_the_contract_in_errors(name: str) -> None:

@@ -71,6 +71,10 @@ def _host(settings: Settings) -> list[Check]:
         Check("python", "ok", f"{platform.python_version()} ({sys.executable})"),
         Check("emberbox", "ok", f"{__version__}, cache {settings.cache_dir}, running state {settings.run_dir}"),
     ]
+    history = settings.vm_execution.history
+    kept = history.enabled and history.persist_history
+    where = (settings.history_url and "by history_url") or str(settings.state_dir / "history.db")
+    rows.append(Check("history", "ok", where) if kept else Check("history", "note", "not kept (settings)"))
     mmdebstrap = shutil.which("mmdebstrap")
     if mmdebstrap:
         rows.append(Check("mmdebstrap", "ok", mmdebstrap))

@@ -16,7 +16,7 @@ from emberbox.engine import Engine, ExecuteRequest
 from emberbox.errors import UnsupportedLanguage, ValidationFailed
 from emberbox.languages import LANGUAGES
 from emberbox.models import Execution, TerminationReason, VmExecuteResponse
-from emberbox.sandbox.session import Listeners, RunOptions
+from emberbox.sandbox.work import Listeners, RunOptions
 
 
 def execute_code(

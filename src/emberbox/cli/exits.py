@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
@@ -75,12 +77,21 @@ def fail(error: VmExecutionError, *, as_json: bool) -> NoReturn:
     sys.exit(int(exit_of_error(error)))
 
 
+_OUTPUT = "Is there space where the output goes?"
+
+
 def run_async(work: Callable[[], Coroutine[Any, Any, int]], *, as_json: bool) -> NoReturn:
     """Run a command's coroutine and leave with its code; errors and Ctrl-C become messages."""
     try:
         sys.exit(asyncio.run(work()))
     except VmExecutionError as error:
         fail(error, as_json=as_json)
+    except BrokenPipeError:
+        # whoever read our output has gone; nothing more is to be written, at the exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        fail(ConfigError(f"Cannot write the output: {error.strerror or error}.", remediation=_OUTPUT), as_json=False)
     except KeyboardInterrupt:
         Console(stderr=True).print("[yellow]interrupted[/]")
         sys.exit(130)

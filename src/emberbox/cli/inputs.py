@@ -18,6 +18,8 @@ def read_input(name: str, settings: Settings) -> str:
     most = settings.max_input_bytes
     label = "standard input" if name == "-" else name
     try:
+        if name == "-" and sys.stdin is None:
+            raise ValidationFailed("Standard input is closed.", remediation="Give a file, or pipe something in.")
         if name == "-":
             data = sys.stdin.buffer.read(most + 1)
         else:

@@ -20,7 +20,8 @@ from emberbox.config import load_settings
 from emberbox.engine import Engine
 from emberbox.errors import PolicyBlocked, ValidationFailed, VmExecutionError
 from emberbox.models import CodeBlock, Execution, ExecutionIntent, ParseExecuteResponse, Result
-from emberbox.sandbox.session import Listeners, Session
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Screen:
         self.console = console
         self.threshold = threshold
         self.names: dict[int, str] = {}
+        self._open_line = False
 
     def overview(self, source: str, blocks: list[CodeBlock], intent: ExecutionIntent) -> None:
         """The blocks that were found, in the order of the text."""
@@ -132,13 +134,22 @@ class Screen:
             )
         )
 
+    def _at_line_start(self) -> None:
+        """What the code printed last may not have ended its line."""
+        if self._open_line:
+            self._open_line = False
+            self.console.print()
+
     def _stdout(self, text: str) -> None:
+        self._open_line = not text.endswith("\n")
         self.console.out(printable(text), end="", highlight=False)
 
     def _stderr(self, text: str) -> None:
+        self._open_line = not text.endswith("\n")
         self.console.print(Text(printable(text), style="yellow"), end="", soft_wrap=True)
 
     def _result(self, result: Result) -> None:
+        self._at_line_start()
         if result.png is not None:
             size = len(result.png) * 3 // 4
             self.console.print(f"[magenta]◆ figure: PNG, {size:,} bytes[/]")
@@ -150,6 +161,7 @@ class Screen:
     async def block_ran(self, index: int, execution: Execution) -> None:
         """Error, exit code, duration."""
         del index
+        self._at_line_start()
         if execution.error is not None:
             trace = execution.error.traceback or f"{execution.error.name}: {execution.error.value}"
             self.console.print(Text(printable(trace.rstrip()), style="red"), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import json
 import os
 
 from . import files
@@ -357,9 +358,13 @@ class Agent:
         limit = fields.integer("limit", files.LIST_LIMIT, high=files.LIST_LIMIT)
         if depth == 1 and limit <= INLINE_LIST:
             with AsUser(self.settings):
-                self._done(ident, **files.list_directory(path, depth, limit))
+                self._listed(ident, files.list_directory(path, depth, limit))
             return
-        self._in_worker(ident, lambda: files.list_directory(path, depth, limit))
+        self._in_worker(ident, lambda: files.list_directory(path, depth, limit), self._listed)
+
+    def _listed(self, ident: int, result: Dict[str, Any]) -> None:
+        entries = json.dumps(result["entries"], separators=(",", ":")).encode()
+        self.send({"id": ident, "ev": "done", "truncated": result["truncated"]}, entries)
 
     def _op_stat(self, ident: int, fields: Fields, _payload: bytes) -> None:
         path = self._path(fields)
@@ -388,10 +393,17 @@ class Agent:
             os.rename(path, to)
         self._done(ident)
 
-    def _in_worker(self, ident: int, work: Callable[[], Dict[str, Any] | None]) -> None:
+    def _in_worker(
+        self,
+        ident: int,
+        work: Callable[[], Dict[str, Any] | None],
+        report: Callable[[int, Dict[str, Any]], None] | None = None,
+    ) -> None:
         def answer(result: Any, failure: str | None) -> None:
-            if failure is None:
-                self._done(ident, **(result or {}))
+            if failure is None and report is not None:
+                report(ident, result)
+            elif failure is None:
+                self._done(ident)
             else:
                 self._fail(ident, RequestError("file", str(result), failure))
 

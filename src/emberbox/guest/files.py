@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .fields import Fields
 
 LIST_LIMIT = 100_000
-LIST_BYTES = 900_000
-"""Entries travel in a frame's header, which is bounded; a list that would break the bound says `truncated`."""
+LIST_BYTES = 6_000_000
+"""Entries travel in one frame, which is bounded; a list that would break the bound says `truncated`."""
 ENTRY_OVERHEAD = 160
 SAFE_OPEN = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 TOKEN_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")

@@ -52,7 +52,7 @@ write       {path, upload: token, offset, final: bool, mode: int | null} payload
             Chunks go to a temporary file beside the target, renamed onto it by the final one: a reader never sees half
             a file. Missing parent directories are made.
 write_abort {path, upload} -> done {}
-list        {path, depth >= 1, limit} -> done {entries: [stat..], truncated}
+list        {path, depth >= 1, limit} -> done {truncated} payload: JSON list of entries as of stat
 stat        {path} -> done {entry: {path, name, type: file|dir|symlink|other, size, mode, mtime, uid, gid, target}}
 mkdir       {path} -> done {created: bool}
 remove      {path} -> done {} (recursive)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .limits import Settings
     from .loop import Loop
 
-ANSWER_LIMIT = 2 << 20
+ANSWER_LIMIT = 8 << 20
 DEADLINE = 60.0
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from emberbox.errors import HistoryError
 from emberbox.history.owners import FileOwners, NoOwners, Owners, ServerOwners
+from emberbox.history.runners import AsyncRunner, Runner, ThreadRunner
 from emberbox.history.schema import HEAD, metadata
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -23,11 +21,11 @@ OPEN_SECONDS = 30.0
 BUSY_SECONDS = 15.0
 """How long a writer waits for another process's write on SQLite."""
 _MIGRATION_LOCK = 0x656D626572
-_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+_DRIVERS = {"sqlite+aiosqlite": "sqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
 
 class Database:
-    """Where a history is kept. Made cheap; `owners` and `connect` open what they need."""
+    """Where a history is kept. Nothing is opened before `runner` is used."""
 
     def __init__(self, url: URL) -> None:
         self.url = url
@@ -36,17 +34,18 @@ class Database:
         named = url.database if self.is_sqlite else None
         self.file = Path(named) if named and named != ":memory:" else None
         self.in_memory = self.is_sqlite and self.file is None
-        self.engine = self._engine()
+        self.runner = self._runner()
 
-    def _engine(self) -> AsyncEngine:
-        options: dict[str, Any] = {}
-        if self.is_sqlite:
-            # a transaction that begins with a write takes the lock at once, and waits for it
-            options["connect_args"] = {"isolation_level": "IMMEDIATE", "timeout": BUSY_SECONDS}
-        engine = create_async_engine(self.url, **options)
-        if self.is_sqlite:
-            event.listen(engine.sync_engine, "connect", _configure_sqlite)
-        return engine
+    def _runner(self) -> Runner:
+        if not self.is_sqlite:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            return AsyncRunner(create_async_engine(self.url))
+        # a transaction that begins with a write takes the lock at once, and waits for it
+        arguments = {"isolation_level": "IMMEDIATE", "timeout": BUSY_SECONDS}
+        engine = create_engine(self.url, connect_args=arguments)
+        event.listen(engine, "connect", _configure_sqlite)
+        return ThreadRunner(engine, shared=self.in_memory)
 
     def owners(self, state_dir: Path) -> Owners:
         """Who has it open."""
@@ -63,40 +62,21 @@ class Database:
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    async def migrate(self) -> None:
+    def migrate(self, connection: Connection) -> None:
         """Bring the tables to the version of this Emberbox. Any number of processes may do so at once."""
-        async with self.engine.connect() as connection:
-            if await connection.run_sync(_version) == HEAD:
-                return
-            await connection.rollback()
-            await self.begin_exclusive(connection)
-            if self.in_memory:
-                await connection.run_sync(metadata.create_all)
-            else:
-                await asyncio.to_thread(import_module, "alembic.command")
-                await connection.run_sync(_upgrade, await connection.run_sync(_version))
-            await connection.commit()
-
-    async def begin_exclusive(self, connection: AsyncConnection) -> None:
-        """A transaction that nobody else writes beside."""
+        found = _version(connection)
+        connection.rollback()
+        if found == HEAD:
+            return
         if self.is_sqlite:
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         elif self.is_postgresql:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-
-    async def lock_links(self, connection: AsyncConnection) -> None:
-        """A transaction in which nobody else adds a link."""
-        if self.is_sqlite:
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
-        elif self.is_postgresql:
-            await connection.execute(text("LOCK TABLE history_links IN EXCLUSIVE MODE"))
-
-    async def begin_reading(self, connection: AsyncConnection) -> None:
-        """A transaction that sees one moment."""
-        if self.is_sqlite:
-            await connection.exec_driver_sql("BEGIN")
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        if self.in_memory:
+            metadata.create_all(connection)
         else:
-            await connection.execution_options(isolation_level="REPEATABLE READ")
+            _upgrade(connection, _version(connection))
+        connection.commit()
 
     def error(self, doing: str, cause: BaseException) -> HistoryError:
         """What went wrong here, for people."""
@@ -116,9 +96,9 @@ def database_of(url: str | None, state_dir: Path, *, persist: bool) -> Database:
         HistoryError: a wrong URL, or its driver is not installed.
     """
     if not persist:
-        return Database(make_url("sqlite+aiosqlite://"))
+        return Database(make_url("sqlite://"))
     try:
-        parsed = make_url(url) if url else URL.create("sqlite+aiosqlite", database=str(state_dir / "history.db"))
+        parsed = make_url(url) if url else URL.create("sqlite", database=str(state_dir / "history.db"))
         parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
         driver = parsed.get_driver_name()
         if driver == "asyncpg" and find_spec("asyncpg") is None:
@@ -130,7 +110,7 @@ def database_of(url: str | None, state_dir: Path, *, persist: bool) -> Database:
     except (ArgumentError, SQLAlchemyError, ImportError) as exc:
         raise HistoryError(
             f"history_url is not one that can be used: {str(exc).splitlines()[0]}.",
-            remediation="Use sqlite+aiosqlite:////absolute/path.db or postgresql+asyncpg://user@host/database.",
+            remediation="Use sqlite:////absolute/path.db or postgresql+asyncpg://user@host/database.",
         ) from exc
 
 

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 _OPENING = "opening"
 _POLL_SECONDS = 0.02
@@ -25,19 +24,19 @@ _POLL_SECONDS = 0.02
 class Owners(Protocol):
     """Who has this history open."""
 
-    async def claim(self, connection: AsyncConnection) -> str: ...
-    async def dead(self, connection: AsyncConnection, owner: str) -> bool: ...
+    def claim(self, connection: Connection) -> str: ...
+    def dead(self, connection: Connection, owner: str) -> bool: ...
     def release(self) -> None: ...
 
 
 class NoOwners:
     """Of a history in memory: nobody else sees it."""
 
-    async def claim(self, connection: AsyncConnection) -> str:
+    def claim(self, connection: Connection) -> str:
         del connection
         return _new()
 
-    async def dead(self, connection: AsyncConnection, owner: str) -> bool:
+    def dead(self, connection: Connection, owner: str) -> bool:
         del connection, owner
         return True
 
@@ -68,7 +67,7 @@ class FileOwners:
         finally:
             os.close(fd)
 
-    async def claim(self, connection: AsyncConnection) -> str:
+    def claim(self, connection: Connection) -> str:
         del connection
         owner = _new()
         self._path = self._folder / owner
@@ -76,7 +75,7 @@ class FileOwners:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return owner
 
-    async def dead(self, connection: AsyncConnection, owner: str) -> bool:
+    def dead(self, connection: Connection, owner: str) -> bool:
         del connection
         return self._dead(self._folder / owner)
 
@@ -107,17 +106,17 @@ class FileOwners:
 class ServerOwners:
     """An advisory lock of the PostgreSQL session that writes."""
 
-    async def claim(self, connection: AsyncConnection) -> str:
+    def claim(self, connection: Connection) -> str:
         owner = _new()
-        await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key(owner)})
-        await connection.commit()
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key(owner)})
+        connection.commit()
         return owner
 
-    async def dead(self, connection: AsyncConnection, owner: str) -> bool:
-        free = (await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(owner)})).scalar()
+    def dead(self, connection: Connection, owner: str) -> bool:
+        free = (connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(owner)})).scalar()
         if free:
-            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _key(owner)})
-        await connection.commit()
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _key(owner)})
+        connection.commit()
         return bool(free)
 
     def release(self) -> None:

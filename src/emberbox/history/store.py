@@ -7,22 +7,22 @@ its primary key: when another process was faster, the insert fails, and the batc
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from emberbox.errors import HistoryError
 from emberbox.history import entries as changes
 from emberbox.history.chain import PRUNED, Head, Link, Verifier, digest
 from emberbox.history.database import OPEN_SECONDS, Database, database_of
 from emberbox.history.owners import FileOwners, Owners
+from emberbox.history.runners import Work, lock_links
 from emberbox.history.schema import ENTRIES, LINKS, entry_of, row_of, timestamp
 from emberbox.models import (
     CommandHistoryEntry,
@@ -32,6 +32,8 @@ from emberbox.models import (
     HistoryVerification,
 )
 
+T = TypeVar("T")
+
 _BATCH = 64
 _ROWS = 500
 _COUNTED = 1024
@@ -39,6 +41,13 @@ _COUNTED = 1024
 _NEW_ROWS = insert(ENTRIES)
 _NEW_LINKS = insert(LINKS)
 _CHANGE = update(ENTRIES).where(ENTRIES.c.id == bindparam("entry"))
+_DROP = delete(ENTRIES).where(ENTRIES.c.id == bindparam("entry"))
+_OLDEST = (
+    select(ENTRIES.c.id)
+    .where(ENTRIES.c.vm_id == bindparam("vm"), ENTRIES.c.state != "started")
+    .order_by(ENTRIES.c.number)
+    .limit(bindparam("count"))
+)
 _FAILURES = (ConnectionError, OSError, SQLAlchemyError, TimeoutError)
 
 
@@ -47,12 +56,11 @@ class HistoryStore:
 
     def __init__(self, database: Database, owners: Owners, most: int) -> None:
         self._database = database
+        self._runner = database.runner
         self._owners = owners
         self._most = most
         self._owner = ""
-        self._connection: AsyncConnection | None = None
-        self._busy = asyncio.Lock()
-        """Held while the writer's connection is used (a history in memory has no other)."""
+        self._closed = False
         self._head: Head | None = None
         self._open_rows: dict[str, tuple[int, str]] = {}
         """Of entries that are not finished: number and owner, which every hash of theirs includes."""
@@ -72,10 +80,8 @@ class HistoryStore:
         store = cls(database, database.owners(state_dir), max_entries)
         try:
             async with asyncio.timeout(2 * OPEN_SECONDS):
-                if isinstance(store._owners, FileOwners):
-                    await store._open_file(store._owners)
-                else:
-                    await store._open()
+                await asyncio.to_thread(database.make_file)
+                await database.runner.write(store._open)
         except _FAILURES as exc:
             await store.close()
             raise database.error("opened", exc) from exc
@@ -84,43 +90,35 @@ class HistoryStore:
             raise
         return store
 
-    async def _open_file(self, owners: FileOwners) -> None:
-        opening = owners.opening(OPEN_SECONDS)
-        await asyncio.to_thread(opening.__enter__)
-        try:
-            self._database.make_file()
-            await self._open()
-            owners.sweep()
-        finally:
-            opening.__exit__(None, None, None)
+    def _open(self, connection: Connection) -> None:
+        if isinstance(self._owners, FileOwners):
+            with self._owners.opening(OPEN_SECONDS):
+                self._open_alone(connection)
+                self._owners.sweep()
+        else:
+            self._open_alone(connection)
 
-    async def _open(self) -> None:
-        await self._database.migrate()
-        self._connection = await self._database.engine.connect()
-        self._owner = await self._owners.claim(self._connection)
-        await self._mark_unknown(self._connection)
-
-    async def _mark_unknown(self, connection: AsyncConnection) -> None:
+    def _open_alone(self, connection: Connection) -> None:
+        self._database.migrate(connection)
+        self._owner = self._owners.claim(connection)
         unfinished = select(ENTRIES).where(ENTRIES.c.state == "started").order_by(ENTRIES.c.number)
-        rows = (await connection.execute(unfinished)).mappings().all()
-        await connection.rollback()
-        dead = {owner for owner in {row["owner"] for row in rows} if await self._owners.dead(connection, owner)}
-        for row in rows:
-            if row["owner"] in dead:
-                self._open_rows[row["id"]] = (row["number"], row["owner"])
-                await self.record(changes.unknown(entry_of(dict(row))))
+        rows = connection.execute(unfinished).mappings().all()
+        connection.rollback()
+        dead = {owner for owner in {row["owner"] for row in rows} if self._owners.dead(connection, owner)}
+        lost = [changes.unknown(entry_of(dict(row))) for row in rows if row["owner"] in dead]
+        if lost:
+            self._transaction(connection, lost, None)
 
     async def close(self) -> None:
         """Write what is waiting, and let go of everything."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
-        try:
-            if self._connection is not None:
-                await self._connection.close()
-            await self._database.engine.dispose()
-        finally:
-            self._connection = None
-            self._owners.release()
+        if not self._closed:
+            self._closed = True
+            try:
+                await self._runner.close()
+            finally:
+                self._owners.release()
 
     # --- write ----------------------------------------------------------------------------------------------------
 
@@ -167,30 +165,31 @@ class HistoryStore:
             written.set_exception(known)
 
     async def _commit(self, entries: Sequence[CommandHistoryEntry]) -> None:
-        connection = self._connection
-        if connection is None:
-            raise HistoryError("The history is closed.", remediation="Use a new engine.")
-        async with self._busy:
-            try:
-                try:
-                    await self._transaction(connection, entries, self._head)
-                except IntegrityError:
-                    if self._head is None:
-                        raise
-                    await connection.rollback()  # another process was faster
-                    await self._transaction(connection, entries, None)
-            except BaseException:
-                self._head = None
-                await asyncio.shield(asyncio.ensure_future(_undo(connection)))
-                raise
+        self._check_open()
+        await self._runner.write(partial(self._append, entries=entries))
 
-    async def _transaction(
-        self, connection: AsyncConnection, entries: Sequence[CommandHistoryEntry], head: Head | None
-    ) -> None:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise HistoryError("The history is closed.", remediation="Use a new engine.")
+
+    def _append(self, connection: Connection, entries: Sequence[CommandHistoryEntry]) -> None:
+        try:
+            try:
+                self._transaction(connection, entries, self._head)
+            except IntegrityError:
+                if self._head is None:
+                    raise
+                connection.rollback()  # another process was faster
+                self._transaction(connection, entries, None)
+        except BaseException:
+            self._head = None
+            raise
+
+    def _transaction(self, connection: Connection, entries: Sequence[CommandHistoryEntry], head: Head | None) -> None:
         """Write a batch after `head`; None: after the last link that there is, which is locked meanwhile."""
         if head is None:
-            await self._database.lock_links(connection)
-            head = await _read_head(connection)
+            lock_links(connection)
+            head = _read_head(connection)
         chain = _Chain(head)
         new: list[dict[str, Any]] = []
         changed: list[dict[str, Any]] = []
@@ -198,23 +197,23 @@ class HistoryStore:
         for entry in entries:
             if entry.state in ("started", "refused"):
                 known[entry.execution_id] = (chain.head.sequence + 1, self._owner)
-            number, owner = known.get(entry.execution_id) or await _number_and_owner(connection, entry.execution_id)
+            number, owner = known.get(entry.execution_id) or _number_and_owner(connection, entry.execution_id)
             row = row_of(entry, number=number, owner=owner)
             chain.add(entry.execution_id, entry.state, digest(row))
             (new if entry.state in ("started", "refused") else changed).append(row)
             if entry.state != "started":
                 known.pop(entry.execution_id, None)
         if new:
-            await connection.execute(_NEW_ROWS, new)
+            connection.execute(_NEW_ROWS, new)
         for row in changed:
-            await connection.execute(_CHANGE, {"entry": row["id"], **row})
-        counts = await self._prune(connection, [row["vm_id"] for row in new if row["vm_id"] is not None], chain)
-        await connection.execute(_NEW_LINKS, chain.rows)
-        await connection.commit()
+            connection.execute(_CHANGE, {"entry": row["id"], **row})
+        counts = self._prune(connection, [row["vm_id"] for row in new if row["vm_id"] is not None], chain)
+        connection.execute(_NEW_LINKS, chain.rows)
+        connection.commit()
         self._head, self._open_rows = chain.head, known
         self._counts.update(counts)
 
-    async def _prune(self, connection: AsyncConnection, vm_ids: Sequence[str], chain: _Chain) -> dict[str, int]:
+    def _prune(self, connection: Connection, vm_ids: Sequence[str], chain: _Chain) -> dict[str, int]:
         """Drop the oldest entries of sandboxes that have too many now; how many each has then."""
         if len(self._counts) > _COUNTED:
             self._counts.clear()
@@ -223,11 +222,11 @@ class HistoryStore:
             count = self._counts.get(vm_id)
             if count is None:
                 mine = select(func.count()).select_from(ENTRIES).where(ENTRIES.c.vm_id == vm_id)
-                count = (await connection.execute(mine)).scalar_one()
+                count = (connection.execute(mine)).scalar_one()
             else:
                 count += vm_ids.count(vm_id)
             if count > self._most:
-                count -= await _drop_oldest(connection, vm_id, count - self._most, chain)
+                count -= _drop_oldest(connection, vm_id, count - self._most, chain)
             counts[vm_id] = count
         return counts
 
@@ -237,54 +236,52 @@ class HistoryStore:
         """Entries that match, newest first."""
         where = _conditions(wanted)
         rows = select(ENTRIES).where(*where).order_by(ENTRIES.c.number.desc()).limit(wanted.limit)
-        async with self._reading() as connection:
-            total = (await connection.execute(select(func.count()).select_from(ENTRIES).where(*where))).scalar_one()
-            found = (await connection.execute(rows)).mappings().all()
-        return HistoryQueryResponse(history=[entry_of(dict(row)) for row in found], total=total)
+        all_of_them = select(func.count()).select_from(ENTRIES).where(*where)
+
+        def work(connection: Connection) -> HistoryQueryResponse:
+            total = connection.execute(all_of_them).scalar_one()
+            found = connection.execute(rows).mappings().all()
+            return HistoryQueryResponse(history=[entry_of(dict(row)) for row in found], total=total)
+
+        return await self._read(work)
 
     async def get(self, execution_id: str) -> CommandHistoryEntry | None:
         """One entry; None if there is none (any more)."""
-        async with self._reading() as connection:
-            found = await connection.execute(select(ENTRIES).where(ENTRIES.c.id == execution_id))
-            row = found.mappings().one_or_none()
-        return None if row is None else entry_of(dict(row))
+        mine = select(ENTRIES).where(ENTRIES.c.id == execution_id)
+
+        def work(connection: Connection) -> CommandHistoryEntry | None:
+            row = connection.execute(mine).mappings().one_or_none()
+            return None if row is None else entry_of(dict(row))
+
+        return await self._read(work)
 
     async def verify(self, noted: str | None = None) -> HistoryVerification:
         """Whether the history is as it was written. `noted`: the head of an earlier check; it must still be there."""
-        verifier = Verifier(noted)
-        async with self._reading() as connection:
-            links = await connection.stream(select(LINKS).order_by(LINKS.c.sequence))
-            async for some in links.mappings().partitions(_ROWS):
-                verifier.take_links(Link(**row) for row in some)
-            rows = await connection.stream(select(ENTRIES).order_by(ENTRIES.c.number))
-            async for many in rows.mappings().partitions(_ROWS):
-                for row in many:
-                    verifier.take_entry(row["id"], digest(dict(row)))
-        bad = verifier.finish()
-        return HistoryVerification(
-            intact=bad is None,
-            links=verifier.links,
-            entries=verifier.entries,
-            head=verifier.head.hash,
-            first_bad=bad,
-        )
+        return await self._read(partial(_verify, noted=noted))
 
-    @contextlib.asynccontextmanager
-    async def _reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection that sees one moment."""
+    async def _read(self, work: Work[T]) -> T:
+        self._check_open()
         try:
-            if self._database.in_memory:
-                async with self._busy:
-                    if self._connection is None:
-                        raise HistoryError("The history is closed.", remediation="Use a new engine.")
-                    yield self._connection
-                    await self._connection.rollback()
-            else:
-                async with self._database.engine.connect() as connection:
-                    await self._database.begin_reading(connection)
-                    yield connection
+            return await self._runner.read(work)
         except _FAILURES as exc:
             raise self._database.error("read", exc) from exc
+
+
+def _verify(connection: Connection, noted: str | None) -> HistoryVerification:
+    verifier = Verifier(noted)
+    links = connection.execute(select(LINKS).order_by(LINKS.c.sequence).execution_options(yield_per=_ROWS))
+    verifier.take_links(Link(**row) for row in links.mappings())
+    rows = connection.execute(select(ENTRIES).order_by(ENTRIES.c.number).execution_options(yield_per=_ROWS))
+    for row in rows.mappings():
+        verifier.take_entry(row["id"], digest(dict(row)))
+    bad = verifier.finish()
+    return HistoryVerification(
+        intact=bad is None,
+        links=verifier.links,
+        entries=verifier.entries,
+        head=verifier.head.hash,
+        first_bad=bad,
+    )
 
 
 class _Chain:
@@ -301,15 +298,15 @@ class _Chain:
         self.rows.append(asdict(link))
 
 
-async def _read_head(connection: AsyncConnection) -> Head:
+def _read_head(connection: Connection) -> Head:
     last = select(LINKS.c.sequence, LINKS.c.hash).order_by(LINKS.c.sequence.desc()).limit(1)
-    row = (await connection.execute(last)).one_or_none()
+    row = (connection.execute(last)).one_or_none()
     return Head() if row is None else Head(row.sequence, row.hash)
 
 
-async def _number_and_owner(connection: AsyncConnection, execution_id: str) -> tuple[int, str]:
+def _number_and_owner(connection: Connection, execution_id: str) -> tuple[int, str]:
     mine = select(ENTRIES.c.number, ENTRIES.c.owner).where(ENTRIES.c.id == execution_id)
-    row = (await connection.execute(mine)).one_or_none()
+    row = (connection.execute(mine)).one_or_none()
     if row is None:
         raise HistoryError(
             f"The history has no entry {execution_id} any more: somebody removed it.",
@@ -318,24 +315,13 @@ async def _number_and_owner(connection: AsyncConnection, execution_id: str) -> t
     return row.number, row.owner
 
 
-async def _drop_oldest(connection: AsyncConnection, vm_id: str, count: int, chain: _Chain) -> int:
-    oldest = (
-        select(ENTRIES.c.id)
-        .where(ENTRIES.c.vm_id == vm_id, ENTRIES.c.state != "started")
-        .order_by(ENTRIES.c.number)
-        .limit(count)
-    )
-    dropped = (await connection.execute(oldest)).scalars().all()
+def _drop_oldest(connection: Connection, vm_id: str, count: int, chain: _Chain) -> int:
+    dropped = connection.execute(_OLDEST, {"vm": vm_id, "count": count}).scalars().all()
     if dropped:
-        await connection.execute(delete(ENTRIES).where(ENTRIES.c.id.in_(dropped)))
+        connection.execute(_DROP, [{"entry": execution_id} for execution_id in dropped])
     for execution_id in dropped:
         chain.add(execution_id, PRUNED, "")
     return len(dropped)
-
-
-async def _undo(connection: AsyncConnection) -> None:
-    with contextlib.suppress(*_FAILURES):
-        await connection.rollback()
 
 
 def _conditions(wanted: HistoryQueryRequest) -> list[ColumnElement[bool]]:

@@ -145,6 +145,11 @@ class Spawner:
         with contextlib.suppress(VmNotAvailable):
             await self._request({"op": "signal", "pid": process.pid, "signal": int(number)})
 
+    def abandon(self) -> None:
+        """Close the socket, without an event loop: the process kills what it owns, cleans up and ends."""
+        self._socket.close()
+        self._process.wait(20)
+
     async def close(self) -> None:
         """End the spawner: whatever it still owns is killed and the run directory removed."""
         self._disconnect()

@@ -150,3 +150,6 @@ class MachineFactory(Protocol):
 
     async def close(self) -> None:
         """Kill every machine that this factory made."""
+
+    def abandon(self) -> None:
+        """Let go of every machine, without an event loop; none of them survives it."""

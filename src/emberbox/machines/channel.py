@@ -23,6 +23,13 @@ _MAX_WAITING_BYTES = 256 << 20
 """Bytes of events that may wait for one request's reader. Output is capped by the request itself far below this; a
 guest that sends more than it was asked for is broken or hostile."""
 _MAX_WRITE_BUFFER = 16 << 20
+_HEADER_WEIGHT = 2000
+_LONGEST_FIELD = 1000
+"""Of the header of an event that is not the last one; there may be many of those, waiting."""
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, dict | list) or (isinstance(value, str) and len(value) > _LONGEST_FIELD)
 
 
 class _Request:
@@ -40,7 +47,7 @@ class _Request:
     def put(self, event: Event) -> None:
         self.events.append(event)
         self.answered = self.answered or event[0]["ev"] in FINAL_EVENTS
-        self.size += len(event[1]) + 200
+        self.size += len(event[1]) + _HEADER_WEIGHT
         self.ready.set()
 
     def fail(self, error: VmConnectionError) -> None:
@@ -54,7 +61,7 @@ class _Request:
             self.ready.clear()
             await self.ready.wait()
         event = self.events.popleft()
-        self.size -= len(event[1]) + 200
+        self.size -= len(event[1]) + _HEADER_WEIGHT
         return event
 
 
@@ -225,6 +232,8 @@ class Channel:
             if event in FINAL_EVENTS:
                 self._abandoned.discard(number)
             return
+        if event not in FINAL_EVENTS and (len(header) > 10 or any(map(_is_long, header.values()))):
+            raise ProtocolError("an event with more in its header than it has fields for")
         request = self._requests.get(number)
         if request is None:
             raise ProtocolError(f"an answer to request {number}, which is not under way")
@@ -256,6 +265,13 @@ class Channel:
         if not self.hello.done():
             self.hello.set_exception(self._error())
             self.hello.exception()  # whoever waits for it still gets it; nobody waiting is no leak
+
+    def abandon(self) -> None:
+        """Close both descriptors without the loop, which is closed itself."""
+        if self._closed is None:
+            self._closed = "abandoned"
+            os.close(self._read_fd)
+            os.close(self._write_fd)
 
     def _break(self, why: str, *, by_guest: bool = False) -> None:
         if self._closed is None:

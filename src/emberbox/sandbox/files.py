@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -114,13 +115,19 @@ class GuestFiles:
         """
         if depth < 1:
             raise ValidationFailed(f"depth must be at least 1, not {depth}.", remediation="Leave it out for one level.")
-        header, _ = await self._call("list", path=_checked(path), depth=depth, limit=_MAX_ENTRIES)
+        header, payload = await self._call("list", path=_checked(path), depth=depth, limit=_MAX_ENTRIES)
         if header.get("truncated"):
             raise ExecutionFailed(
-                f"{path} has more than {_MAX_ENTRIES} entries.", remediation="List a smaller directory or depth."
+                f"{path} has more entries than can be listed at once ({_MAX_ENTRIES}, or 6 MB of them).",
+                remediation="List a smaller directory or depth, or use commands.run(['find', …]).",
             )
-        entries = header.get("entries")
-        return [_entry(e) for e in entries] if isinstance(entries, list) else []
+        try:
+            entries = json.loads(payload)
+        except (ValueError, RecursionError):
+            entries = None
+        if not isinstance(entries, list):
+            raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
+        return [_entry(entry) for entry in entries]
 
     async def get_info(self, path: str) -> EntryInfo:
         """One file or directory (of a symbolic link: the link itself)."""
@@ -182,19 +189,25 @@ async def _chunks(data: Data) -> AsyncIterator[bytes]:
             yield bytes(item[start : start + CHUNK_SIZE])
 
 
+def _printable(path: str) -> str:
+    """A name that is not UTF-8 (any bytes but / and NUL are a name) with escapes for what is not."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _entry(value: object) -> EntryInfo:
     if not isinstance(value, dict) or value.get("type") not in _TYPES or not isinstance(value.get("path"), str):
         raise ExecutionFailed("The machine described a file in a way that makes no sense.")
+    path = _printable(value["path"])
     modified = value.get("mtime")
     target = value.get("target")
     return EntryInfo(
-        name=PurePosixPath(value["path"]).name or "/",
-        path=value["path"],
+        name=PurePosixPath(path).name or "/",
+        path=path,
         type=value["type"],
         size=_natural(value.get("size")),
         mode=_natural(value.get("mode")) & 0o7777,
         modified=_time(modified),
-        target=target if isinstance(target, str) else None,
+        target=_printable(target) if isinstance(target, str) else None,
     )
 
 

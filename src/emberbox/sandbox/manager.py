@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -90,9 +91,11 @@ class SandboxManager:
             machine = await self._factory.fork(snapshot)
             session = self._session(machine, image, limits, envs, metadata)
             await self._started(session, session.start_copy(self._boot_timeout), timeout)
-        except (VmNotAvailable, ExecutionTimeout):
-            # the reason for the caller, if there is one beyond this snapshot, is that of the boot that follows
-            await asyncio.to_thread(self._templates.discard, snapshot)
+        except (VmNotAvailable, ExecutionTimeout) as exc:
+            # the reason for the caller, if there is one beyond this snapshot, is that of the boot that follows; what
+            # may pass (a busy host) is no reason to take the snapshot from others
+            if not exc.retryable:
+                await asyncio.to_thread(self._templates.discard, snapshot)
             return None
         return session
 
@@ -142,7 +145,7 @@ class SandboxManager:
         tree = self._tree(session)
         with tree.use(snapshot_id) as snapshot:
             await session.replace_machine(snapshot, self._factory.fork)
-        tree.head = snapshot_id
+        tree.went_back_to(snapshot_id)
 
     async def branch(self, session: Session, snapshot_id: str, timeout: float | None) -> Session:
         """A new sandbox that goes on from a snapshot; the old one is not touched."""
@@ -151,15 +154,13 @@ class SandboxManager:
 
     async def fork(self, session: Session, count: int, timeout: float | None) -> list[Session | VmExecutionError]:
         """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
-        tree = self._tree(session)
-        directory = tree.new_directory()
+        # not in the tree: the copies do not depend on whether the sandbox lives on
+        directory = self._own_folder() / f"fork-{secrets.token_hex(6)}"
         snapshot = await session.checkpoint(directory)
-        info = tree.add(snapshot, f"fork of {session.id}")
         try:
-            with tree.use(info.snapshot_id):
-                return await self._copies(session, snapshot, count, timeout)
+            return await self._copies(session, snapshot, count, timeout)
         finally:
-            tree.remove(info.snapshot_id)
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _copies(
         self, session: Session, snapshot: Snapshot, count: int, timeout: float | None
@@ -213,13 +214,17 @@ class SandboxManager:
         self._sessions[session.id] = session
 
     def _tree(self, session: Session) -> SnapshotTree:
+        self.get(session.id)
         tree = self._trees.get(session.id)
         if tree is None:
-            if self._snapshot_dir is None:
-                self._snapshot_dir = make_run_dir(self._snapshot_base, socket_paths=False)
-            folder = self._snapshot_dir.path / session.id
+            folder = self._own_folder() / session.id
             tree = self._trees[session.id] = SnapshotTree(session.id, folder, self._max_snapshots)
         return tree
+
+    def _own_folder(self) -> Path:
+        if self._snapshot_dir is None:
+            self._snapshot_dir = make_run_dir(self._snapshot_base, socket_paths=False)
+        return self._snapshot_dir.path
 
     def sweep(self) -> None:
         """Remove the snapshots of owners that are gone."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import secrets
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -27,8 +25,8 @@ from emberbox.errors import (
 )
 from emberbox.guest.protocol import PROTOCOL_VERSION, Header, ProtocolError
 from emberbox.images.store import Image
-from emberbox.machines.base import Death, Machine, MachineStats, Snapshot
-from emberbox.machines.channel import Channel, Stream
+from emberbox.machines.base import Death, Machine, Snapshot
+from emberbox.machines.channel import Channel
 from emberbox.models import (
     CommandResult,
     ContextInfo,
@@ -36,16 +34,23 @@ from emberbox.models import (
     Language,
     MachineLimits,
     ProcessInfo,
-    Result,
     SandboxInfo,
     SandboxMetrics,
     TerminationReason,
 )
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
-
-OnText = Callable[[str], object]
-OnResult = Callable[[Result], object]
+from emberbox.sandbox.work import (
+    Listeners,
+    OverdueError,
+    RunOptions,
+    Work,
+    finished,
+    flush,
+    nonsense,
+    rows_of,
+    take,
+)
 
 GUEST_HOME = "/home/user"
 GUEST_PATH = "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin"
@@ -60,6 +65,7 @@ _STDIN_CHUNK = 1 << 18
 _MAX_CODE_BYTES = 4 << 20
 _RESULTS_FACTOR = 8
 """Rich results (figures, tables) may be this many times larger than a stream's cap."""
+_REBUILD = "Build the image again: `emberbox image build NAME --force`."
 
 
 class SessionState(StrEnum):
@@ -67,42 +73,6 @@ class SessionState(StrEnum):
     READY = "running"
     PAUSED = "paused"
     CLOSED = "killed"
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How to run one piece of code; see `Sandbox.run_code`."""
-
-    context: str | None = None
-    cwd: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    args: Sequence[str] = ()
-    stdin: bytes = b""
-    timeout: float | None = None
-    output_bytes: int | None = None
-    execution_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Callbacks of a running execution; each may be a coroutine function."""
-
-    on_stdout: OnText | None = None
-    on_stderr: OnText | None = None
-    on_result: OnResult | None = None
-
-    async def text(self, stream: str, text: str) -> None:
-        await _call(self.on_stdout if stream == "stdout" else self.on_stderr, text)
-
-    async def result(self, result: Result) -> None:
-        await _call(self.on_result, result)
-
-
-async def _call(listener: Callable[[Any], object] | None, value: object) -> None:
-    if listener is not None:
-        outcome = listener(value)
-        if inspect.isawaitable(outcome):
-            await outcome
 
 
 class Session:
@@ -133,6 +103,9 @@ class Session:
         self._background: set[asyncio.Task[Any]] = set()
         self._death: Death | None = None
         self._running: dict[int, str | None] = {}
+        self._bounded = 0
+        """Requests under way that have a time-out."""
+        self._closing = False
         self._changing = asyncio.Lock()
         """Held while the machine is copied, replaced, stopped or let go on."""
 
@@ -234,6 +207,7 @@ class Session:
 
     async def kill(self, death: Death | None = None) -> None:
         """End it; harmless when it has ended."""
+        self._closing = True
         self._death = await self.machine.kill(death)
         self._closed()
 
@@ -253,10 +227,18 @@ class Session:
         """The channel of a live sandbox."""
         if self.state is SessionState.PAUSED:
             raise ExecutionFailed(f"Sandbox {self.id} is paused.", remediation="Call resume() first.", retryable=True)
-        if self.state is SessionState.CLOSED or self.machine.channel.closed is not None:
-            why = f": {self._death.message}" if self._death else ""
-            raise VmNotAvailable(f"Sandbox {self.id} is gone{why}.", remediation="Create a new one.", retryable=True)
+        self._check_alive()
+        if self.machine.channel.closed is not None:
+            raise self._gone()
         return self.machine.channel
+
+    def _check_alive(self) -> None:
+        if self._closing or self.state is SessionState.CLOSED:
+            raise self._gone()
+
+    def _gone(self) -> VmNotAvailable:
+        why = f": {self._death.message}" if self._death else ""
+        return VmNotAvailable(f"Sandbox {self.id} is gone{why}.", remediation="Create a new one.", retryable=True)
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
@@ -278,19 +260,26 @@ class Session:
 
     async def _checkpoint(self, directory: Path) -> Snapshot:
         async with self._changing:
-            channel = self.open_channel()
+            channel, machine = self.open_channel(), self.machine
             with channel.held():
                 try:
                     await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True)
-                except ExecutionFailed as exc:
-                    raise SnapshotFailed(f"Sandbox {self.id} cannot be copied now: {exc.message}.") from exc
-                last = channel.last_request
-                try:
-                    size = await self.machine.checkpoint(directory)
+                    last = channel.last_request
+                    size = await machine.checkpoint(directory)
+                except (ExecutionFailed, ExecutionTimeout) as exc:
+                    raise SnapshotFailed(f"Sandbox {self.id} cannot be copied now: {exc.message}") from exc
                 finally:
-                    if channel.closed is None:
-                        await channel.call("wake", timeout=_CALL_TIMEOUT, urgent=True, fork=False)
+                    await self._wake_again(machine)
         return Snapshot(directory, self.image, self.limits, last, size)
+
+    async def _wake_again(self, machine: Machine) -> None:
+        """After a checkpoint, or the attempt: the agent serves requests in order, so that this undoes a late quiesce. A
+        machine that cannot be woken would be quiet for ever."""
+        if machine.channel.closed is None:
+            try:
+                await machine.channel.call("wake", timeout=_CALL_TIMEOUT, urgent=True, fork=False)
+            except (ExecutionFailed, ExecutionTimeout):
+                await machine.kill(Death(TerminationReason.CRASHED, "the sandbox did not go on after a snapshot"))
 
     async def replace_machine(self, snapshot: Snapshot, fork: Callable[[Snapshot], Awaitable[Machine]]) -> None:
         """Go on from a snapshot: a fork of it takes the machine's place, then the old one is killed.
@@ -299,6 +288,7 @@ class Session:
             RollbackFailed: no fork came up; the sandbox is as it was.
         """
         async with self._changing:
+            self._check_alive()
             try:
                 machine = await fork(snapshot)
                 try:
@@ -310,6 +300,9 @@ class Session:
                 raise RollbackFailed(
                     f"Sandbox {self.id} could not be rolled back: {exc.message}", remediation=exc.remediation
                 ) from exc
+            if self._closing or self.state is SessionState.CLOSED:  # killed, expired or dead meanwhile
+                await asyncio.shield(asyncio.ensure_future(machine.kill()))
+            self._check_alive()
             old, self.machine = self.machine, machine
             self._ready()
             await asyncio.shield(
@@ -317,10 +310,20 @@ class Session:
             )
 
     async def pause(self) -> None:
-        """Stop everything in it; it keeps its memory and uses no CPU. Harmless when it is paused."""
+        """Stop everything in it; it keeps its memory and uses no CPU. Harmless when it is paused.
+
+        Raises:
+            ExecutionFailed: code is running, or a command with a time-out.
+        """
         async with self._changing:
             if self.state is not SessionState.PAUSED:
                 self.open_channel()
+                if self._bounded:
+                    raise ExecutionFailed(
+                        f"Something with a time-out is running in sandbox {self.id}; its time would run out.",
+                        remediation="Wait for it or interrupt it, then pause.",
+                        retryable=True,
+                    )
                 self.state = SessionState.PAUSED
                 await self.machine.pause()
 
@@ -373,13 +376,13 @@ class Session:
             async with self._request(channel, "run_code", source + options.stdin, options.timeout, fields) as stream:
                 async for header, payload in stream:
                     if header["ev"] == "done":
-                        await _flush(collector, listeners)
-                        return _finished(machine, collector.execution(header), before)
-                    await _take(collector, header, payload, listeners)
+                        await flush(collector, listeners)
+                        return finished(machine, collector.execution(header), before)
+                    await take(collector, header, payload, listeners)
                     self._running[stream.number] = collector.context
         except VmConnectionError:
             death = await self._cause_of_death(machine)
-            await _flush(collector, listeners)
+            await flush(collector, listeners)
             return collector.dead(death.reason, death.message)
         raise ExecutionFailed("The machine's answer had no end.")
 
@@ -410,7 +413,7 @@ class Session:
             async with self._request(channel, "exec", b"", timeout, fields) as stream:
                 async for header, payload in stream:
                     if header["ev"] == "done":
-                        await _flush(collector, listeners)
+                        await flush(collector, listeners)
                         return collector.command_result(header)
                     if header["ev"] == "started" and on_start is not None:
                         pid = header.get("pid")
@@ -419,24 +422,20 @@ class Session:
                         await listeners.text(*output)
         except VmConnectionError:
             death = await self._cause_of_death(machine)
-            await _flush(collector, listeners)
+            await flush(collector, listeners)
             return collector.dead_command(death.reason, death.message)
         raise ExecutionFailed("The machine's answer had no end.")
 
     @contextlib.asynccontextmanager
     async def _request(
         self, channel: Channel, op: str, payload: bytes, timeout: float | None, fields: dict[str, Any]
-    ) -> AsyncIterator[Stream]:
+    ) -> AsyncIterator[Work]:
         """A request for work: bounded by the host's own deadline; when the caller leaves early, the work is killed."""
-        deadline = None if timeout is None else timeout + _GRACE_SECONDS
         async with channel.request(op, payload, **fields) as stream:
-            scope = asyncio.timeout(deadline)
+            self._bounded += timeout is not None
             try:
-                async with scope:
-                    yield stream
-            except TimeoutError as exc:
-                if not scope.expired():
-                    raise  # a listener's own
+                yield Work(stream, None if timeout is None else timeout + _GRACE_SECONDS)
+            except OverdueError as exc:
                 death = Death(TerminationReason.TIMEOUT, f"the sandbox did not stop its code after {timeout:g} s")
                 self._spawn(self.kill(death))
                 raise VmConnectionError(death.message) from exc
@@ -445,9 +444,12 @@ class Session:
                 self._spawn(self.kill(death))
                 raise VmConnectionError(death.message) from exc
             finally:
+                self._bounded -= timeout is not None
                 self._running.pop(stream.number, None)
                 if not stream.ended and channel.closed is None:
-                    self._spawn(self._quietly(self.signal(stream.number, signal.SIGKILL)))
+                    # on the channel of the request: after a rollback the number may be another's
+                    stop = channel.call("signal", timeout=_CALL_TIMEOUT, target=stream.number, signal=signal.SIGKILL)
+                    self._spawn(self._quietly(stop))
 
     @staticmethod
     async def _quietly(work: Awaitable[object]) -> None:
@@ -492,8 +494,8 @@ class Session:
         return ContextInfo(id=str(header.get("context")), language=language, cwd=cwd or self.image.template.workdir)
 
     async def list_contexts(self) -> list[ContextInfo]:
-        rows = _rows(await self._call("context_list"), "contexts")
-        with _nonsense():
+        rows = rows_of(await self._call("context_list"), "contexts")
+        with nonsense():
             return [
                 ContextInfo(id=row["context"], language=row["language"], cwd=row.get("cwd") or "", busy=row["busy"])
                 for row in rows
@@ -507,8 +509,8 @@ class Session:
 
     async def processes(self) -> list[ProcessInfo]:
         """Commands under way."""
-        rows = _rows(await self._call("processes"), "processes")
-        with _nonsense():
+        rows = rows_of(await self._call("processes"), "processes")
+        with nonsense():
             return [
                 ProcessInfo(
                     pid=row["pid"], argv=row["argv"], cwd=row.get("cwd") or "", running_ms=row["started_ms_ago"]
@@ -518,8 +520,8 @@ class Session:
 
     async def kill_process(self, pid: int) -> bool:
         """Kill a command by its pid; False if it is not (any more) one of ours."""
-        rows = _rows(await self._call("processes"), "processes")
-        with _nonsense():
+        rows = rows_of(await self._call("processes"), "processes")
+        with nonsense():
             targets = [int(row["target"]) for row in rows if row["pid"] == pid]
         for target in targets:
             with contextlib.suppress(SessionNotFound):
@@ -530,7 +532,7 @@ class Session:
     async def metrics(self) -> SandboxMetrics:
         inside = await self._call("metrics")
         outside = self.machine.stats()
-        with _nonsense():
+        with nonsense():
             return SandboxMetrics(
                 memory_bytes=outside.memory_bytes,
                 memory_peak_bytes=outside.memory_peak_bytes,
@@ -552,46 +554,3 @@ class Session:
             limits=self.limits,
             metadata=self.metadata,
         )
-
-
-def _finished(machine: Machine, execution: Execution, before: MachineStats) -> Execution:
-    """Add what only the host knows: the peak of memory, and whether its memory cap was what killed the code."""
-    after = machine.stats()
-    if after.memory_peak_bytes is not None:
-        execution.memory_peak_mb = round(after.memory_peak_bytes / (1 << 20), 2)
-    if after.oom_kills > before.oom_kills and not execution.succeeded:
-        execution.termination_reason = TerminationReason.MEMORY
-    return execution
-
-
-@contextlib.contextmanager
-def _nonsense() -> Iterator[None]:
-    """An answer whose fields are not what the protocol says is an error of the machine, not of Emberbox."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.") from exc
-
-
-def _rows(header: Header, key: str) -> list[dict[str, Any]]:
-    rows = header.get(key)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
-    return rows
-
-
-_REBUILD = "Build the image again: `emberbox image build NAME --force`."
-
-
-async def _take(collector: ExecutionCollector, header: Header, payload: bytes, listeners: Listeners) -> None:
-    if (output := collector.output(header, payload)) is not None:
-        await listeners.text(*output)
-    elif (result := collector.result(header, payload)) is not None:
-        await listeners.result(result)
-    elif header["ev"] == "started" and isinstance(header.get("context"), str):
-        collector.context = header["context"][:100]
-
-
-async def _flush(collector: OutputCollector, listeners: Listeners) -> None:
-    for name, text in collector.flush():
-        await listeners.text(name, text)

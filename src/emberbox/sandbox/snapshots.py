@@ -74,6 +74,11 @@ class SnapshotTree:
         self.head = info.snapshot_id
         return info
 
+    def went_back_to(self, snapshot_id: str) -> None:
+        """The sandbox goes on from this one, unless it was removed meanwhile."""
+        if snapshot_id in self._nodes:
+            self.head = snapshot_id
+
     def infos(self) -> list[SnapshotInfo]:
         return [node.info for node in self._nodes.values()]
 

@@ -23,6 +23,8 @@ from emberbox.models import MachineLimits, Model
 _FORMAT = 1
 _MANIFEST = "snapshot.json"
 _ABANDONED_SECONDS = 3600
+_MOST_KEPT = 8
+"""Each takes some ten MB; every other set of limits is another one."""
 
 
 class _Manifest(Model):
@@ -67,6 +69,9 @@ class TemplateSnapshots:
         directory = self._folder / self.key(image, limits)
         try:
             manifest = _Manifest.model_validate_json((directory / _MANIFEST).read_bytes())
+            os.utime(directory)  # the least recently used ones are removed
+        except FileNotFoundError:
+            return None
         except (OSError, ValidationError):
             shutil.rmtree(directory, ignore_errors=True)  # what is damaged must not be in the way of the next one
             return None
@@ -75,7 +80,7 @@ class TemplateSnapshots:
     def place(self, image: Image, limits: MachineLimits) -> Path:
         """A directory of a name of its own for a snapshot that is about to be taken; raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._remove_abandoned()
+        self._remove_old()
         return self._folder / f"{self.key(image, limits)}.{secrets.token_hex(4)}"
 
     def keep(self, snapshot: Snapshot) -> None:
@@ -95,8 +100,13 @@ class TemplateSnapshots:
         """Remove a snapshot that cannot be used."""
         shutil.rmtree(snapshot.directory, ignore_errors=True)
 
-    def _remove_abandoned(self) -> None:
-        """What a killed process has left half-made."""
-        for path in self._folder.iterdir():
-            if "." in path.name and time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS:
+    def _remove_old(self) -> None:
+        """What a killed process has left half-made, and what has not been used for longest. A snapshot that is removed
+        under a fork that just begins costs that one a boot."""
+        age = {path: time.time() - path.lstat().st_mtime for path in self._folder.iterdir()}
+        finished = sorted((path for path in age if "." not in path.name), key=lambda path: age[path])
+        for path, seconds in age.items():
+            if "." in path.name and seconds > _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+        for path in finished[_MOST_KEPT - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -79,11 +80,13 @@ def test_list_and_stat(agent: Client, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "inner").write_text("12345")
     (tmp_path / "a").symlink_to("nowhere")
-    flat = agent.call("list", path=str(tmp_path), depth=1, limit=10).final
-    assert [(entry["name"], entry["type"]) for entry in flat["entries"]] == [("a", "symlink"), ("b", "dir")]
-    deep = agent.call("list", path=str(tmp_path), depth=5, limit=10).final
-    assert [entry["path"] for entry in deep["entries"]] == [str(tmp_path / name) for name in ("a", "b", "b/inner")]
-    assert not deep["truncated"]
+    flat = json.loads(agent.call("list", path=str(tmp_path), depth=1, limit=10).payload)
+    assert [(entry["name"], entry["type"]) for entry in flat] == [("a", "symlink"), ("b", "dir")]
+    deep = agent.call("list", path=str(tmp_path), depth=5, limit=10)
+    assert [entry["path"] for entry in json.loads(deep.payload)] == [
+        str(tmp_path / name) for name in ("a", "b", "b/inner")
+    ]
+    assert not deep.final["truncated"]
     assert agent.call("list", path=str(tmp_path), depth=5, limit=2).final["truncated"]
     entry = agent.call("stat", path=str(tmp_path / "a")).final["entry"]
     assert (entry["type"], entry["target"]) == ("symlink", "nowhere")
@@ -92,7 +95,7 @@ def test_list_and_stat(agent: Client, tmp_path: Path) -> None:
 
 def test_names_that_are_not_unicode_survive(agent: Client, tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9")).write_text("x")
-    entry = agent.call("list", path=str(tmp_path), depth=1, limit=5).final["entries"][0]
+    (entry,) = json.loads(agent.call("list", path=str(tmp_path), depth=1, limit=5).payload)
     assert os.fsencode(entry["name"]) == b"caf\xe9"
     assert agent.call("read", path=entry["path"], offset=0, length=5).payload == b"x"
 

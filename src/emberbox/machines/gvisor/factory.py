@@ -190,6 +190,15 @@ class GvisorFactory:
         if self._cgroups is not None:
             self._cgroups.remove_if_empty()
 
+    def abandon(self) -> None:
+        self._closed = True
+        for machine in self._machines.values():
+            machine.abandon()
+        if self._spawner is not None:
+            self._spawner.abandon()
+        if self._run_dir is not None:
+            self._run_dir.release()
+
     # --- steps of a boot ------------------------------------------------------------------------------------------
 
     async def _ready(self) -> tuple[Spawner, RunDir, Runsc]:
@@ -289,9 +298,13 @@ def verify_digests(snapshot: Snapshot) -> None:
             with (snapshot.directory / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as exc:
-            raise VmNotAvailable(f"Cannot read {name} of snapshot {snapshot.directory}: {exc.strerror}.") from exc
+            raise VmNotAvailable(
+                f"Cannot read {name} of snapshot {snapshot.directory}: {exc.strerror}.", retryable=False
+            ) from exc
         if found != digest:
-            raise VmNotAvailable(f"{name} of snapshot {snapshot.directory} is damaged.", remediation="Take a new one.")
+            raise VmNotAvailable(
+                f"{name} of snapshot {snapshot.directory} is damaged.", remediation="Take a new one.", retryable=False
+            )
 
 
 def _sandbox_pids(root: Path, machine_id: str) -> list[int]:

@@ -52,6 +52,12 @@ class StderrTail:
             os.close(self._fd)
             self._fd = -1
 
+    def abandon(self) -> None:
+        """Close without the loop, which is closed itself."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def text(self) -> str:
         """What came so far, for a message."""
         if self._fd >= 0:
@@ -202,6 +208,13 @@ class GvisorMachine:
             self._kill_task = asyncio.get_running_loop().create_task(self._kill(), name=f"kill {self.id}")
         # whoever waits may be cancelled; the clean-up goes on
         return await asyncio.shield(self._kill_task)
+
+    def abandon(self) -> None:
+        """Close the descriptors, without an event loop."""
+        if self._channel is not None:
+            self._channel.abandon()
+        if self._stderr is not None:
+            self._stderr.abandon()
 
     def stats(self, *, reset_peak: bool = False) -> MachineStats:
         if self._group is None:

@@ -1,0 +1,131 @@
+"""Work under way in a sandbox: how it is asked for, who listens to it, how long it may take, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emberbox.errors import ExecutionFailed
+from emberbox.guest.protocol import Header
+from emberbox.machines.base import Machine, MachineStats
+from emberbox.machines.channel import Event, Stream
+from emberbox.models import Execution, Result, TerminationReason
+from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
+
+OnText = Callable[[str], object]
+OnResult = Callable[[Result], object]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run one piece of code; see `Sandbox.run_code`."""
+
+    context: str | None = None
+    cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    args: Sequence[str] = ()
+    stdin: bytes = b""
+    timeout: float | None = None
+    output_bytes: int | None = None
+    execution_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Callbacks of a running execution; each may be a coroutine function."""
+
+    on_stdout: OnText | None = None
+    on_stderr: OnText | None = None
+    on_result: OnResult | None = None
+
+    async def text(self, stream: str, text: str) -> None:
+        await _call(self.on_stdout if stream == "stdout" else self.on_stderr, text)
+
+    async def result(self, result: Result) -> None:
+        await _call(self.on_result, result)
+
+
+async def _call(listener: Callable[[Any], object] | None, value: object) -> None:
+    if listener is not None:
+        outcome = listener(value)
+        if inspect.isawaitable(outcome):
+            await outcome
+
+
+class OverdueError(Exception):
+    """The guest did not end its work in time."""
+
+
+class Work:
+    """Events of a request, with a deadline for the guest alone: the time that listeners take is not counted.
+
+    Args:
+        stream: the events.
+        seconds: that the guest may take in all; None: any.
+    """
+
+    def __init__(self, stream: Stream, seconds: float | None) -> None:
+        self.number = stream.number
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._end = None if seconds is None else self._loop.time() + seconds
+        self._handed_out: float | None = None
+
+    def __aiter__(self) -> Work:
+        return self
+
+    async def __anext__(self) -> Event:
+        now = self._loop.time()
+        if self._end is not None and self._handed_out is not None:
+            self._end += now - self._handed_out
+        try:
+            async with asyncio.timeout_at(self._end):  # what has come already is taken without waiting
+                event = await anext(self._stream)
+        except TimeoutError as exc:
+            raise OverdueError from exc
+        self._handed_out = self._loop.time()
+        return event
+
+
+def finished(machine: Machine, execution: Execution, before: MachineStats) -> Execution:
+    """Add what only the host knows: the peak of memory, and whether its memory cap was what killed the code."""
+    after = machine.stats()
+    if after.memory_peak_bytes is not None:
+        execution.memory_peak_mb = round(after.memory_peak_bytes / (1 << 20), 2)
+    if after.oom_kills > before.oom_kills and not execution.succeeded:
+        execution.termination_reason = TerminationReason.MEMORY
+    return execution
+
+
+@contextlib.contextmanager
+def nonsense() -> Iterator[None]:
+    """An answer whose fields are not what the protocol says is an error of the machine, not of Emberbox."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.") from exc
+
+
+def rows_of(header: Header, key: str) -> list[dict[str, Any]]:
+    rows = header.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
+    return rows
+
+
+async def take(collector: ExecutionCollector, header: Header, payload: bytes, listeners: Listeners) -> None:
+    if (output := collector.output(header, payload)) is not None:
+        await listeners.text(*output)
+    elif (result := collector.result(header, payload)) is not None:
+        await listeners.result(result)
+    elif header["ev"] == "started" and isinstance(header.get("context"), str):
+        collector.context = header["context"][:100]
+
+
+async def flush(collector: OutputCollector, listeners: Listeners) -> None:
+    for name, text in collector.flush():
+        await listeners.text(name, text)
