@@ -15,7 +15,7 @@ from emberbox.errors import ConfigError
 @pytest.fixture(autouse=True)
 def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without any settings, in an empty directory."""
-    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "EMBERBOX_CACHE_DIR"):
+    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "EMBERBOX_CACHE_DIR", "EMBERBOX_STATE_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name in ("home", "work"):
         (tmp_path / name).mkdir()

@@ -262,6 +262,7 @@ class Agent:
             raise RequestError("busy", f"context {context.ident!r} is running something already")
         kernel = self.contexts.kernel_of(context)
         run = context.run = CodeRun(self, ident, context, *limits)
+        run.kernel = kernel
         self.executions[ident] = run
         run.emit("started", context=context.ident)
         request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2]}

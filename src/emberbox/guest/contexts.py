@@ -119,6 +119,7 @@ class Contexts:
         """Kill the context's kernel; what it runs ends as killed."""
         if context.run is not None:
             context.run.killed = True
+            context.run = None  # the next execution need not wait until this one has died
         if context.kernel is not None:
             context.kernel.kill()
             context.kernel = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .agent import Agent
     from .contexts import Context
+    from .kernel_process import KernelProcess
     from .protocol import Header
 
 GRACE = 1.0
@@ -138,28 +139,30 @@ class CodeRun(Execution):
     ) -> None:
         super().__init__(agent, ident, stdout_limit, stderr_limit)
         self._context = context
+        self.kernel: KernelProcess | None = None
+        """The one that does the work; its context may have got another one meanwhile."""
         context.count += 1
         self._room = results_limit
         self._results_truncated = False
 
     def pids(self) -> List[int]:
-        kernel = self._context.kernel
+        kernel = self.kernel
         return [] if kernel is None or kernel.pid is None else [kernel.pid]
 
     def interrupt(self) -> None:
-        if self._context.kernel is not None:
-            self._context.kernel.interrupt()
+        if self.kernel is not None:
+            self.kernel.interrupt()
 
     def kill(self) -> None:
-        if self._context.kernel is not None:
-            self._context.kernel.kill()
+        if self.kernel is not None:
+            self.kernel.kill()
 
     def send_signal(self, number: int) -> None:
-        if self._context.kernel is not None:
-            self._context.kernel.signal(number)
+        if self.kernel is not None:
+            self.kernel.signal(number)
 
     def grace(self) -> float:
-        kernel = self._context.kernel
+        kernel = self.kernel
         return GRACE if kernel is None else kernel.grace
 
     def on_result(self, header: Header, payload: bytes) -> None:
@@ -178,8 +181,8 @@ class CodeRun(Execution):
             raise ValueError("a kernel sent an end that is none")
         error = outcome.clean_error(header.get("error"))
         survived = header.get("survived") is not False
-        if not survived and self._context.kernel is not None:
-            self._context.kernel.kill()
+        if not survived and self.kernel is not None:
+            self.kernel.kill()
         ending = self.ending(code, died=False)
         ending.interrupted = self.interrupted and error is not None and error["name"] == "KeyboardInterrupt"
         ending.interrupted = ending.interrupted or (self.interrupted and code == 130)
@@ -201,7 +204,8 @@ class CodeRun(Execution):
     def _end(self, ending: outcome.Ending, error: Dict[str, str] | None, *, survived: bool) -> None:
         ending.truncated = ending.truncated or self._results_truncated
         context = self._context
-        context.run = None
+        if context.run is self:
+            context.run = None
         self.done(
             exit_code=ending.exit_code,
             reason=outcome.reason(ending),

@@ -357,3 +357,14 @@ def test_many_contexts_leave_nothing_behind(agent: Client) -> None:
         agent.call("context_remove", context=ident)
         before = before or descriptors()
     assert descriptors() == before
+
+
+def test_a_restarted_context_is_free_at_once(agent: Client) -> None:
+    number = agent.begin_code("print('up', flush=True)\nwhile True: pass", context=None)
+    agent.wait(number, "stdout")
+    restart = agent.begin("context_restart", context="python")
+    again = agent.begin_code("print('again')")
+    assert agent.finish(restart).final["ev"] == "done"
+    assert agent.finish(again).stdout == "again\n"
+    assert agent.finish(number).reason == "killed"
+    assert agent.code("print('still here')").stdout == "still here\n"
