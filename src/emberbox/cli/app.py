@@ -197,7 +197,7 @@ def history_verify(
 
 def main() -> None:
     """Entry point of the `emberbox` program."""
-    app()
+    app(prog_name="emberbox")
 
 
 if __name__ == "__main__":
