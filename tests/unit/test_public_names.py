@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +77,5 @@ def test_the_agent_needs_the_standard_library_alone() -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    from importlib.metadata import version
-
-    assert emberbox.__version__ == version("emberbox")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert emberbox.__version__ == project["project"]["version"]
