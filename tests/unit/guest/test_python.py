@@ -313,7 +313,9 @@ def test_user_code_has_no_descriptors_of_the_agent(agent: Client, context: str) 
 
 
 def test_the_agents_package_is_out_of_sight(agent: Client, context: str) -> None:
-    code = "import os, sys\n[n for n in sys.modules if n.split('.')[0] == 'guest'], [p for p in sys.path if os.path.isdir(p + '/guest')]"
+    modules = "[n for n in sys.modules if n.split('.')[0] == 'guest']"
+    folders = "[p for p in sys.path if os.path.isdir(p + '/guest')]"
+    code = f"import os, sys\n{modules}, {folders}"
     assert run(agent, context, code) == "([], [])"
 
 
