@@ -38,6 +38,7 @@ from emberbox.models import (
     SandboxMetrics,
     TerminationReason,
 )
+from emberbox.sandbox.configuration import GUEST_HOME, configuration
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
 from emberbox.sandbox.work import (
@@ -52,15 +53,9 @@ from emberbox.sandbox.work import (
     take,
 )
 
-GUEST_HOME = "/home/user"
-GUEST_PATH = "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin"
-_UID = 1000
 _CALL_TIMEOUT = 15.0
 _GRACE_SECONDS = 10.0
 """Beyond a time-out that the guest enforces, the host waits this long for its answer; then it kills the machine."""
-_ADDRESS_SPACE_SHARE = 0.85
-"""Of the machine's memory that one process may map: a large allocation then fails in the program that made it, with an
-error of its own, before the kernel has to kill the machine."""
 _STDIN_CHUNK = 1 << 18
 _MAX_CODE_BYTES = 4 << 20
 _RESULTS_FACTOR = 8
@@ -123,7 +118,7 @@ class Session:
                 hello = await asyncio.shield(self.machine.channel.hello)
                 if hello.get("protocol") != PROTOCOL_VERSION:
                     raise VmNotAvailable("The guest agent speaks another protocol version.", remediation=_REBUILD)
-                await self.machine.channel.call("configure", timeout=deadline, **self._configuration())
+                await self.machine.channel.call("configure", timeout=deadline, **configuration(self.image, self.limits))
                 if self.image.manifest.has_skeleton:
                     await self._copy_skeleton()
         except TimeoutError as exc:
@@ -163,24 +158,6 @@ class Session:
     def _ready(self) -> None:
         self.state = SessionState.READY
         self._spawn(self._watch(self.machine))
-
-    def _configuration(self) -> dict[str, Any]:
-        template, limits = self.image.template, self.limits
-        return {
-            "uid": _UID,
-            "gid": _UID,
-            "home": GUEST_HOME,
-            "workdir": template.workdir,
-            "hostname": "emberbox",
-            "env": {"PATH": GUEST_PATH, "MPLBACKEND": "Agg", **template.env},
-            "languages": template.languages,
-            "warm": template.warm,
-            "warmup": template.warmup,
-            "nproc": limits.processes,
-            "nofile": limits.open_files,
-            "address_space": int((limits.memory_mb << 20) * _ADDRESS_SPACE_SHARE),
-            "python_path": [],
-        }
 
     async def _copy_skeleton(self) -> None:
         copied = await self.exec(["cp", "-R", "/opt/emberbox/skel/.", GUEST_HOME], timeout=60)
