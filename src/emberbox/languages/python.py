@@ -76,6 +76,8 @@ def _check(source: Source) -> Iterator[Hit]:
 
 def _syntax(source: Source) -> list[Finding]:
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    if "\0" in source.code:  # what the compiler says of it differs from one patch release to the next
+        return [source.finding(_bad_character(source), "source code cannot contain null bytes")]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an invalid escape sequence is the author's business

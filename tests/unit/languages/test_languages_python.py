@@ -77,7 +77,7 @@ BROKEN = [
     ("a = 1\nreturn a", 2, 1, "outside function"),
     ("print('a", 1, 7, "unterminated string"),
     ("x = 1\n  y = 2", 2, 3, "indent"),
-    ("a\x00b", 1, 1, "null"),
+    ("a\x00b", 1, 2, "null"),
     ("x = '\ud800'", 1, 6, "surrogate"),
 ]
 
