@@ -228,6 +228,7 @@ def test_pause_refuses_and_resume_goes_on(sandbox: Sandbox) -> None:
 def test_a_paused_sandbox_can_be_killed(nothing_left: None) -> None:
     with Sandbox.create(MINIMAL) as sandbox:
         sandbox.pause()
+    assert not sandbox.is_running()
 
 
 def test_unknown_snapshots_and_counts(sandbox: Sandbox) -> None:
