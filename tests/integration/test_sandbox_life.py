@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 import pytest
 
@@ -114,15 +115,21 @@ async def test_a_slow_async_listener_gets_everything(nothing_left: None) -> None
 
 
 async def test_the_time_of_listeners_does_not_count(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of one that waits, nor of one that keeps the whole loop busy while the end of the code arrives."""
     monkeypatch.setattr("emberbox.sandbox.session._GRACE_SECONDS", 0.5)
 
-    async def listener(text: str) -> None:
+    async def waits(text: str) -> None:
         await asyncio.sleep(2)
 
+    def blocks(text: str) -> None:
+        time.sleep(2)
+
     async with await AsyncSandbox.create(MINIMAL) as sandbox:
-        run = await sandbox.run_code("print('x')", timeout=1, on_stdout=listener)
-        assert run.succeeded
-        assert sandbox.is_running()
+        for listener in (waits, blocks):
+            code = "print('x', flush=True)\nimport time; time.sleep(0.1)"
+            run = await sandbox.run_code(code, timeout=1, on_stdout=listener)
+            assert run.succeeded
+            assert sandbox.is_running()
 
 
 async def test_cancelling_the_start_of_a_command_kills_it(nothing_left: None) -> None:
