@@ -96,6 +96,10 @@ def _ran(entry: CommandHistoryEntry, run: Execution) -> CommandHistoryEntry:
             "stderr_truncated": run.stderr_truncated,
             "duration_ms": run.duration_ms,
             "memory_peak_mb": run.memory_peak_mb,
+            "snapshot_before_id": run.snapshot_before,
+            "snapshot_id": run.snapshot_after,
+            "rolled_back_to": run.rolled_back_to or run.restored_from,
+            "changed_files": run.changed_files,
         }
     )
 

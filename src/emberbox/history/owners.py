@@ -17,6 +17,9 @@ from typing import Protocol
 
 from sqlalchemy import Connection, text
 
+from emberbox.history.journal import Journal, read_journal
+from emberbox.models import CommandHistoryEntry
+
 _OPENING = "opening"
 _POLL_SECONDS = 0.02
 
@@ -26,10 +29,22 @@ class Owners(Protocol):
 
     def claim(self, connection: Connection) -> str: ...
     def dead(self, connection: Connection, owner: str) -> bool: ...
+    def journal(self) -> Journal | None: ...
+    def left(self) -> list[CommandHistoryEntry]: ...
     def release(self) -> None: ...
 
 
-class NoOwners:
+class _WithoutJournal:
+    """Every entry goes to the database at once."""
+
+    def journal(self) -> Journal | None:
+        return None
+
+    def left(self) -> list[CommandHistoryEntry]:
+        return []
+
+
+class NoOwners(_WithoutJournal):
     """Of a history in memory: nobody else sees it."""
 
     def claim(self, connection: Connection) -> str:
@@ -45,7 +60,8 @@ class NoOwners:
 
 
 class FileOwners:
-    """A locked file per owner in `folder`. Call `claim` and `dead` with `opening` held: it orders them."""
+    """A locked file per owner in `folder`, which is its journal. `claim`, `dead` and `left` need `opening` held, which
+    orders them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -90,6 +106,15 @@ class FileOwners:
         finally:
             os.close(fd)
 
+    def journal(self) -> Journal | None:
+        """In the file of this owner, after `claim`."""
+        return Journal(self._fd)
+
+    def left(self) -> list[CommandHistoryEntry]:
+        """What the dead wrote down; the database has most of it."""
+        paths = [path for path in self._folder.iterdir() if path.name != _OPENING and self._dead(path)]
+        return [entry for path in paths for entry in read_journal(path)]
+
     def sweep(self) -> None:
         """Remove the files of the dead."""
         for path in self._folder.iterdir():
@@ -103,7 +128,7 @@ class FileOwners:
             self._path = None
 
 
-class ServerOwners:
+class ServerOwners(_WithoutJournal):
     """An advisory lock of the PostgreSQL session that writes."""
 
     def claim(self, connection: Connection) -> str:

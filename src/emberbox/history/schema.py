@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, MetaData, String, Table, Text
 
-from emberbox.models import CommandHistoryEntry
+from emberbox.models import CommandHistoryEntry, FileChange
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. A database that has it is opened without Alembic, which is slow to import."""
 
 metadata = MetaData()
@@ -42,7 +43,9 @@ ENTRIES = Table(
     Column("duration_ms", Double),
     Column("memory_peak_mb", Double),
     Column("snapshot_id", String(64)),
-    Column("changed_files", Text),
+    Column("changed_files", Text),  # JSON; the order of keys is part of what is hashed
+    Column("snapshot_before_id", String(64)),
+    Column("rolled_back_to", String(64)),
     Index("history_entries_number", "number"),
     Index("history_entries_vm", "vm_id", "number"),
     Index("history_entries_state", "state"),
@@ -60,6 +63,7 @@ LINKS = Table(
     Column("hash", String(64), nullable=False),
 )
 
+_FILES = TypeAdapter(list[FileChange])
 _ONLY_IN_MODEL = {"id", "execution_id", "executed_at", "changed_files"}
 _ONLY_IN_ROW = {"number", "owner", "changed_files"}
 
@@ -79,11 +83,13 @@ def row_of(entry: CommandHistoryEntry, *, number: int, owner: str) -> dict[str, 
         "owner": owner,
         "termination_reason": None if reason is None else reason.value,
         "executed_at": timestamp(entry.executed_at),
-        "changed_files": None,
+        "changed_files": None if entry.changed_files is None else _FILES.dump_json(entry.changed_files).decode(),
     }
 
 
 def entry_of(row: Mapping[str, Any]) -> CommandHistoryEntry:
     """The entry of a row."""
     fields = {key: value for key, value in row.items() if key not in _ONLY_IN_ROW}
-    return CommandHistoryEntry(execution_id=row["id"], **fields)
+    files = row["changed_files"]
+    changed = None if files is None else _FILES.validate_json(files)
+    return CommandHistoryEntry(execution_id=row["id"], changed_files=changed, **fields)

@@ -7,6 +7,7 @@ its primary key: when another process was faster, the insert fails, and the batc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from emberbox.errors import HistoryError
 from emberbox.history import entries as changes
 from emberbox.history.chain import PRUNED, Head, Link, Verifier, digest
 from emberbox.history.database import OPEN_SECONDS, Database, database_of
+from emberbox.history.journal import Journal
 from emberbox.history.owners import FileOwners, Owners
 from emberbox.history.runners import Work, lock_links
 from emberbox.history.schema import ENTRIES, LINKS, entry_of, row_of, timestamp
@@ -35,6 +37,8 @@ from emberbox.models import (
 T = TypeVar("T")
 
 _BATCH = 64
+_PATIENCE_SECONDS = 0.02
+"""How long what began may be in the journal only."""
 _ROWS = 500
 _COUNTED = 1024
 """Sandboxes whose number of entries is remembered."""
@@ -65,8 +69,13 @@ class HistoryStore:
         self._open_rows: dict[str, tuple[int, str]] = {}
         """Of entries that are not finished: number and owner, which every hash of theirs includes."""
         self._counts: dict[str, int] = {}
-        self._waiting: list[tuple[CommandHistoryEntry, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[CommandHistoryEntry, asyncio.Future[None] | None]] = []
+        """Entries that go to the database next; nobody waits for those without a future, which are in the journal."""
         self._writer: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._journal: Journal | None = None
+        self._owed: list[CommandHistoryEntry] = []
+        """Entries of the journal that the database refused so far."""
 
     # --- open, close ----------------------------------------------------------------------------------------------
 
@@ -100,7 +109,11 @@ class HistoryStore:
 
     def _open_alone(self, connection: Connection) -> None:
         self._database.migrate(connection)
+        left = self._owners.left()
         self._owner = self._owners.claim(connection)
+        self._journal = self._owners.journal()
+        if missing := _missing(connection, left):
+            self._transaction(connection, [*missing, *map(changes.unknown, missing)], None)
         unfinished = select(ENTRIES).where(ENTRIES.c.state == "started").order_by(ENTRIES.c.number)
         rows = connection.execute(unfinished).mappings().all()
         connection.rollback()
@@ -111,8 +124,7 @@ class HistoryStore:
 
     async def close(self) -> None:
         """Write what is waiting, and let go of everything."""
-        if self._writer is not None:
-            await asyncio.wait([self._writer])
+        await self._flushed()
         if not self._closed:
             self._closed = True
             try:
@@ -123,20 +135,43 @@ class HistoryStore:
     # --- write ----------------------------------------------------------------------------------------------------
 
     async def record(self, entry: CommandHistoryEntry) -> None:
-        """Write a new state of an entry; when this returns, it is committed. A caller who is cancelled is not waited
-        for, but the write is done.
+        """Write a new state of an entry. When this returns, it is committed; what begins may be in the journal only, as
+        long as the database takes what comes. A caller who is cancelled is not waited for, but the write is done.
 
         Raises:
             HistoryError: it was not written.
         """
+        if entry.state == "started" and self._journal is not None and not (self._owed or self._closed):
+            try:
+                self._journal.append(entry)
+            except OSError as exc:
+                raise self._database.error("written", exc) from exc
+            self._queue(entry, None)
+            return
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hurry.set()
+        self._queue(entry, written)
+        await written
+
+    def _queue(self, entry: CommandHistoryEntry, written: asyncio.Future[None] | None) -> None:
         self._waiting.append((entry, written))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
-        await written
+
+    async def _flushed(self) -> None:
+        """Wait until the database has what is in the journal."""
+        self._hurry.set()
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
 
     async def _write(self) -> None:
         while self._waiting:
+            if all(written is None for _, written in self._waiting):
+                # most executions end soon: their beginning and their end are one transaction then
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PATIENCE_SECONDS):
+                        await self._hurry.wait()
+            self._hurry.clear()
             batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
             try:
                 await self._commit([entry for entry, _ in batch])
@@ -145,16 +180,22 @@ class HistoryStore:
                     await self._alone(entry, written, exc if len(batch) == 1 else None)
                 continue
             for _, written in batch:
-                if not written.done():
+                if written is not None and not written.done():
                     written.set_result(None)
 
-    async def _alone(self, entry: CommandHistoryEntry, written: asyncio.Future[None], error: Exception | None) -> None:
+    async def _alone(
+        self, entry: CommandHistoryEntry, written: asyncio.Future[None] | None, error: Exception | None
+    ) -> None:
         """Write one of a batch that failed: the fault may be another's."""
         if error is None:
             try:
                 await self._commit([entry])
             except Exception as exc:  # noqa: BLE001
                 error = exc
+        if written is None:
+            if error is not None and not isinstance(error, IntegrityError):
+                self._owed.append(entry)  # the journal has it, and the next one who waits is told
+            return
         if written.done():
             return
         if error is None:
@@ -166,7 +207,11 @@ class HistoryStore:
 
     async def _commit(self, entries: Sequence[CommandHistoryEntry]) -> None:
         self._check_open()
-        await self._runner.write(partial(self._append, entries=entries))
+        owed = self._owed
+        await self._runner.write(partial(self._append, entries=[*owed, *entries]))
+        self._owed = self._owed[len(owed) :]
+        if self._journal is not None and not self._owed and all(written is not None for _, written in self._waiting):
+            self._journal.settled()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -261,6 +306,7 @@ class HistoryStore:
 
     async def _read(self, work: Work[T]) -> T:
         self._check_open()
+        await self._flushed()
         try:
             return await self._runner.read(work)
         except _FAILURES as exc:
@@ -302,6 +348,17 @@ def _read_head(connection: Connection) -> Head:
     last = select(LINKS.c.sequence, LINKS.c.hash).order_by(LINKS.c.sequence.desc()).limit(1)
     row = (connection.execute(last)).one_or_none()
     return Head() if row is None else Head(row.sequence, row.hash)
+
+
+def _missing(connection: Connection, left: Sequence[CommandHistoryEntry]) -> list[CommandHistoryEntry]:
+    """Those of a journal that the database has never heard of, in their order."""
+    missing = []
+    for entry in sorted(left, key=lambda entry: entry.executed_at):
+        known = select(LINKS.c.sequence).where(LINKS.c.entry_id == entry.execution_id).limit(1)
+        if connection.execute(known).first() is None:
+            missing.append(entry)
+    connection.rollback()
+    return missing
 
 
 def _number_and_owner(connection: Connection, execution_id: str) -> tuple[int, str]:

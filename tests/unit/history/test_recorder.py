@@ -12,7 +12,6 @@ import pytest
 from emberbox import Engine, Settings
 from emberbox.errors import ExecutionFailed, HistoryError, PolicyBlocked
 from emberbox.history import entries
-from emberbox.history.lineage import Lineage
 from emberbox.history.recorder import HistoryRecorder
 from emberbox.models import HistoryConfig, HistoryQueryRequest, TerminationReason
 
@@ -122,36 +121,3 @@ def test_refused_code_of_any_length_is_cut() -> None:
     entry = begun(code="x" * 10_000_000)
     assert len(entry.command) < 300_000
     assert entry.command.endswith("(10000000 characters)")
-
-
-# --- parents ----------------------------------------------------------------------------------------------------------
-
-
-class Thing:
-    """In the place of a sandbox."""
-
-
-def test_the_parent_follows_rollback_fork_and_branch() -> None:
-    lineage, sandbox, child, branch = Lineage(), Thing(), Thing(), Thing()
-    assert lineage.last(sandbox) is None
-    lineage.marked(sandbox, "empty")
-    lineage.ran(sandbox, "a")
-    lineage.marked(sandbox, "after-a")
-    lineage.ran(sandbox, "b")
-    lineage.copied(sandbox, child)
-    lineage.copied(sandbox, branch, "after-a")
-    assert (lineage.last(child), lineage.last(branch)) == ("b", "a")
-    lineage.went_back(sandbox, "after-a")
-    assert lineage.last(sandbox) == "a"
-    lineage.went_back(sandbox, "empty")
-    assert lineage.last(sandbox) is None
-    assert lineage.last(child) == "b"
-
-
-def test_nothing_stays_of_a_sandbox_that_is_gone() -> None:
-    lineage, sandbox = Lineage(), Thing()
-    lineage.ran(sandbox, "a")
-    lineage.marked(sandbox, "s")
-    lineage.forgot(sandbox, "s")
-    del sandbox
-    assert len(lineage._last) == len(lineage._snapshots) == 0

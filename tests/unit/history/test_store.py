@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from emberbox.errors import HistoryError, PolicyBlocked
+from emberbox.errors import ExecutionFailed, HistoryError, PolicyBlocked
 from emberbox.history import entries
+from emberbox.history.journal import read_journal
 from emberbox.history.schema import ENTRIES
 from emberbox.history.store import open_store
 from emberbox.models import ExecutionError, HistoryConfig, HistoryQueryRequest, TerminationReason
@@ -109,9 +110,9 @@ async def test_many_at_once_lose_nothing(history: History) -> None:
 
 
 async def test_one_that_cannot_be_written_does_not_harm_the_others(history: History) -> None:
-    twin = begun()
+    twin = entries.refused(begun(), ExecutionFailed("no"))
     await history.store.record(twin)
-    new = begun("sb-2")
+    new = entries.refused(begun("sb-2"), ExecutionFailed("no"))
     results = await asyncio.gather(history.store.record(twin), history.store.record(new), return_exceptions=True)
     assert isinstance(results[0], HistoryError)
     assert results[1] is None
@@ -295,6 +296,7 @@ async def test_what_a_dead_process_left_is_unknown_and_what_a_live_one_runs_is_n
     await live.store.record(running)
     await dead.store.record(lost)
     await dead.close()
+    assert set(await live.ids()) == {lost.execution_id, running.execution_id}  # the database has it before it is read
 
     third = History(tmp_path)
     await third.open()
@@ -326,13 +328,17 @@ async def test_only_the_owner_may_read_it(kept: History) -> None:
 
 
 async def test_it_is_written_ahead(kept: History) -> None:
-    """Another process sees each state as soon as `record` returns."""
+    """What begins is in the journal when `record` returns, and soon in the database; what ended is in the database."""
     other = sqlite3.connect(kept.folder / "history.db")
     entry = begun()
     await kept.store.record(entry)
+    (journal,) = [path for path in (kept.folder / "history.db.owners").iterdir() if path.name != "opening"]
+    assert read_journal(journal) == [entry]
+    await kept.ids()
     assert other.execute("SELECT state FROM history_entries").fetchall() == [("started",)]
     await kept.store.record(entries.finished(entry, outcome(entry)))
     assert other.execute("SELECT state FROM history_entries").fetchall() == [("finished",)]
+    assert read_journal(journal) == []
     assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     other.close()
 
