@@ -1,0 +1,301 @@
+"""The machines and sandboxes of one engine: which back end, which image, who has which sandbox, what outlives us."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Self
+from weakref import WeakValueDictionary
+
+from emberbox.config import Settings, load_settings
+from emberbox.errors import HistoryError, ImageError, SessionNotFound, ValidationFailed, VmNotAvailable
+from emberbox.history.recorder import HistoryRecorder
+from emberbox.images.builder import Progress, ensure_image, no_progress
+from emberbox.images.store import Image, ImageStore
+from emberbox.images.template import load_template
+from emberbox.machines.base import Capabilities, MachineFactory
+from emberbox.machines.gvisor import GvisorFactory
+from emberbox.models import MachineLimits, PoolStatus, Recovery
+from emberbox.sandbox.copies import Bounds
+from emberbox.sandbox.keeper import reap_idle
+from emberbox.sandbox.ledger import Ledger
+from emberbox.sandbox.manager import SandboxManager
+from emberbox.sandbox.pool import PoolOptions
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.store import SnapshotStore
+from emberbox.undo import Undo
+
+BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {"gvisor": GvisorFactory}
+"""Every back end, best first: `auto` takes the first that is usable."""
+
+
+class Fleet:
+    """The back end and all sandboxes of this process. Use it as an async context manager, or `close()` it.
+
+    Args:
+        settings: in force; read from file and environment by default.
+        durable: sandboxes outlive this one. `close()` puts them aside; the next durable one of the same `state_dir`
+            finds them again, also after a crash (`recovered` says how). One at a time.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, durable: bool = False) -> None:
+        self.settings = settings or load_settings()
+        history = self.settings.vm_execution.history
+        self._history: HistoryRecorder | None = None
+        if history.enabled:
+            self._history = HistoryRecorder(history, self.settings.history_url, self.settings.state_dir)
+        self._factory: MachineFactory | None = None
+        self._sandboxes: SandboxManager | None = None
+        self._undo: Undo | None = None
+        self._opening = asyncio.Lock()
+        self._ledger = Ledger(self.settings.state_dir / "sandboxes") if durable else None
+        self._leasing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._idle: asyncio.Task[None] | None = None
+        self.recovered: list[Recovery] = []
+        """What became of the sandboxes of the engine before this one."""
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def history(self) -> HistoryRecorder:
+        """What was executed; raises HistoryError where recording is switched off."""
+        if self._history is None:
+            raise HistoryError("The history is switched off.", remediation="Set vm_execution.history.enabled = true.")
+        return self._history
+
+    # --- back ends ------------------------------------------------------------------------------------------------
+
+    def capabilities(self) -> list[Capabilities]:
+        """What every back end says of this host."""
+        return [make(self.settings).capabilities() for make in BACKENDS.values()]
+
+    async def _open(self) -> SandboxManager:
+        async with self._opening:
+            if self._closed:
+                raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
+            if self._sandboxes is None:
+                # whoever asks first may be cancelled; what has been found by then must not get lost
+                begin = asyncio.ensure_future(self._begin())
+                try:
+                    await asyncio.shield(begin)
+                except asyncio.CancelledError:
+                    await asyncio.wait([begin])
+                    raise
+            assert self._sandboxes is not None  # noqa: S101 (for the type checker)
+            return self._sandboxes
+
+    async def _begin(self) -> None:
+        """Choose a back end, and find what the engine before this one has left."""
+        if self._ledger is not None:
+            self._ledger.open()
+        factory = await asyncio.to_thread(self._choose)
+        left = await factory.adopt() if self._ledger is not None else {}
+        await factory.sweep()
+        self._factory = factory
+        manager = SandboxManager(
+            factory,
+            self.settings.boot_timeout_seconds,
+            self.settings.snapshot_dir or self.settings.cache_dir / "snapshots",
+            self._snapshot_store(factory),
+            Bounds(
+                self.settings.max_snapshots,
+                self.settings.max_snapshot_mb_per_agent << 20,
+                self.settings.max_sandboxes_per_agent,
+            ),
+            PoolOptions.of(self.settings),
+            self._ledger,
+            self.settings.adoption_seconds,
+        )
+        await asyncio.to_thread(manager.sweep)
+        if manager.keeper is not None:
+            self.recovered = await manager.keeper.recover(left)
+        self._undo = Undo(manager.copies, self.settings.vm_execution.history, self._history)
+        self._sandboxes = manager
+        self._idle = asyncio.create_task(
+            reap_idle(manager.sessions, manager.end, self._idle_check(), manager.forget_expired)
+        )
+
+    def _idle_check(self) -> float:
+        """Seconds between two looks for idle sandboxes."""
+        return min(30.0, self.settings.session_idle_seconds / 4)
+
+    def _snapshot_store(self, factory: MachineFactory) -> SnapshotStore:
+        return SnapshotStore(self.settings.state_dir / "snapshots", ImageStore(self.settings), lambda: factory.identity)
+
+    def _choose(self) -> MachineFactory:
+        wanted = list(BACKENDS) if self.settings.backend == "auto" else [self.settings.backend]
+        reasons = []
+        for name in wanted:
+            factory = BACKENDS[name](self.settings)
+            found = factory.capabilities()
+            if found.usable:
+                return factory
+            reasons.append(f"{name}: {found.why}. {found.remedy}")
+        raise VmNotAvailable(
+            "No back end is usable. " + " ".join(reasons), remediation="Run `emberbox setup`, then `emberbox doctor`."
+        )
+
+    # --- sandboxes ------------------------------------------------------------------------------------------------
+
+    async def create_sandbox(
+        self,
+        template: str | None = None,
+        *,
+        limits: MachineLimits | None = None,
+        envs: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        agent_id: str = "local",
+        snapshot: str | None = None,
+        progress: Progress = no_progress,
+    ) -> Session:
+        """Start a sandbox from a template (built first, if need be and `auto_provision` allows it), or from a kept
+        snapshot (its id; the template and the limits are the snapshot's own).
+
+        Raises:
+            SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
+            VmNotAvailable: no usable back end, or the machine did not start.
+            NoCapacity: no place or no memory for it within `capacity_timeout_seconds`.
+            ImageError, ConfigError: the template is unknown, wrong or cannot be built.
+        """
+        if self._history is not None:
+            self._history.prepare()
+        if snapshot is not None:
+            if template is not None or limits is not None:
+                raise ValidationFailed(
+                    "A sandbox from a snapshot has the template and the limits of that.", remediation="Leave them out."
+                )
+            copies = (await self._open()).copies
+            return await copies.from_store(snapshot, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id)
+        image = await self.image(template, progress)
+        limits = self._bounded(limits or image.limits)
+        manager = await self._open()
+        return await manager.create(image, limits, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id)
+
+    async def warm(
+        self, template: str | None = None, *, limits: MachineLimits | None = None, count: int | None = None
+    ) -> None:
+        """Fill the warm pool of a template; returns when `count` machines (default: `vm_pool_size`) are ready.
+
+        Raises:
+            NoCapacity: there is no room or no memory for so many.
+            VmNotAvailable, ImageError, ConfigError: as of `create_sandbox`.
+        """
+        if count is not None and count < 1:
+            raise ValidationFailed(
+                f"count must be at least 1, not {count}.", remediation="Leave it out for the default."
+            )
+        image = await self.image(template)
+        await (await self._open()).warm(image, self._bounded(limits or image.limits), count)
+
+    def pool_status(self) -> list[PoolStatus]:
+        """The machines that are made ahead, for each kind of sandbox that was asked for."""
+        return [] if self._sandboxes is None else self._sandboxes.pool.status()
+
+    async def image(self, template: str | None = None, progress: Progress = no_progress) -> Image:
+        """The image of a template (default: `default_vm_type` of the settings)."""
+        found = load_template(template or self.settings.vm_execution.default_vm_type, self.settings)
+        if self.settings.vm_execution.auto_provision:
+            return await ensure_image(found, self.settings, progress)
+        image = ImageStore(self.settings).find(found)
+        if image is None:
+            raise ImageError(
+                f"The image of template {found.name!r} is not built.",
+                remediation=f"Run `emberbox image build {found.name}`, or set auto_provision.",
+            )
+        return image
+
+    def _bounded(self, limits: MachineLimits) -> MachineLimits:
+        most = self.settings.vm_execution.security_settings.resource_limits.max_memory_mb
+        if limits.memory_mb > most:
+            raise ValidationFailed(
+                f"memory_mb {limits.memory_mb} is above the limit of {most}.",
+                remediation="Ask for less, or raise security_settings.resource_limits.max_memory_mb.",
+            )
+        return limits
+
+    async def get_sandbox(self, sandbox_id: str) -> Session:
+        """A sandbox by id; one that was put aside is woken. Raises SessionNotFound."""
+        return await (await self._open()).find(sandbox_id)
+
+    async def kill_sandbox(self, sandbox_id: str) -> None:
+        """End a sandbox for good, also one that was put aside. Raises SessionNotFound."""
+        manager = await self._open()
+        if manager.keeper is None or not await manager.keeper.forget(sandbox_id):
+            await manager.get(sandbox_id).kill()
+
+    async def lease(
+        self,
+        agent_id: str,
+        vm_id: str | None = None,
+        *,
+        template: str | None = None,
+        limits: MachineLimits | None = None,
+        envs: Mapping[str, str] | None = None,
+    ) -> Session:
+        """The sandbox of an agent: the one that is named, or the agent's own, which is made when there is none. It ends
+        (a durable one is put aside) when it is not used for `session_idle_seconds`.
+
+        Raises:
+            SessionNotFound: the agent has no sandbox of that name.
+            NoCapacity: the agent has as many as it may have, or the host has.
+        """
+        manager = await self._open()
+        if vm_id is not None:
+            if manager.agent_of(vm_id) != agent_id:
+                raise SessionNotFound(f"Agent {agent_id!r:.80} has no sandbox {vm_id!r:.80}.")
+            return await manager.find(vm_id)
+        async with self._leasing.setdefault(agent_id, asyncio.Lock()):
+            own = manager.own(agent_id)
+            if own is not None:
+                return await manager.find(own)
+            if self._history is not None:
+                self._history.prepare()
+            image = await self.image(template)
+            bounded = self._bounded(limits or image.limits)
+            idle = self.settings.session_idle_seconds
+            return await manager.create(image, bounded, envs=envs, agent_id=agent_id, own_seconds=idle)
+
+    async def list_sandboxes(self) -> list[Session]:
+        return (await self._open()).sessions()
+
+    @property
+    def undo(self) -> Undo:
+        """Snapshots, rollback, fork and branch of the sandboxes of this engine; raises VmNotAvailable."""
+        if self._undo is None:
+            raise VmNotAvailable("The engine has no sandboxes.", remediation="Create one first.")
+        return self._undo
+
+    async def close(self) -> None:
+        """Kill every sandbox and the helper processes. The engine cannot be used again."""
+        self._closed = True
+        if self._idle is not None:
+            self._idle.cancel()
+            await asyncio.wait([self._idle])  # it may be about to put one aside
+        try:
+            if self._sandboxes is not None:
+                await self._sandboxes.close()
+            if self._undo is not None:
+                await self._undo.close()
+            if self._factory is not None:
+                await self._factory.close()
+        finally:
+            self._sandboxes = self._factory = self._undo = self._idle = None
+            if self._ledger is not None:
+                self._ledger.close()
+            if self._history is not None:
+                await self._history.close()
+
+    def abandon(self) -> None:
+        """Let go of everything without an event loop, when that is closed already: the helpers then kill all
+        sandboxes."""
+        self._closed = True
+        if self._sandboxes is not None:
+            self._sandboxes.pool.abandon()
+        if self._factory is not None:
+            self._factory.abandon()

@@ -1,0 +1,331 @@
+"""Copies of sandboxes: snapshots, rollback, branch, fork, and what becomes of a sandbox whose machine died."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from emberbox.errors import RollbackFailed, SnapshotFailed, SnapshotNotFound, VmExecutionError
+from emberbox.machines.base import Death, Machine, Snapshot
+from emberbox.models import SnapshotKind
+from emberbox.sandbox.session import Restoration, Session
+from emberbox.sandbox.snapshots import Moment, Node, SnapshotTree, erase
+from emberbox.sandbox.store import SnapshotStore
+
+_FORKS_AT_ONCE = 4
+"""Copies that start at the same time; more would only wait for the same processors."""
+_READING_SECONDS = 600.0
+_REMEMBERED = 1000
+"""Executions of a sandbox's past."""
+
+
+class Starter(Protocol):
+    """Finds a place for a sandbox, forks its machine and wakes it; nothing is left when it fails.
+
+    `counted`: it counts as a sandbox, and waits until there may be one more.
+    """
+
+    async def __call__(
+        self,
+        snapshot: Snapshot,
+        *,
+        envs: Mapping[str, str],
+        metadata: Mapping[str, str],
+        timeout: float | None,
+        agent_id: str,
+        counted: bool = True,
+        sandbox_id: str | None = None,
+    ) -> Session: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many snapshots there may be, and how many sandboxes of one agent."""
+
+    per_sandbox: int = 50
+    agent_bytes: int | None = None
+    """Of all snapshots of an agent's sandboxes."""
+    agent_sandboxes: int | None = None
+    """Sandboxes of one agent."""
+
+
+class Copies:
+    """Copies the sandboxes of one engine.
+
+    Args:
+        fork: starts a machine from a snapshot, for a sandbox that exists.
+        start: starts a sandbox from a snapshot.
+        folder: makes (once) and names the folder for snapshots that end with this process.
+        store: of the snapshots that outlive it.
+        bounds: how many snapshots there may be.
+        changed: told of a sandbox that took a snapshot, or went back to one.
+    """
+
+    def __init__(
+        self,
+        fork: Callable[[Snapshot], Awaitable[Machine]],
+        start: Starter,
+        folder: Callable[[], Path],
+        store: SnapshotStore,
+        bounds: Bounds,
+        changed: Callable[[Session], None],
+    ) -> None:
+        self._fork = fork
+        self._start = start
+        self._folder = folder
+        self.store = store
+        self._bounds = bounds
+        self.changed = changed
+        self._trees: dict[str, SnapshotTree] = {}
+        self._forking = asyncio.Semaphore(_FORKS_AT_ONCE)
+        self.dormant_bytes: Callable[[str], int] = lambda _: 0
+        """Of the snapshots of an agent's sandboxes that have no machine now."""
+
+    def tree(self, session: Session) -> SnapshotTree:
+        """The snapshots of a sandbox."""
+        tree = self._trees.get(session.id)
+        if tree is None:
+            folder = self.store.folder if session.durable else self._folder() / session.id
+            most = self._bounds.per_sandbox
+            tree = SnapshotTree(session.id, session.agent_id, folder, most, durable=session.durable)
+            self._trees[session.id] = tree
+        return tree
+
+    def closed(self, sandbox_id: str, *, for_good: bool = True) -> None:
+        """A session has ended. For good: so do its snapshots."""
+        tree = self._trees.pop(sandbox_id, None)
+        if tree is not None and for_good:
+            tree.clear()
+
+    def adopt_tree(self, session: Session, nodes: Sequence[Node], head: str | None) -> None:
+        """Give a sandbox that was found again the snapshots that it had."""
+        self.tree(session).take_back(nodes, head)
+
+    def stored_nodes(self) -> tuple[dict[str, list[Node]], dict[str, VmExecutionError]]:
+        """The snapshots of the store that can be used, by sandbox, oldest first, and why others cannot. Blocks."""
+        found: dict[str, list[Node]] = {}
+        problems: dict[str, VmExecutionError] = {}
+        for record in self.store.records():
+            try:
+                found.setdefault(record.info.sandbox_id, []).append(self.store.node(record))
+            except SnapshotFailed as exc:
+                problems[record.info.sandbox_id] = exc
+        return found, problems
+
+    def erase(self, sandbox_id: str, nodes: Sequence[Node]) -> None:
+        """Remove the snapshots of a sandbox that is gone, but those that are to be kept. Blocks."""
+        for node in nodes:
+            if not node.info.kept:
+                erase(node)
+        self.store.sweep(lambda info: info.sandbox_id == sandbox_id and not info.kept)  # those that cannot be used
+
+    # --- snapshots ------------------------------------------------------------------------------------------------
+
+    async def snapshot(
+        self, session: Session, name: str | None = None, *, kind: SnapshotKind = "manual", keep: bool = False
+    ) -> Node:
+        """Keep the sandbox as it is now.
+
+        `keep`: a copy of the snapshot outlives the sandbox and this process.
+
+        Raises:
+            SnapshotFailed: code is running, there are too many, or the disk refused.
+        """
+        tree = self.tree(session)
+        if kind != "shutdown":  # it takes the place of what the machine is
+            self._check_quota(session.agent_id)
+        directory = tree.new_directory(kind)
+        # what changes during the checkpoint changes the version: the snapshot is then one of before
+        moment = Moment(tuple(session.path), session.good, session.version)
+        node = tree.add(await session.checkpoint(directory), name, kind, moment)
+        try:
+            with tree.use(node):
+                if session.durable:
+                    node.info.kept = keep
+                    await asyncio.to_thread(self.store.seal, node, session.envs, session.metadata)
+                elif keep:
+                    await asyncio.to_thread(self.store.keep, node, session.envs, session.metadata)
+            self.changed(session)
+        except BaseException:
+            with contextlib.suppress(SnapshotNotFound):
+                tree.remove(node.info.snapshot_id)
+            raise
+        return node
+
+    def _check_quota(self, agent_id: str) -> None:
+        most = self._bounds.agent_bytes
+        used = sum(tree.size_bytes for tree in self._trees.values() if tree.agent_id == agent_id)
+        used += self.dormant_bytes(agent_id)
+        if most is not None and used >= most:
+            raise SnapshotFailed(
+                f"The snapshots of agent {agent_id!r:.80} take {used >> 20} MiB; the limit is {most >> 20} MiB.",
+                remediation="Delete some with delete_snapshot(), or raise max_snapshot_mb_per_agent in the settings.",
+                retryable=False,
+            )
+
+    def delete(self, session: Session, wanted: str) -> None:
+        """Remove a snapshot by id or name; raises SnapshotNotFound."""
+        tree = self.tree(session)
+        info = tree.find(wanted).info
+        tree.remove(info.snapshot_id)
+        if info.kept and not tree.durable:
+            self.store.remove(info.snapshot_id)
+        self.changed(session)
+
+    # --- back, aside ----------------------------------------------------------------------------------------------
+
+    async def rollback(self, session: Session, node: Node) -> list[str]:
+        """Take the sandbox back: files, memory and processes. The executions that this undid, oldest first.
+
+        Raises:
+            RollbackFailed: nothing could be started from it; the sandbox is as it was.
+        """
+        tree = self.tree(session)
+        undone: list[str] = []
+        with tree.use(node) as snapshot:
+            await session.replace_machine(
+                snapshot, self._fork, lambda: undone.extend(self._went_back(session, tree, node))
+            )
+        return undone
+
+    def _went_back(self, session: Session, tree: SnapshotTree, node: Node) -> list[str]:
+        tree.went_back_to(node.info.snapshot_id)
+        stays = set(node.moment.path)
+        undone = [execution for execution in session.path if execution not in stays]
+        session.path, session.good = list(node.moment.path), node.moment.good
+        node.moment = Moment(node.moment.path, node.moment.good, session.version)
+        self.changed(session)
+        return undone
+
+    async def revive(self, session: Session, death: Death) -> bool:
+        """Give a sandbox whose machine died the last snapshot of it; False if there is none that works."""
+        tree = self._trees.get(session.id)
+        dead = session.machine
+        node = None if tree is None else tree.current()
+        while tree is not None and node is not None:
+            try:
+                await self._revive_from(session, tree, node, death, dead)
+            except RollbackFailed as exc:
+                _warn(session.id, node.info.snapshot_id, exc)
+                node = tree.parent(node)
+                continue
+            except VmExecutionError:
+                return False  # it was killed meanwhile
+            return True
+        return False
+
+    async def _revive_from(self, session: Session, tree: SnapshotTree, node: Node, death: Death, dead: Machine) -> None:
+        def swapped() -> None:
+            session.restored = Restoration(node.info.snapshot_id, self._went_back(session, tree, node), death)
+
+        with tree.use(node) as snapshot:
+            await session.replace_machine(snapshot, self._fork, swapped, dead=dead)
+
+    async def branch(self, session: Session, node: Node, timeout: float | None) -> Session:
+        """A new sandbox that goes on from a snapshot; the old one is not touched."""
+        with self.tree(session).use(node) as snapshot:
+            return await self._copy(session, snapshot, node.moment, timeout)
+
+    async def fork(self, session: Session, count: int, timeout: float | None) -> list[Session | VmExecutionError]:
+        """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
+        # not in the tree: the copies do not depend on whether the sandbox lives on
+        directory = self._folder() / f"fork-{secrets.token_hex(6)}"
+        moment = Moment(tuple(session.path), session.good)
+        snapshot = await session.checkpoint(directory)
+        try:
+            return await self._copies(session, snapshot, moment, count, timeout)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def _copies(
+        self, session: Session, snapshot: Snapshot, moment: Moment, count: int, timeout: float | None
+    ) -> list[Session | VmExecutionError]:
+        async def one() -> Session | VmExecutionError:
+            async with self._forking:
+                try:
+                    return await self._copy(session, snapshot, moment, timeout)
+                except VmExecutionError as exc:
+                    return exc
+
+        tasks = [asyncio.ensure_future(one()) for _ in range(count)]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            for done in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(done, Session):
+                    await asyncio.shield(asyncio.ensure_future(done.kill()))
+            raise
+
+    async def _copy(
+        self, origin: Session, snapshot: Snapshot, moment: Moment, timeout: float | None, *, counted: bool = True
+    ) -> Session:
+        copy = await self._start(
+            snapshot,
+            envs=origin.envs,
+            metadata=origin.metadata,
+            timeout=timeout,
+            agent_id=origin.agent_id,
+            counted=counted,
+        )
+        copy.path, copy.good = list(moment.path), moment.good
+        self.changed(copy)
+        return copy
+
+    @contextlib.asynccontextmanager
+    async def reading(self, session: Session, node: Node) -> AsyncIterator[Session]:
+        """A short-lived copy of a snapshot, to read files of it."""
+        with self.tree(session).use(node) as snapshot:
+            # part of a rollback, which does not wait
+            copy = await self._copy(session, snapshot, node.moment, _READING_SECONDS, counted=False)
+            try:
+                yield copy
+            finally:
+                await asyncio.shield(asyncio.ensure_future(copy.kill()))
+
+    async def from_store(
+        self,
+        snapshot_id: str,
+        *,
+        envs: Mapping[str, str] | None,
+        metadata: Mapping[str, str] | None,
+        timeout: float | None,
+        agent_id: str,
+    ) -> Session:
+        """A sandbox that goes on from a kept snapshot.
+
+        Raises:
+            SnapshotNotFound, SnapshotFailed: there is none, or it is of no use here.
+        """
+        record = await asyncio.to_thread(self.store.record, snapshot_id)
+        node = await asyncio.to_thread(self.store.node, record)
+        session = await self._start(
+            node.snapshot,
+            envs={**record.envs, **(envs or {})},
+            metadata=record.metadata if metadata is None else metadata,
+            timeout=timeout,
+            agent_id=agent_id,
+        )
+        session.path, session.good = list(node.moment.path), node.moment.good
+        self.changed(session)
+        return session
+
+
+def _warn(sandbox_id: str, snapshot_id: str, why: Exception) -> None:
+    import structlog
+
+    log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+    log.warning("sandbox not restored", sandbox=sandbox_id, snapshot=snapshot_id, reason=str(why))
+
+
+def ran(session: Session, execution_id: str) -> None:
+    """An execution begins in a sandbox."""
+    session.path.append(execution_id)
+    del session.path[:-_REMEMBERED]

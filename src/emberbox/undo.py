@@ -1,0 +1,306 @@
+"""Undo: snapshots by hand and by policy, rollback to wherever one is, differences between two points.
+
+Policies (HistoryConfig): `snapshot_on_execution` keeps a snapshot after every execution. `snapshot_on_failure` and
+`auto_rollback_on_failure` need the state before a failed one: a snapshot that is taken after every success while the
+caller thinks, and replaced by the next. Where no policy asks, nothing is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from weakref import WeakKeyDictionary
+
+from emberbox.errors import (
+    ExecutionFailed,
+    ExecutionTimeout,
+    ForkFailed,
+    HistoryError,
+    RollbackFailed,
+    SnapshotFailed,
+    SnapshotNotFound,
+    ValidationFailed,
+    VmConnectionError,
+    VmNotAvailable,
+)
+from emberbox.history.recorder import HistoryRecorder
+from emberbox.models import Execution, FileDiff, HistoryConfig, RollbackResponse, SnapshotInfo, SnapshotKind
+from emberbox.sandbox.copies import Copies
+from emberbox.sandbox.differences import differences, take_back
+from emberbox.sandbox.session import Session, SessionState
+from emberbox.sandbox.snapshots import Node, SnapshotTree
+
+LAST_SUCCESS = "last-success"
+_FAILURES = (
+    ExecutionFailed, ExecutionTimeout, RollbackFailed, SnapshotFailed, SnapshotNotFound, VmConnectionError,
+    VmNotAvailable,
+)  # fmt: skip
+"""Why an undo did not come about: no reason to lose the answer of what ran."""
+
+
+class Undo:
+    """Undo for the sandboxes of one engine.
+
+    Args:
+        copies: makes and finds snapshots.
+        config: the policies.
+        history: where executions are found that are not in a sandbox's own past; None: nowhere.
+    """
+
+    def __init__(self, copies: Copies, config: HistoryConfig, history: HistoryRecorder | None) -> None:
+        self._copies = copies
+        self._config = config
+        self._history = history
+        self._every = config.enabled and config.snapshot_on_execution
+        self._on_failure = config.enabled and config.snapshot_on_failure
+        self._back = config.enabled and config.auto_rollback_on_failure
+        self._under_way: WeakKeyDictionary[Session, asyncio.Task[None]] = WeakKeyDictionary()
+
+    # --- by hand --------------------------------------------------------------------------------------------------
+
+    async def snapshot(self, sandbox: Session, name: str | None = None, *, keep: bool = False) -> SnapshotInfo:
+        """Keep a sandbox as it is now: files, memory and processes. It goes on.
+
+        Raises:
+            SnapshotFailed: code is running in it, it has `max_snapshots` already, or the disk is full.
+        """
+        await self._settled(sandbox)
+        return (await self._copies.snapshot(sandbox, name, keep=keep)).info
+
+    async def snapshots(self, sandbox: Session) -> list[SnapshotInfo]:
+        """Snapshots of a sandbox, oldest first."""
+        await self._settled(sandbox)
+        return self._copies.tree(sandbox).infos()
+
+    async def delete(self, sandbox: Session, wanted: str) -> None:
+        """Remove a snapshot by id or name; raises SnapshotNotFound."""
+        self._copies.delete(sandbox, wanted)
+
+    async def rollback(
+        self, sandbox: Session, target: str, *, paths: Sequence[str] | None = None, keep_current: bool = False
+    ) -> RollbackResponse:
+        """Take a sandbox back: to a snapshot (id or name), to before an execution, or to "last-success".
+
+        Args:
+            sandbox: what runs in it is killed, unless there are `paths`.
+            target: where to.
+            paths: take back only these files and folders; memory and processes stay as they are.
+            keep_current: take a snapshot of now before.
+
+        Raises:
+            SnapshotNotFound: there is no snapshot of that state.
+            RollbackFailed: nothing could be started from it; the sandbox is as it was.
+            SnapshotFailed: `keep_current` was not possible; the sandbox is as it was.
+        """
+        began = time.monotonic()
+        await self._settled(sandbox)
+        tree = self._copies.tree(sandbox)
+        node = await self._resolve(sandbox, tree, target)
+        files, undone, processes = None, [], 0
+        with tree.use(node):  # what is taken meanwhile must not push it out
+            before = (await self._copies.snapshot(sandbox, kind="pre_rollback")).info if keep_current else None
+            if paths is not None:
+                files = await self._take_back(sandbox, node, paths)
+            else:
+                processes = await _processes(sandbox)
+                undone = await self._copies.rollback(sandbox, node)
+        what = f"{len(files)} files" if files is not None else "everything"
+        return RollbackResponse(
+            message=f"Took {what} back to {node.info.name}.",
+            snapshot_id=node.info.snapshot_id,
+            vm_id=sandbox.id,
+            pre_rollback_snapshot_id=before.snapshot_id if before else None,
+            rollback_time_ms=round((time.monotonic() - began) * 1000, 3),
+            files_affected=files,
+            executions_undone=undone,
+            processes_terminated=processes,
+            rolled_back_at=datetime.now(UTC),
+        )
+
+    async def _take_back(self, sandbox: Session, node: Node, paths: Sequence[str]) -> list[str]:
+        if isinstance(paths, str) or not paths:
+            raise ValidationFailed("paths must be a list of at least one path.", remediation="Leave it out for all.")
+        async with self._copies.reading(sandbox, node) as then:
+            return await take_back(then, sandbox, paths)
+
+    async def branch(self, sandbox: Session, target: str, *, timeout: float | None = None) -> Session:
+        """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
+        await self._settled(sandbox)
+        tree = self._copies.tree(sandbox)
+        node = await self._resolve(sandbox, tree, target)
+        return await self._copies.branch(sandbox, node, timeout)
+
+    async def fork(self, sandbox: Session, count: int = 1, *, timeout: float | None = None) -> list[Session]:
+        """New sandboxes that go on from this moment, each with its own copy of memory, processes and files.
+
+        Raises:
+            SnapshotFailed: code is running in the sandbox.
+            ForkFailed: some could not be started; it carries those that were.
+        """
+        if count < 1:
+            raise ValidationFailed(f"count must be at least 1, not {count}.", remediation="Leave it out for one fork.")
+        children = await self._copies.fork(sandbox, count, timeout)
+        good = [child for child in children if isinstance(child, Session)]
+        bad = [child for child in children if not isinstance(child, Session)]
+        if bad:
+            raise ForkFailed(f"{len(bad)} of {count} forks of {sandbox.id} failed: {bad[0].message}", good, bad)
+        return good
+
+    async def diff(self, sandbox: Session, before: str, after: str | None = None) -> list[FileDiff]:
+        """Files that differ between two points of a sandbox (as of `rollback`; None: now).
+
+        Raises:
+            SnapshotNotFound: there is no snapshot of one of them.
+        """
+        await self._settled(sandbox)
+        tree = self._copies.tree(sandbox)
+        old = await self._resolve(sandbox, tree, before)
+        new = None if after is None else await self._resolve(sandbox, tree, after)
+        async with contextlib.AsyncExitStack() as copies:
+            then = await copies.enter_async_context(self._copies.reading(sandbox, old))
+            now = sandbox if new is None else await copies.enter_async_context(self._copies.reading(sandbox, new))
+            return await differences(then, now)
+
+    async def _resolve(self, sandbox: Session, tree: SnapshotTree, target: str) -> Node:
+        """The snapshot that a target means; raises SnapshotNotFound."""
+        if target == LAST_SUCCESS:
+            node = tree.last_good()
+            if node is None:
+                raise SnapshotNotFound(
+                    f"Sandbox {sandbox.id} has no snapshot of a state after a success.",
+                    remediation="Take one with snapshot(), or set snapshot_on_failure or snapshot_on_execution.",
+                )
+            return node
+        if target.startswith("ex-"):
+            return await self._before(sandbox, tree, target)
+        return tree.find(target)
+
+    async def _before(self, sandbox: Session, tree: SnapshotTree, execution_id: str) -> Node:
+        """The snapshot of the state before an execution."""
+        entry = None
+        if self._history is not None:
+            with contextlib.suppress(HistoryError):
+                entry = await self._history.get(execution_id)
+        if entry is not None and entry.snapshot_before_id is not None:
+            with contextlib.suppress(SnapshotNotFound):
+                return tree.find(entry.snapshot_before_id)
+        parent: str | None
+        if execution_id in sandbox.path:
+            place = sandbox.path.index(execution_id)
+            parent = sandbox.path[place - 1] if place else None
+        elif entry is not None and entry.vm_id == sandbox.id:
+            parent = entry.parent_id
+        else:
+            raise SnapshotNotFound(
+                f"Sandbox {sandbox.id} has no execution {execution_id:.80}.", remediation="history() shows them."
+            )
+        node = tree.ends_with(parent)
+        if node is None:
+            raise SnapshotNotFound(
+                f"There is no snapshot of sandbox {sandbox.id} as it was before {execution_id}.",
+                remediation="list_snapshots() shows what there is; snapshot_on_execution keeps one of every state.",
+            )
+        return node
+
+    # --- by policy ------------------------------------------------------------------------------------------------
+
+    async def before(self, sandbox: Session) -> tuple[str | None, list[str]]:
+        """Before an execution: the snapshot of this state that the policies need, and remarks for the caller."""
+        if not (self._every or self._on_failure or self._back):
+            return None, []
+        await self._settled(sandbox)
+        await sandbox.settled()
+        if sandbox.state is not SessionState.READY:
+            return None, []  # what is asked of it will say why
+        node = self._copies.tree(sandbox).current()
+        if node is None or node.moment.version != sandbox.version:
+            try:
+                node = await self._take(sandbox, "pre_execution")
+            except _FAILURES as exc:
+                return None, [f"No snapshot of the state before it was taken: {exc.message}"]
+        return node.info.snapshot_id, []
+
+    async def _take(self, sandbox: Session, kind: SnapshotKind) -> Node:
+        """A snapshot of a policy. Unless each is kept, it takes the place of the one before it."""
+        node = await self._copies.snapshot(sandbox, kind=kind)
+        if not self._every and kind != "failure":
+            node.passing = True
+            self._copies.tree(sandbox).drop_passing(but=node)
+        return node
+
+    async def after(self, sandbox: Session, execution: Execution, before: str | None) -> None:
+        """After an execution: what the policies want, and what is to be told of it."""
+        if not execution.succeeded or self._every:
+            execution.snapshot_before = before  # else it makes room for the next one
+        sandbox.good = execution.succeeded
+        self._copies.changed(sandbox)
+        await sandbox.settled()
+        self._tell_of_death(sandbox, execution)
+        if not (self._every or self._on_failure or self._back):
+            return
+        if execution.succeeded and not self._every:
+            task = asyncio.create_task(self._quietly_take(sandbox))
+            self._under_way[sandbox] = task
+            return
+        try:
+            if execution.succeeded:
+                execution.snapshot_after = (await self._take(sandbox, "post_execution")).info.snapshot_id
+            else:
+                await self._failed(sandbox, execution, before)
+        except _FAILURES as exc:
+            execution.notes.append(f"Not all was done that the history's policy asks for: {exc.message}")
+
+    @staticmethod
+    def _tell_of_death(sandbox: Session, execution: Execution) -> None:
+        restored, sandbox.restored = sandbox.restored, None
+        if restored is None:
+            return
+        execution.restored_from, execution.lost_executions = restored.snapshot_id, restored.lost
+        others = len([lost for lost in restored.lost if lost != execution.execution_id])
+        lost = f"; the effects of {others} executions before it are lost" if others else ""
+        execution.notes.append(
+            f"The machine died ({restored.death.message}). The sandbox goes on from {restored.snapshot_id}{lost}."
+        )
+
+    async def _failed(self, sandbox: Session, execution: Execution, before: str | None) -> None:
+        tree = self._copies.tree(sandbox)
+        node = None if before is None else next((n for n in tree.nodes() if n.info.snapshot_id == before), None)
+        if node is not None:
+            node.passing = False  # it stays within reach
+        if execution.restored_from is not None or sandbox.state is not SessionState.READY:
+            return
+        if self._every or self._on_failure:
+            execution.snapshot_after = (await self._take(sandbox, "failure")).info.snapshot_id
+        if self._back:
+            if node is None:
+                raise SnapshotFailed("there is no snapshot to roll back to")
+            await self._copies.rollback(sandbox, node)
+            execution.rolled_back_to = node.info.snapshot_id
+            execution.notes.append(f"It failed; the sandbox was rolled back to {node.info.snapshot_id}.")
+
+    async def _quietly_take(self, sandbox: Session) -> None:
+        """While the caller thinks. The next execution takes one itself when this fails, and says why."""
+        with contextlib.suppress(*_FAILURES):
+            await self._take(sandbox, "post_execution")
+
+    async def _settled(self, sandbox: Session) -> None:
+        """Wait for the snapshot that is being taken."""
+        task = self._under_way.pop(sandbox, None)
+        if task is not None:
+            await asyncio.wait([task])
+
+    async def close(self) -> None:
+        """Wait for what is under way, when all sandboxes are gone."""
+        tasks = list(self._under_way.values())
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def _processes(sandbox: Session) -> int:
+    """How many of the user's processes and threads there are; 0 when it cannot be asked."""
+    with contextlib.suppress(*_FAILURES):
+        return (await sandbox.metrics()).processes
+    return 0

@@ -1,0 +1,71 @@
+"""Nothing grows with use, and many copies at once are all there."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emberbox import AsyncSandbox, Engine, load_settings
+from emberbox.models import MachineLimits
+
+MINIMAL = "minimal"
+
+
+@pytest.mark.timeout(600)
+async def test_a_thousand_executions_and_two_hundred_rollbacks(
+    nothing_left: None, run_dir: Path, tmp_path: Path
+) -> None:
+    settings = load_settings(snapshot_dir=tmp_path / "snapshots")
+    async with Engine(settings) as engine:
+        sandbox = await AsyncSandbox.create(MINIMAL, engine=engine, timeout=None)
+        point = await sandbox.snapshot()
+
+        async def use(executions: int, rollbacks: int) -> None:
+            for number in range(executions):
+                assert (await sandbox.run_code(f"print({number}); {number}")).text == str(number)
+            for _ in range(rollbacks):
+                await sandbox.rollback(point)
+
+        await use(200, 10)  # caches are filled, the allocator has settled
+        before = _figures(run_dir, tmp_path)
+        await use(1000, 200)
+        after = _figures(run_dir, tmp_path)
+        assert after["descriptors"] <= before["descriptors"]
+        assert after["processes"] <= before["processes"]
+        assert after["files of machines"] <= before["files of machines"]
+        assert after["files of snapshots"] == before["files of snapshots"]
+        assert after["memory"] - before["memory"] < 24 << 20, "bytes of this process"
+        await sandbox.kill()
+
+
+def _figures(run_dir: Path, tmp_path: Path) -> dict[str, int]:
+    gc.collect()
+    me = psutil.Process()
+    # the spawner's children: sandboxes, gofers and their stubs; those of a machine that was just killed end at once
+    return {
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "processes": len([p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]),
+        "files of machines": len(list(run_dir.rglob("*"))),
+        "files of snapshots": len([p for p in (tmp_path / "snapshots").rglob("*") if "templates" not in p.parts]),
+        "memory": me.memory_info().rss,
+    }
+
+
+@pytest.mark.timeout(600)
+async def test_fifty_forks_at_once(nothing_left: None, run_dir: Path, tmp_path: Path) -> None:
+    settings = load_settings(snapshot_dir=tmp_path / "snapshots")
+    async with Engine(settings) as engine:
+        origin = await AsyncSandbox.create(MINIMAL, engine=engine, limits=MachineLimits(memory_mb=256))
+        await origin.run_code("import random; x = 'mine'")
+        children = await origin.fork(50)
+        assert len({child.sandbox_id for child in children}) == 50
+        answers = [await child.run_code("(x, random.random())") for child in children]
+        assert {answer.text for answer in answers if answer.text and answer.text.startswith("('mine', ")} == {
+            answer.text for answer in answers
+        }
+        assert len({answer.text for answer in answers}) == 50, "no two draw the same number"
+        for box in (origin, *children):
+            await box.kill()
