@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from emberbox.code_extractor import CodeBlockExtractor
     from emberbox.config import Settings, load_settings
     from emberbox.engine import Engine
-    from emberbox.errors import VmExecutionError
+    from emberbox.errors import NoCapacity, VmExecutionError
     from emberbox.models import Execution, MachineLimits, Result, TerminationReason
     from emberbox.sync import Sandbox
 
@@ -31,6 +31,7 @@ _HOMES = {
     "Engine": "engine",
     "Execution": "models",
     "MachineLimits": "models",
+    "NoCapacity": "errors",
     "Result": "models",
     "Sandbox": "sync",
     "Settings": "config",
@@ -45,6 +46,7 @@ __all__ = [
     "Engine",
     "Execution",
     "MachineLimits",
+    "NoCapacity",
     "Result",
     "Sandbox",
     "Settings",

@@ -18,9 +18,11 @@ from emberbox.models import (
     ContextInfo,
     EntryInfo,
     Execution,
+    FileDiff,
     HistoryQueryRequest,
     MachineLimits,
     ProcessInfo,
+    RollbackResponse,
     SandboxInfo,
     SandboxMetrics,
     SnapshotInfo,
@@ -209,22 +211,22 @@ class AsyncSandbox:
     ) -> ContextInfo:
         """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
         name = self._engine.runnable_language(language, self._session)
-        return await self._session.create_context(name, cwd, envs or {})
+        return await self._session.contexts.create(name, cwd, envs or {})
 
     async def list_code_contexts(self) -> list[ContextInfo]:
-        return await self._session.list_contexts()
+        return await self._session.contexts.list()
 
     async def restart_code_context(self, context: ContextInfo | str) -> None:
         """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
-        await self._session.restart_context(context if isinstance(context, str) else context.id)
+        await self._session.contexts.restart(context if isinstance(context, str) else context.id)
 
     async def remove_code_context(self, context: ContextInfo | str) -> None:
         """End its interpreter and whatever it runs."""
-        await self._session.remove_context(context if isinstance(context, str) else context.id)
+        await self._session.contexts.remove(context if isinstance(context, str) else context.id)
 
     async def interrupt(self, context: ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
-        return await self._session.interrupt(context.id if isinstance(context, ContextInfo) else context)
+        return await self._session.runner.interrupt(context.id if isinstance(context, ContextInfo) else context)
 
     async def history(
         self,
@@ -251,36 +253,54 @@ class AsyncSandbox:
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
-    async def snapshot(self, name: str | None = None) -> SnapshotInfo:
+    async def snapshot(self, name: str | None = None, *, keep: bool = False) -> SnapshotInfo:
         """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it.
+
+        Args:
+            name: a word for it, which `rollback` and the others take as well as its id.
+            keep: a copy stays when the sandbox and this process have ended: `create(snapshot=…)` goes on from it.
 
         Raises:
             SnapshotFailed: code is running, there are too many, or the disk is full.
         """
-        return await self._engine.snapshot(self._session, name)
+        return await self._engine.undo.snapshot(self._session, name, keep=keep)
 
     async def list_snapshots(self) -> list[SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
-        return await self._engine.list_snapshots(self._session)
+        return await self._engine.undo.snapshots(self._session)
 
     async def delete_snapshot(self, snapshot: SnapshotInfo | str) -> None:
         """Remove a snapshot; the ones taken after it stay."""
-        await self._engine.delete_snapshot(self._session, _id_of(snapshot))
+        await self._engine.undo.delete(self._session, _id_of(snapshot))
 
-    async def rollback(self, snapshot: SnapshotInfo | str) -> None:
-        """Take everything back to a snapshot: files, memory, processes. What runs now is killed.
+    async def rollback(
+        self, to: SnapshotInfo | Execution | str, *, paths: Sequence[str] | None = None, keep_current: bool = False
+    ) -> RollbackResponse:
+        """Take everything back: files, memory, processes. What runs now is killed.
+
+        Args:
+            to: a snapshot (or its id, or its name), an execution (or its id: the state before it), or
+                "last-success": the newest state that there is a snapshot of after a success.
+            paths: take back only these files and folders; memory and processes stay.
+            keep_current: take a snapshot of now before; its id is in the answer.
 
         Raises:
-            SnapshotNotFound: it is not one of this sandbox.
+            SnapshotNotFound: there is no snapshot of that state.
             RollbackFailed: nothing could be started from it; the sandbox is as it was.
         """
-        await self._engine.rollback(self._session, _id_of(snapshot))
+        return await self._engine.undo.rollback(self._session, _id_of(to), paths=paths, keep_current=keep_current)
+
+    async def diff(
+        self, before: SnapshotInfo | Execution | str, after: SnapshotInfo | Execution | str | None = None
+    ) -> list[FileDiff]:
+        """Files that differ between two points (as of `rollback`; None: now), text files with their lines."""
+        return await self._engine.undo.diff(self._session, _id_of(before), None if after is None else _id_of(after))
 
     async def branch(
-        self, snapshot: SnapshotInfo | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
+        self, point: SnapshotInfo | Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
     ) -> AsyncSandbox:
-        """A new sandbox that goes on from a snapshot of this one, which is not touched."""
-        return self._beside(await self._engine.branch(self._session, _id_of(snapshot), timeout=timeout))
+        """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
+        return self._beside(await self._engine.undo.branch(self._session, _id_of(point), timeout=timeout))
 
     async def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[AsyncSandbox]:
         """`count` new sandboxes that go on from this moment, each on its own. Random numbers differ in each.
@@ -290,7 +310,7 @@ class AsyncSandbox:
             ForkFailed: some did not start; its `children` are the sandboxes that did.
         """
         try:
-            sessions = await self._engine.fork(self._session, count, timeout=timeout)
+            sessions = await self._engine.undo.fork(self._session, count, timeout=timeout)
         except ForkFailed as exc:
             exc.children = [self._beside(session) for session in exc.children]
             raise
@@ -336,8 +356,10 @@ class AsyncSandbox:
                 await asyncio.shield(asyncio.ensure_future(share.release()))
 
 
-def _id_of(snapshot: SnapshotInfo | str) -> str:
-    return snapshot if isinstance(snapshot, str) else snapshot.snapshot_id
+def _id_of(point: SnapshotInfo | Execution | str) -> str:
+    if isinstance(point, str):
+        return point
+    return point.execution_id if isinstance(point, Execution) else point.snapshot_id
 
 
 class AsyncFiles:
@@ -407,11 +429,11 @@ class AsyncCommandHandle:
 
     async def kill(self) -> bool:
         """Kill it and its children; False if it had ended."""
-        return not self._task.done() and await self._session.kill_process(self.pid)
+        return not self._task.done() and await self._session.processes.kill(self.pid)
 
     async def send_stdin(self, data: str | bytes, *, eof: bool = False) -> None:
         """Write to its standard input; `eof` closes it afterwards."""
-        await self._session.send_stdin(self._request, data.encode() if isinstance(data, str) else data, eof=eof)
+        await self._session.runner.send_stdin(self._request, data.encode() if isinstance(data, str) else data, eof=eof)
 
 
 class AsyncCommands:
@@ -461,9 +483,9 @@ class AsyncCommands:
         argv = ["/bin/bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)
         listeners = Listeners(on_stdout, on_stderr)
         if not background:
-            return await self._session.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
+            return await self._session.runner.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
         started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        work = self._session.exec(
+        work = self._session.runner.exec(
             argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
             on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
         )  # fmt: skip
@@ -486,11 +508,11 @@ class AsyncCommands:
 
     async def list(self) -> list[ProcessInfo]:
         """Commands under way."""
-        return await self._session.processes()
+        return await self._session.processes.list()
 
     async def kill(self, pid: int) -> bool:
         """Kill a command; False if there is none of this pid."""
-        return await self._session.kill_process(pid)
+        return await self._session.processes.kill(pid)
 
     async def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
         """Write to a background command's standard input."""

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from emberbox.errors import ConfigError
-from emberbox.models import VmExecutionConfig
+from emberbox.models import HistoryConfig, VmExecutionConfig
 
 Backend = Literal["auto", "gvisor"]
 
@@ -47,7 +47,9 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """Everything that can be set."""
 
-    model_config = SettingsConfigDict(env_prefix="EMBERBOX_", env_nested_delimiter="__", extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="EMBERBOX_", env_nested_delimiter="__", extra="forbid", nested_model_default_partial_update=True
+    )
 
     backend: Backend = Field(default="auto", description="which isolation to use; auto picks the best that works")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="images and downloads")
@@ -58,6 +60,16 @@ class Settings(BaseSettings):
     )
     snapshot_dir: Path | None = Field(default=None, description="snapshots; `snapshots` in cache_dir by default")
     max_snapshots: int = Field(default=50, ge=1, description="snapshots that one sandbox may have")
+    max_snapshot_mb_per_agent: int = Field(
+        default=20_480, ge=1, description="MiB of all snapshots of an agent's sandboxes"
+    )
+    session_idle_seconds: float = Field(
+        default=900.0, gt=0, description="an agent's own sandbox that nobody uses for so long is ended or put aside"
+    )
+    max_sandboxes_per_agent: int = Field(default=20, ge=1, description="sandboxes that one agent may have")
+    adoption_seconds: float = Field(
+        default=60.0, ge=0, description="how long machines of a durable engine wait for the next one after a crash"
+    )
     templates_dir: Path | None = Field(default=None, description="folder with own template files (NAME.toml)")
     debian_mirror: str | None = Field(
         default=None, pattern=r"^(https?|file|copy):", description="mirror to build images from, instead of the default"
@@ -67,9 +79,21 @@ class Settings(BaseSettings):
         default=None, pattern=r"^[0-9a-f]{128}$", description="checksum that a downloaded runsc release must have"
     )
     boot_timeout_seconds: float = Field(default=60.0, gt=0, description="deadline for the start of a machine")
+    max_sandboxes: int = Field(default=200, ge=1, description="sandboxes at once, those of the warm pool included")
+    capacity_timeout_seconds: float = Field(
+        default=30.0, ge=0, description="how long a new sandbox waits for a place or for memory of the host"
+    )
+    min_free_memory_mb: int = Field(
+        default=256, ge=0, description="MiB that the host must have left for a new sandbox to start"
+    )
+    pool_max_age_seconds: float = Field(
+        default=3600.0, gt=0, description="age at which a machine of the warm pool is replaced"
+    )
     auto_execute_threshold: float = Field(default=0.7, ge=0, le=1, description="confidence from which blocks run")
     max_input_bytes: int = Field(default=16 << 20, ge=1024, description="longest answer that is read")
-    vm_execution: VmExecutionConfig = VmExecutionConfig(enabled=True)
+    # A snapshot after every success costs more than most executions: here it is a choice. Keys that a file sets leave
+    # the others as they are here.
+    vm_execution: VmExecutionConfig = VmExecutionConfig(enabled=True, history=HistoryConfig(snapshot_on_failure=False))
 
     @field_validator("cache_dir", "run_dir", "state_dir", "templates_dir", "runsc")
     @classmethod

@@ -1,56 +1,42 @@
 """The engine: one way for every execution, whatever entry it came by. Plain asyncio, no HTTP.
 
 Steps of one execution (docs/architecture.md): 1 checks and hooks before, 2 lease of a sandbox, 3 a snapshot where the
-policy asks for one, 4 the run, 5 hooks after, 6 the record, 7 a rollback where the policy asks for one. Steps 3 and 7
-have no policy yet that asks for them.
+policy asks for one, 4 the run, 5 a snapshot or a rollback where the policy asks for one, 6 hooks after, 7 the record.
+The machines and sandboxes are in `fleet`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Protocol
 
 from emberbox.code_extractor import CodeBlockExtractor
-from emberbox.config import Settings, load_settings
+from emberbox.config import Settings
 from emberbox.errors import (
-    ForkFailed,
     HistoryError,
-    ImageError,
     UnsupportedLanguage,
     ValidationFailed,
     VmExecutionError,
-    VmNotAvailable,
 )
+from emberbox.fleet import Fleet
 from emberbox.history import entries
-from emberbox.history.lineage import Lineage
-from emberbox.history.recorder import HistoryRecorder
-from emberbox.images.builder import Progress, ensure_image, no_progress
 from emberbox.images.requirements import check_requirements
-from emberbox.images.store import Image, ImageStore
-from emberbox.images.template import load_template
 from emberbox.languages import get_language
-from emberbox.machines.base import Capabilities, MachineFactory
-from emberbox.machines.gvisor import GvisorFactory
 from emberbox.models import (
     BlockError,
     CodeBlock,
     CommandHistoryEntry,
     Execution,
     Language,
-    MachineLimits,
     ParseExecuteResponse,
-    SnapshotInfo,
     VmExecuteResponse,
 )
-from emberbox.sandbox.manager import SandboxManager
+from emberbox.sandbox.copies import ran
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners, RunOptions
-
-BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {"gvisor": GvisorFactory}
-"""Every back end, best first: `auto` takes the first that is usable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +73,16 @@ class BlockListener(Protocol):
     async def block_refused(self, index: int, error: VmExecutionError) -> None: ...
 
 
-class Engine:
-    """Owns the back end and all sandboxes of this process. Use it as an async context manager, or `close()` it."""
+class Engine(Fleet):
+    """Runs code in the sandboxes of this process, and owns these. Use it as an async context manager, or `close()` it.
+
+    Args:
+        settings: in force; read from file and environment by default.
+        hooks: policy around each execution, in this order.
+        recorders: told of each execution, beside the history.
+        durable: sandboxes outlive this engine. `close()` puts them aside; the next durable engine of the same
+            `state_dir` finds them again, also after a crash (`recovered` says how). One at a time.
+    """
 
     def __init__(
         self,
@@ -96,202 +90,16 @@ class Engine:
         *,
         hooks: Sequence[ExecutionHook] = (),
         recorders: Sequence[Recorder] = (),
+        durable: bool = False,
     ) -> None:
-        self.settings = settings or load_settings()
+        super().__init__(settings, durable=durable)
         self._hooks = tuple(hooks)
-        history = self.settings.vm_execution.history
-        self._history: HistoryRecorder | None = None
-        if history.enabled:
-            self._history = HistoryRecorder(history, self.settings.history_url, self.settings.state_dir)
         self._recorders = (*recorders, self._history) if self._history else tuple(recorders)
-        self._lineage = Lineage()
         self._extractor = CodeBlockExtractor(self.settings.auto_execute_threshold, self.settings.vm_execution)
-        self._factory: MachineFactory | None = None
-        self._sandboxes: SandboxManager | None = None
-        self._opening = asyncio.Lock()
-        self._closed = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     @property
     def extractor(self) -> CodeBlockExtractor:
         return self._extractor
-
-    @property
-    def history(self) -> HistoryRecorder:
-        """What was executed; raises HistoryError where recording is switched off."""
-        if self._history is None:
-            raise HistoryError("The history is switched off.", remediation="Set vm_execution.history.enabled = true.")
-        return self._history
-
-    # --- back ends ------------------------------------------------------------------------------------------------
-
-    def capabilities(self) -> list[Capabilities]:
-        """What every back end says of this host."""
-        return [make(self.settings).capabilities() for make in BACKENDS.values()]
-
-    async def _open(self) -> SandboxManager:
-        async with self._opening:
-            if self._closed:
-                raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
-            if self._sandboxes is None:
-                factory = await asyncio.to_thread(self._choose)
-                await factory.sweep()
-                self._factory = factory
-                self._sandboxes = SandboxManager(
-                    factory,
-                    self.settings.boot_timeout_seconds,
-                    self.settings.snapshot_dir or self.settings.cache_dir / "snapshots",
-                    self.settings.max_snapshots,
-                )
-                await asyncio.to_thread(self._sandboxes.sweep)
-            return self._sandboxes
-
-    def _choose(self) -> MachineFactory:
-        wanted = list(BACKENDS) if self.settings.backend == "auto" else [self.settings.backend]
-        reasons = []
-        for name in wanted:
-            factory = BACKENDS[name](self.settings)
-            found = factory.capabilities()
-            if found.usable:
-                return factory
-            reasons.append(f"{name}: {found.why}. {found.remedy}")
-        raise VmNotAvailable(
-            "No back end is usable. " + " ".join(reasons), remediation="Run `emberbox setup`, then `emberbox doctor`."
-        )
-
-    # --- sandboxes ------------------------------------------------------------------------------------------------
-
-    async def create_sandbox(
-        self,
-        template: str | None = None,
-        *,
-        limits: MachineLimits | None = None,
-        envs: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        progress: Progress = no_progress,
-    ) -> Session:
-        """Start a sandbox from a template (built first, if need be and `auto_provision` allows it).
-
-        Raises:
-            VmNotAvailable: no usable back end, or the machine did not start.
-            ImageError, ConfigError: the template is unknown, wrong or cannot be built.
-        """
-        if self._history is not None:
-            self._history.prepare()
-        image = await self.image(template, progress)
-        limits = self._bounded(limits or image.limits)
-        manager = await self._open()
-        return await manager.create(image, limits, envs=envs, metadata=metadata, timeout=timeout)
-
-    async def image(self, template: str | None = None, progress: Progress = no_progress) -> Image:
-        """The image of a template (default: `default_vm_type` of the settings)."""
-        found = load_template(template or self.settings.vm_execution.default_vm_type, self.settings)
-        if self.settings.vm_execution.auto_provision:
-            return await ensure_image(found, self.settings, progress)
-        image = ImageStore(self.settings).find(found)
-        if image is None:
-            raise ImageError(
-                f"The image of template {found.name!r} is not built.",
-                remediation=f"Run `emberbox image build {found.name}`, or set auto_provision.",
-            )
-        return image
-
-    def _bounded(self, limits: MachineLimits) -> MachineLimits:
-        most = self.settings.vm_execution.security_settings.resource_limits.max_memory_mb
-        if limits.memory_mb > most:
-            raise ValidationFailed(
-                f"memory_mb {limits.memory_mb} is above the limit of {most}.",
-                remediation="Ask for less, or raise security_settings.resource_limits.max_memory_mb.",
-            )
-        return limits
-
-    async def get_sandbox(self, sandbox_id: str) -> Session:
-        """A live sandbox by id; raises SessionNotFound."""
-        return (await self._open()).get(sandbox_id)
-
-    async def list_sandboxes(self) -> list[Session]:
-        return (await self._open()).sessions()
-
-    # --- undo -----------------------------------------------------------------------------------------------------
-
-    async def snapshot(self, sandbox: Session, name: str | None = None) -> SnapshotInfo:
-        """Keep a sandbox as it is now: files, memory and processes. It goes on.
-
-        Raises:
-            SnapshotFailed: code is running in it, it has `max_snapshots` already, or the disk is full.
-        """
-        info = await (await self._open()).snapshot(sandbox, name)
-        self._lineage.marked(sandbox, info.snapshot_id)
-        return info
-
-    async def list_snapshots(self, sandbox: Session) -> list[SnapshotInfo]:
-        """Snapshots of a sandbox, oldest first."""
-        return (await self._open()).snapshots(sandbox)
-
-    async def delete_snapshot(self, sandbox: Session, snapshot_id: str) -> None:
-        """Remove a snapshot; raises SnapshotNotFound."""
-        (await self._open()).delete_snapshot(sandbox, snapshot_id)
-        self._lineage.forgot(sandbox, snapshot_id)
-
-    async def rollback(self, sandbox: Session, snapshot_id: str) -> None:
-        """Take a sandbox back to a snapshot. What runs in it is killed.
-
-        Raises:
-            SnapshotNotFound: there is no such snapshot of this sandbox.
-            RollbackFailed: nothing could be started from it; the sandbox is as it was.
-        """
-        await (await self._open()).rollback(sandbox, snapshot_id)
-        self._lineage.went_back(sandbox, snapshot_id)
-
-    async def branch(self, sandbox: Session, snapshot_id: str, *, timeout: float | None = None) -> Session:
-        """A new sandbox that goes on from a snapshot of this one."""
-        copy = await (await self._open()).branch(sandbox, snapshot_id, timeout)
-        self._lineage.copied(sandbox, copy, snapshot_id)
-        return copy
-
-    async def fork(self, sandbox: Session, count: int = 1, *, timeout: float | None = None) -> list[Session]:
-        """New sandboxes that go on from this moment, each with its own copy of memory, processes and files.
-
-        Raises:
-            SnapshotFailed: code is running in the sandbox.
-            ForkFailed: some could not be started; it carries those that were.
-        """
-        if count < 1:
-            raise ValidationFailed(f"count must be at least 1, not {count}.", remediation="Leave it out for one fork.")
-        children = await (await self._open()).fork(sandbox, count, timeout)
-        good = [child for child in children if isinstance(child, Session)]
-        bad = [child for child in children if not isinstance(child, Session)]
-        for child in good:
-            self._lineage.copied(sandbox, child)
-        if bad:
-            raise ForkFailed(f"{len(bad)} of {count} forks of {sandbox.id} failed: {bad[0].message}", good, bad)
-        return good
-
-    async def close(self) -> None:
-        """Kill every sandbox and the helper processes. The engine cannot be used again."""
-        self._closed = True
-        try:
-            if self._sandboxes is not None:
-                await self._sandboxes.close()
-            if self._factory is not None:
-                await self._factory.close()
-        finally:
-            self._sandboxes = self._factory = None
-            if self._history is not None:
-                await self._history.close()
-
-    def abandon(self) -> None:
-        """Let go of everything without an event loop, when that is closed already: the helpers then kill all
-        sandboxes."""
-        self._closed = True
-        if self._factory is not None:
-            self._factory.abandon()
 
     # --- executions -----------------------------------------------------------------------------------------------
 
@@ -309,7 +117,7 @@ class Engine:
             backend=request.sandbox.machine.backend,
             language=request.language,
             code=request.code,
-            parent_id=self._lineage.last(request.sandbox),
+            parent_id=request.sandbox.path[-1] if request.sandbox.path else None,
         )
         try:
             request, language = await self._admitted(request)
@@ -317,12 +125,15 @@ class Engine:
             await self._record(entries.refused(entry, exc))
             raise
         entry = entries.admitted(entry, language, request.code)
-        options = replace(request.options, execution_id=entry.execution_id)
+        track = self._history is not None and self.settings.vm_execution.history.track_files
+        options = replace(request.options, execution_id=entry.execution_id, track_files=track)
         execution: Execution | None = None
         try:
-            await self._record(entry)
-            self._lineage.ran(request.sandbox, entry.execution_id)
-            execution = await request.sandbox.run_code(language, request.code, options, listeners or Listeners())
+            before, notes = await self.undo.before(request.sandbox)
+            await self._record(entry.model_copy(update={"snapshot_before_id": before}))
+            execution = await self._run(request.sandbox, language, request.code, options, listeners or Listeners())
+            execution.notes += notes
+            await self.undo.after(request.sandbox, execution, before)
             for hook in self._hooks:
                 execution = await hook.post_tool(request, execution)
         except HistoryError:
@@ -333,6 +144,23 @@ class Engine:
             raise
         await self._record(entries.finished(entry, execution))
         return execution
+
+    @staticmethod
+    async def _run(
+        sandbox: Session, language: Language, code: str, options: RunOptions, listeners: Listeners
+    ) -> Execution:
+        """Run it; an execution that did not begin leaves no trace in the sandbox's past."""
+        execution_id = options.execution_id or ""
+        ran(sandbox, execution_id)
+        try:
+            return await sandbox.runner.run_code(language, code, options, listeners)
+        except VmExecutionError:
+            with contextlib.suppress(ValueError):
+                sandbox.path.remove(execution_id)
+            raise
+        except BaseException:
+            sandbox.good = False
+            raise
 
     async def _admitted(self, request: ExecuteRequest) -> tuple[ExecuteRequest, Language]:
         """The request after hooks and checks; raises where it is refused."""

@@ -5,7 +5,8 @@
     ├── ValidationFailed        the code or the request was refused before it ran
     │   ├── UnsupportedLanguage
     │   └── PolicyBlocked       a restriction or a hook refused valid code
-    ├── VmNotAvailable          no back end, no capacity, or the machine is gone
+    ├── VmNotAvailable          no back end, or the machine is gone
+    │   └── NoCapacity          no place or no memory for one more sandbox
     ├── VmConnectionError       the channel to a machine or a server broke
     ├── ExecutionTimeout        a deadline of Emberbox itself passed
     ├── ExecutionFailed         the machine could not carry out a request
@@ -102,11 +103,21 @@ class PolicyBlocked(ValidationFailed):
 
 
 class VmNotAvailable(VmExecutionError):
-    """No usable back end, no capacity, or the machine that was asked for is gone."""
+    """No usable back end, or the machine that was asked for is gone."""
 
     code = "vm_not_available"
     default_remediation = "Run `emberbox doctor`: it says what is missing and how to install it."
     default_retryable = True
+
+
+class NoCapacity(VmNotAvailable):
+    """There was no place, or no memory of the host, for one more sandbox within `capacity_timeout_seconds`."""
+
+    code = "no_capacity"
+    default_remediation = (
+        "Kill sandboxes that are not needed and try again, or raise max_sandboxes or capacity_timeout_seconds, or "
+        "lower min_free_memory_mb in the settings."
+    )
 
 
 class VmConnectionError(VmExecutionError):

@@ -49,6 +49,7 @@ class HistoryConfig(Model):
     auto_rollback_on_failure: bool = False
     max_history_entries: int = Field(default=100, ge=1)
     persist_history: bool = True
+    track_files: bool = Field(default=True, description="note which files each execution changes")
     integration_mode: Literal["http", "direct"] = "http"
 
 
@@ -187,8 +188,15 @@ class ExecutionError(Model):
     traceback: str = ""
 
 
+class FileChange(Model):
+    """A file that is other than before."""
+
+    path: str
+    change: Literal["created", "changed", "deleted"]
+
+
 class Execution(Model):
-    """What one execution did."""
+    """What one execution did, and what was done to its sandbox because of it."""
 
     execution_id: str
     sandbox_id: str
@@ -209,6 +217,15 @@ class Execution(Model):
     duration_ms: float
     started_at: datetime
     completed_at: datetime
+    changed_files: list[FileChange] | None = Field(default=None, description="None: not known")
+    snapshot_before: str | None = Field(default=None, description="a snapshot of the state before it")
+    snapshot_after: str | None = Field(default=None, description="a snapshot of the state after it")
+    rolled_back_to: str | None = Field(default=None, description="the snapshot that a policy took the sandbox back to")
+    restored_from: str | None = Field(
+        default=None, description="its machine died; the sandbox goes on from this snapshot"
+    )
+    lost_executions: list[str] = Field(default_factory=list, description="whose effects went with the machine")
+    notes: list[str] = Field(default_factory=list, description="what else the caller should know")
 
     @property
     def text(self) -> str | None:
@@ -286,6 +303,11 @@ class SandboxInfo(Model):
     end_at: datetime | None
     limits: MachineLimits
     metadata: dict[str, str] = Field(default_factory=dict)
+    agent_id: str = "local"
+    recovered: Recovery | None = Field(default=None, description="how it was found again after a restart")
+
+
+SnapshotKind = Literal["manual", "pre_execution", "post_execution", "failure", "pre_rollback", "shutdown"]
 
 
 class SnapshotInfo(Model):
@@ -294,9 +316,73 @@ class SnapshotInfo(Model):
     snapshot_id: str
     name: str
     sandbox_id: str
+    agent_id: str = "local"
+    kind: SnapshotKind = "manual"
     parent_id: str | None = Field(default=None, description="the snapshot that this one goes on from")
+    execution_id: str | None = Field(default=None, description="the last execution before it")
+    good: bool = Field(default=True, description="that execution succeeded, or there was none")
+    kept: bool = Field(default=False, description="outlives its sandbox and this process")
     created_at: datetime
     size_bytes: int
+
+
+class Recovery(Model):
+    """What became of a sandbox when the process that kept it ended.
+
+    `adopted`: its machine ran on. `dormant`: it will go on from a snapshot when it is asked for. `restored`: it does.
+    `lost`: there was no snapshot, or its time was over.
+    """
+
+    sandbox_id: str
+    agent_id: str
+    how: Literal["adopted", "dormant", "restored", "lost"]
+    snapshot_id: str | None = None
+    lost_executions: list[str] = Field(default_factory=list, description="whose effects are gone")
+
+
+class FileDiff(Model):
+    """How a file differs between two points."""
+
+    path: str
+    change: Literal["created", "changed", "deleted"]
+    size_before: int | None = None
+    size_after: int | None = None
+    diff: str | None = Field(default=None, description="unified diff; None for what is no text, or too long")
+
+
+class RollbackRequest(Model):
+    """Where to take a sandbox back to."""
+
+    target: str = Field(description='a snapshot, an execution (the state before it), or "last-success"')
+    paths: list[str] | None = Field(default=None, description="take back only these files and folders")
+    create_pre_rollback_snapshot: bool = False
+
+
+class RollbackResponse(Model):
+    """A rollback that was done."""
+
+    message: str
+    snapshot_id: str
+    vm_id: str
+    pre_rollback_snapshot_id: str | None = None
+    rollback_time_ms: float
+    files_affected: list[str] | None = Field(default=None, description="of a rollback of paths: what they hold now")
+    executions_undone: list[str] = Field(default_factory=list)
+    processes_terminated: int = 0
+    rolled_back_at: datetime
+
+
+class PoolStatus(Model):
+    """Machines of one kind of sandbox: those made ahead, and those in use."""
+
+    template: str
+    limits: MachineLimits
+    ready: int = Field(description="clones of the template that wait to be leased")
+    starting: int = Field(description="clones on their way")
+    in_use: int = Field(description="sandboxes")
+    high: int = Field(description="clones that there shall be; 0: nothing is pooled (yet)")
+    low: int = Field(description="below it, the pool is filled again")
+    blanks: int = Field(description="empty machines for forks and rollbacks")
 
 
 class SandboxMetrics(Model):
@@ -431,8 +517,10 @@ class CommandHistoryEntry(Model):
     executed_at: datetime
     duration_ms: float | None = None
     memory_peak_mb: float | None = None
-    snapshot_id: str | None = None
-    changed_files: list[str] | None = None
+    snapshot_before_id: str | None = Field(default=None, description="a snapshot of the state before it")
+    snapshot_id: str | None = Field(default=None, description="a snapshot of the state after it")
+    rolled_back_to: str | None = Field(default=None, description="the snapshot that the sandbox was taken back to")
+    changed_files: list[FileChange] | None = None
 
 
 class HistoryQueryRequest(Model):

@@ -26,8 +26,10 @@ from emberbox.models import (
     ContextInfo,
     EntryInfo,
     Execution,
+    FileDiff,
     MachineLimits,
     ProcessInfo,
+    RollbackResponse,
     SandboxInfo,
     SandboxMetrics,
     SnapshotInfo,
@@ -239,9 +241,9 @@ class Sandbox:
         finally:
             loop.close()
 
-    def snapshot(self, name: str | None = None) -> SnapshotInfo:
-        """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it."""
-        return self._loop.call(partial(self._sandbox.snapshot, name))
+    def snapshot(self, name: str | None = None, *, keep: bool = False) -> SnapshotInfo:
+        """Keep the sandbox as it is now: files, variables, running commands. As of `AsyncSandbox.snapshot`."""
+        return self._loop.call(partial(self._sandbox.snapshot, name, keep=keep))
 
     def list_snapshots(self) -> list[SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
@@ -251,13 +253,23 @@ class Sandbox:
         """Remove a snapshot; the ones taken after it stay."""
         self._loop.call(partial(self._sandbox.delete_snapshot, snapshot))
 
-    def rollback(self, snapshot: SnapshotInfo | str) -> None:
-        """Take everything back to a snapshot: files, memory, processes. What runs now is killed."""
-        self._loop.call(partial(self._sandbox.rollback, snapshot))
+    def rollback(
+        self, to: SnapshotInfo | Execution | str, *, paths: Sequence[str] | None = None, keep_current: bool = False
+    ) -> RollbackResponse:
+        """Take everything back: files, memory, processes. Arguments and errors as of `AsyncSandbox.rollback`."""
+        return self._loop.call(partial(self._sandbox.rollback, to, paths=paths, keep_current=keep_current))
 
-    def branch(self, snapshot: SnapshotInfo | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> Sandbox:
-        """A new sandbox that goes on from a snapshot of this one, which is not touched."""
-        child = self._loop.call(partial(self._sandbox.branch, snapshot, timeout=timeout))
+    def diff(
+        self, before: SnapshotInfo | Execution | str, after: SnapshotInfo | Execution | str | None = None
+    ) -> list[FileDiff]:
+        """Files that differ between two points (as of `rollback`; None: now), text files with their lines."""
+        return self._loop.call(partial(self._sandbox.diff, before, after))
+
+    def branch(
+        self, point: SnapshotInfo | Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
+    ) -> Sandbox:
+        """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
+        child = self._loop.call(partial(self._sandbox.branch, point, timeout=timeout))
         return Sandbox(_Loop(), child)
 
     def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[Sandbox]:

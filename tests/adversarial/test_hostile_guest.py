@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import AsyncIterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,12 @@ async def hostile(engine: Engine, settings: Settings, tmp_path: Path) -> AsyncIt
     image = await engine.image("minimal")
     await engine._open()
     assert engine._factory is not None
-    manager = SandboxManager(engine._factory, boot_timeout=15, snapshot_base=tmp_path / "snapshots")
+    manager = SandboxManager(
+        engine._factory,
+        boot_timeout=15,
+        snapshot_base=tmp_path / "snapshots",
+        store=engine._snapshot_store(engine._factory),
+    )
     tmp_path.chmod(0o755)
 
     async def start(code: str) -> Session:
@@ -106,7 +112,7 @@ NONSENSE = {
 @pytest.mark.parametrize("code", NONSENSE.values(), ids=NONSENSE.keys())
 async def test_nonsense_gets_the_machine_killed_and_the_caller_told(hostile, code: str) -> None:  # type: ignore[no-untyped-def]
     session = await hostile(code)
-    run = await session.run_code("python", "1", RunOptions(timeout=20), Listeners())
+    run = await session.runner.run_code("python", "1", RunOptions(timeout=20), Listeners())
     assert run.termination_reason is TerminationReason.KILLED
     assert not run.succeeded
     assert "broke the protocol" in run.error.value
@@ -117,7 +123,7 @@ async def test_nonsense_gets_the_machine_killed_and_the_caller_told(hostile, cod
 async def test_output_without_end_is_bounded(hostile) -> None:  # type: ignore[no-untyped-def]
     """The agent is asked to cap output; one that does not is cut off by the host."""
     session = await hostile("h, p = hello()\nwhile True: send(frame({'id': h['id'], 'ev': 'stdout'}, b'x' * 1000000))")
-    run = await session.run_code("python", "1", RunOptions(timeout=20), Listeners())
+    run = await session.runner.run_code("python", "1", RunOptions(timeout=20), Listeners())
     assert run.termination_reason is TerminationReason.KILLED
     assert len(run.stdout) < 100 << 20
 
@@ -125,7 +131,7 @@ async def test_output_without_end_is_bounded(hostile) -> None:  # type: ignore[n
 async def test_silence_is_ended_by_the_hosts_own_deadline(hostile, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("emberbox.sandbox.session._GRACE_SECONDS", 0.2)
     session = await hostile("hello(); time.sleep(1000)")
-    run = await session.run_code("python", "1", RunOptions(timeout=0.3), Listeners())
+    run = await session.runner.run_code("python", "1", RunOptions(timeout=0.3), Listeners())
     assert run.termination_reason is TerminationReason.TIMEOUT
     with pytest.raises(VmNotAvailable):
         session.open_channel()
@@ -133,7 +139,7 @@ async def test_silence_is_ended_by_the_hosts_own_deadline(hostile, monkeypatch: 
 
 async def test_an_agent_that_dies_is_a_crash(hostile) -> None:  # type: ignore[no-untyped-def]
     session = await hostile("hello(); os._exit(3)")
-    run = await session.run_code("python", "1", RunOptions(timeout=20), Listeners())
+    run = await session.runner.run_code("python", "1", RunOptions(timeout=20), Listeners())
     assert run.termination_reason is TerminationReason.CRASHED
 
 
@@ -166,8 +172,8 @@ async def test_another_protocol_version_is_refused(hostile) -> None:  # type: ig
 
 REPLIES = {
     "metrics": ("metrics", "{'disk_used': 'a lot'}"),
-    "contexts": ("list_contexts", "{'contexts': [7]}"),
-    "processes": ("processes", "{'processes': [{'pid': 'x'}]}"),
+    "contexts": ("contexts.list", "{'contexts': [7]}"),
+    "processes": ("processes.list", "{'processes': [{'pid': 'x'}]}"),
 }
 
 
@@ -177,7 +183,7 @@ async def test_answers_that_make_no_sense_are_errors_of_the_machine(hostile, met
         f"h, p = hello(); send(frame({{'id': h['id'], 'ev': 'done', **{fields}}})); time.sleep(100)"
     )
     with pytest.raises(ExecutionFailed, match="makes no sense"):
-        await getattr(session, method)()
+        await attrgetter(method)(session)()
 
 
 async def test_file_answers_that_make_no_sense(hostile) -> None:  # type: ignore[no-untyped-def]

@@ -274,12 +274,12 @@ def test_forks_that_fail_do_not_lose_the_others(
     original = gvisor_factory.GvisorFactory.fork
     calls = 0
 
-    async def sometimes(self: gvisor_factory.GvisorFactory, snapshot: object) -> object:
+    async def sometimes(self: gvisor_factory.GvisorFactory, *arguments: object) -> object:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise VmNotAvailable("the second one does not start")
-        return await original(self, snapshot)  # type: ignore[arg-type]
+        return await original(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gvisor_factory.GvisorFactory, "fork", sometimes)
     with pytest.raises(ForkFailed, match="1 of 3 forks") as error:
@@ -330,14 +330,14 @@ async def test_cancelled_copies_leave_nothing(nothing_left: None, settings: Sett
     async with Engine(settings) as engine:
         origin = await engine.create_sandbox(MINIMAL)
         for steps in (1, 5, 20, 60):
-            forking = asyncio.create_task(engine.fork(origin, 3))
+            forking = asyncio.create_task(engine.undo.fork(origin, 3))
             for _ in range(steps):
                 await asyncio.sleep(0.002)
             forking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await forking
             assert [s.id for s in await engine.list_sandboxes()] == [origin.id]
-        assert (await engine.fork(origin, 1))[0].state.value == "running"
+        assert (await engine.undo.fork(origin, 1))[0].state.value == "running"
     assert files(tmp_path / "snapshots") == []
 
 

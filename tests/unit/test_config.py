@@ -10,6 +10,7 @@ import pytest
 from emberbox import Settings, load_settings
 from emberbox.config import default_cache_dir, default_run_dir, default_state_dir
 from emberbox.errors import ConfigError
+from emberbox.models import VmExecutionConfig
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +201,15 @@ def test_a_named_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_settings_can_be_made_directly(tmp_path: Path) -> None:
     assert Settings(cache_dir=tmp_path).cache_dir == tmp_path
+
+
+def test_snapshots_of_a_policy_are_a_choice_here_and_on_in_a_config_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A snapshot after every success costs more than most executions; a role's own configuration has the contract's
+    defaults."""
+    assert not load_settings().vm_execution.history.snapshot_on_failure
+    monkeypatch.setenv("EMBERBOX_VM_EXECUTION__HISTORY__MAX_HISTORY_ENTRIES", "7")
+    history = load_settings(vm_execution={"max_code_length": 5}).vm_execution.history
+    assert (history.max_history_entries, history.snapshot_on_failure) == (7, False), "one key leaves the others alone"
+    assert load_settings(vm_execution=VmExecutionConfig()).vm_execution.history.snapshot_on_failure

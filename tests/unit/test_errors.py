@@ -60,7 +60,7 @@ def test_the_wire_form() -> None:
 def test_only_what_certainly_never_ran_is_safe_to_repeat() -> None:
     """Also a promise to callers: a new error is one of these only on purpose."""
     assert {kind.__name__ for kind in CLASSES if kind("m").retryable} == {
-        "ConfigError", "ValidationFailed", "UnsupportedLanguage", "PolicyBlocked", "VmNotAvailable",
+        "ConfigError", "ValidationFailed", "UnsupportedLanguage", "PolicyBlocked", "VmNotAvailable", "NoCapacity",
         "SessionNotFound", "ImageError", "SnapshotFailed", "SnapshotNotFound", "RollbackFailed",
     }  # fmt: skip
 

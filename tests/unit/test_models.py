@@ -91,6 +91,7 @@ def test_defaults_of_the_history_settings() -> None:
         "auto_rollback_on_failure": False,
         "max_history_entries": 100,
         "persist_history": True,
+        "track_files": True,
         "integration_mode": "http",
     }
 

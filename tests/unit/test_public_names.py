@@ -47,7 +47,7 @@ def test_names_of_the_contract_in_models(name: str) -> None:
     "name",
     [
         "VmExecutionError", "VmNotAvailable", "ValidationFailed", "UnsupportedLanguage", "Internal", "SessionNotFound",
-        "VmConnectionError", "ConfigError", "ExecutionFailed", "HistoryError",
+        "VmConnectionError", "ConfigError", "ExecutionFailed", "HistoryError", "NoCapacity",
     ],
 )  # fmt: skip
 def test_names_of_the_contract_in_errors(name: str) -> None:

@@ -117,6 +117,27 @@ def doctor(as_json: Json = False, template: Template = None) -> None:
     run_doctor(as_json=as_json, template=template)
 
 
+@app.command(epilog="Exit codes: 0 measured, whether or not the aims are met; 2 bad usage; 5 no back end.")
+def bench(
+    as_json: Json = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples, under a minute in all.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ROW", help="Only these rows: fresh,live (may be repeated).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file as well.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture into this file (PNG).")] = None,
+    template: Template = None,
+) -> None:
+    """Measure how fast it is here, beside plain Python, bubblewrap, runsc and Jupyter."""
+    from emberbox.cli.bench import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(as_json=as_json, quick=quick, only=tuple(only or ()), output=output, plot=plot, template=template)
+    )
+
+
 @image_app.command("list")
 def image_list(as_json: Json = False) -> None:
     """Templates and their images."""

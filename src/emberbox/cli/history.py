@@ -16,9 +16,11 @@ from emberbox.cli.run import printable
 from emberbox.config import load_settings
 from emberbox.errors import HistoryError, ValidationFailed
 from emberbox.history.recorder import HistoryRecorder
-from emberbox.models import CommandHistoryEntry, HistoryQueryRequest, HistoryVerification
+from emberbox.models import CommandHistoryEntry, FileChange, HistoryQueryRequest, HistoryVerification
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SIGNS = {"created": "+", "changed": "~", "deleted": "-"}
+_MOST_FILES = 20
 _COLOURS = {"started": "cyan", "finished": "red", "refused": "yellow", "unknown": "magenta"}
 
 
@@ -148,7 +150,10 @@ def _show(entry: CommandHistoryEntry, console: Console) -> None:
         "error": entry.error,
         "memory": peak,
         "back end": entry.backend,
+        "before": entry.snapshot_before_id,
         "snapshot": entry.snapshot_id,
+        "went back to": entry.rolled_back_to,
+        "files": _files(entry.changed_files),
         "cut short": ", ".join(cut) or None,
     }
     for name, value in rows.items():
@@ -159,6 +164,16 @@ def _show(entry: CommandHistoryEntry, console: Console) -> None:
         if text:
             console.rule(name, style="dim", align="left")
             console.print(Text(printable(text.rstrip("\n"))), soft_wrap=True)
+
+
+def _files(changes: list[FileChange] | None) -> str | None:
+    """`+` created, `~` changed, `-` deleted; one a line."""
+    if not changes:
+        return None if changes is None else "none changed"
+    lines = [f"{_SIGNS[change.change]} {change.path}" for change in changes[:_MOST_FILES]]
+    if len(changes) > _MOST_FILES:
+        lines.append(f"… and {len(changes) - _MOST_FILES} more (--json has them)")
+    return "\n".join(lines)
 
 
 def verify_chain(*, noted: str | None, as_json: bool) -> None:

@@ -6,9 +6,11 @@ import _socket
 import errno
 import json
 import os
+import zlib
 
 from . import files
 from .bash import BashKernel
+from .changes import Changes, tree
 from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
 from .executions import CodeRun, Execution
@@ -27,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List
 
+    from .kernel_process import KernelProcess
     from .protocol import Header
     from .streams import Pipe
 
@@ -44,12 +47,13 @@ class Agent:
         self.memory_kills = out_of_memory_kills()
         self.contexts = Contexts(self.pids)
         self._settings: Settings | None = None
+        self._changes: Changes | None = None
         self._zygote: Zygote | None = None
         self._lingering: List[Pipe] = []
         self._held = False
         self._quiet = False
         self._muted = 0
-        self._channel = Channel(self.loop, fd_in, fd_out, self._on_frame, self.loop.stop)
+        self._channel = Channel(self.loop, fd_in, fd_out, self._on_frame, self.loop.stop, padded=True)
         self.loop.before_sleep.append(self._flush)
         self._operations: Dict[str, Callable[[int, Fields, bytes], None]] = {
             name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_op_")
@@ -61,6 +65,13 @@ class Agent:
         if self._settings is None:
             raise bad_request("the machine has not been configured yet")
         return self._settings
+
+    @property
+    def changes(self) -> Changes:
+        """What executions do to the user's files."""
+        if self._changes is None:
+            self._changes = Changes(self.settings)
+        return self._changes
 
     def run(self) -> None:
         """Serve until the host closes the channel, then kill everything."""
@@ -125,6 +136,8 @@ class Agent:
         ident = header["id"]
         operation = self._operations.get(header["op"]) if isinstance(header.get("op"), str) else None
         try:
+            if "crc" in header and header["crc"] != zlib.crc32(payload):
+                raise bad_request("the payload is not what was sent")
             if ident == 0 or operation is None or ident in self.executions:
                 raise bad_request("no such operation, or an id that is not free: {!r}".format(header.get("op")))
             operation(ident, Fields(header), payload)
@@ -199,6 +212,19 @@ class Agent:
         for language in languages:
             self.contexts.warm(language, lambda language=language: ready(language))  # type: ignore[misc]
 
+    def _op_touch(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        waiting = self.contexts.spares()
+        if not waiting:
+            self._done(ident)
+
+        def ready(kernel: KernelProcess) -> None:
+            waiting.remove(kernel)
+            if not waiting:
+                self._done(ident)
+
+        for kernel in list(waiting):
+            kernel.warm_up(lambda kernel=kernel: ready(kernel))  # type: ignore[misc]
+
     def _op_quiesce(self, ident: int, _fields: Fields, _payload: bytes) -> None:
         if any(isinstance(execution, CodeRun) for execution in self.executions.values()):
             raise RequestError("busy", "code is running; a snapshot is taken between executions")
@@ -209,13 +235,13 @@ class Agent:
 
     def _op_wake(self, ident: int, fields: Fields, _payload: bytes) -> None:
         self._quiet = False
+        env = fields.environment("env")
+        self.settings.env.update(env)
+        self.contexts.base_env.update(env)
         if fields.flag("fork"):
             # What they had queued since is for a host that this copy has never met.
             self._channel.forget()
             self._muted = ident - 1
-            env = fields.environment("env")
-            self.settings.env.update(env)
-            self.contexts.base_env.update(env)
             for kernel in self.contexts.kernels():
                 kernel.reseed()
         self._channel.quiet(quiet=False)
@@ -250,24 +276,34 @@ class Agent:
         cwd = self._folder(fields)
         env, args, timeout = fields.environment("env"), fields.texts("args"), fields.seconds("timeout")
         limits = [fields.integer(name) for name in ("stdout_limit", "stderr_limit", "results_limit")]
-        language = fields.text("language")
+        language, tracked = fields.text("language"), fields.flag("track")
+        if tracked:
+            self.changes.begin()
+        else:
+            self.changes.stale = True
         if language == "rust" and language in self.settings.languages:
             if fields.optional_text("context") is not None:
                 raise bad_request("Rust has no contexts")
-            rust = RustRun(self, ident, RustJob(code, stdin, cwd, env, args, timeout, limits))
+            rust = RustRun(self, ident, RustJob(code, stdin, cwd, env, args, timeout, limits, tracked=tracked))
             rust.start()
             return
-        context = self.contexts.for_run(fields.optional_text("context"), language)
+        rehearsal = fields.flag("rehearsal")
+        if rehearsal:
+            context = self.contexts.rehearsal(language)
+        else:
+            context = self.contexts.for_run(fields.optional_text("context"), language)
         if context.run is not None:
             raise RequestError("busy", f"context {context.ident!r} is running something already")
         kernel = self.contexts.kernel_of(context)
         run = context.run = CodeRun(self, ident, context, *limits)
-        run.kernel = kernel
+        run.kernel, run.tracked = kernel, tracked
         self.executions[ident] = run
         run.emit("started", context=context.ident)
         request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2]}
         run.set_timeout(timeout)
         kernel.execute(run, request, code, stdin)
+        if rehearsal:
+            kernel.forget()
 
     def _op_context_create(self, ident: int, fields: Fields, _payload: bytes) -> None:
         context = self.contexts.create(fields.text("language"), self._folder(fields), fields.environment("env"))
@@ -289,6 +325,7 @@ class Agent:
         if not argv or not argv[0]:
             raise bad_request("'argv' must name a program")
         settings = self.settings
+        self.changes.stale = True
         program = Program(
             self,
             ident,
@@ -344,6 +381,7 @@ class Agent:
         path, token, offset = self._path(fields), fields.text("upload"), fields.integer("offset", 0)
         final = fields.flag("final")
         mode = None if fields.header.get("mode") is None else fields.integer("mode", high=0o7777)
+        self.changes.stale = True
         with AsUser(self.settings):
             size = files.write(path, token, offset, payload, final=final, mode=mode)
         self._done(ident, size=size)
@@ -373,6 +411,14 @@ class Agent:
             entry = files.entry(path)
         self._done(ident, entry=entry)
 
+    def _op_tree(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        settings = self.settings
+
+        def report(ident: int, rows: Any) -> None:
+            self.send({"id": ident, "ev": "done"}, json.dumps(rows, separators=(",", ":")).encode())
+
+        self._in_worker(ident, lambda: tree(settings), report)
+
     def _op_mkdir(self, ident: int, fields: Fields, _payload: bytes) -> None:
         path = self._path(fields)
         with AsUser(self.settings):
@@ -381,6 +427,7 @@ class Agent:
 
     def _op_remove(self, ident: int, fields: Fields, _payload: bytes) -> None:
         path = self._path(fields)
+        self.changes.stale = True
         with AsUser(self.settings):
             gone = files.remove(path)
         if gone:
@@ -390,6 +437,7 @@ class Agent:
 
     def _op_rename(self, ident: int, fields: Fields, _payload: bytes) -> None:
         path, to = self._path(fields), self._path(fields, "to")
+        self.changes.stale = True
         with AsUser(self.settings):
             os.rename(path, to)
         self._done(ident)
@@ -397,8 +445,8 @@ class Agent:
     def _in_worker(
         self,
         ident: int,
-        work: Callable[[], Dict[str, Any] | None],
-        report: Callable[[int, Dict[str, Any]], None] | None = None,
+        work: Callable[[], Any],
+        report: Callable[[int, Any], None] | None = None,
     ) -> None:
         def answer(result: Any, failure: str | None) -> None:
             if failure is None and report is not None:

@@ -31,13 +31,15 @@ class Channel:
         fd_out: int,
         on_frame: Callable[[Header, bytes], None],
         on_close: Callable[[], None],
+        *,
+        padded: bool = False,
     ) -> None:
         self._loop = loop
         self._in = fd_in
         self._out = fd_out
         self._on_frame = on_frame
         self._on_close = on_close
-        self._decoder = FrameDecoder()
+        self._decoder = FrameDecoder(padded=padded)
         self._chunks: Deque[bytes] = deque()
         self._waiting = False
         self._reading = True

@@ -70,6 +70,19 @@ class Contexts:
         kernel = self._spares[language] = self._makers[language]()
         kernel.warm_up(ready)
 
+    def spares(self) -> List[KernelProcess]:
+        """Kernels that wait for their first execution."""
+        return [kernel for kernel in self._spares.values() if kernel.usable]
+
+    def rehearsal(self, language: str) -> Context:
+        """A spare kernel in a context that nobody will ever see."""
+        kernel = self._spares.get(language)
+        if kernel is None or not kernel.usable:
+            raise RequestError("not_found", f"no spare interpreter of {language!r}")
+        context = Context("", language, None, {})
+        context.kernel = kernel
+        return context
+
     def find(self, ident: str) -> Context:
         """The context of that name; RequestError (not_found) when there is none."""
         context = self._contexts.get(ident)

@@ -43,6 +43,8 @@ class Execution:
         self.crowded = False
         self.killed = False
         self.interrupted = False
+        self.tracked = False
+        """The host wants to know which files it changed."""
         self._timer: int | None = None
         self._memory_kills = agent.memory_kills
 
@@ -110,6 +112,8 @@ class Execution:
         """Send the final event."""
         self.agent.executions.pop(self.ident, None)
         duration = (time.monotonic() - self.began) * 1000
+        if self.tracked:
+            fields["changes"] = self.agent.changes.look()
         self.emit(
             "done",
             stdout_truncated=self.stdout.truncated,

@@ -134,6 +134,10 @@ class KernelProcess:
         """This machine is a copy: the interpreter must not go on to draw the numbers that the original draws."""
         self._channel.send({"id": 0, "op": "reseed"})
 
+    def forget(self) -> None:
+        """Be as before the first execution."""
+        self._channel.send({"id": 0, "op": "forget"})
+
     def execute(self, run: Run, request: Dict[str, Any], code: bytes, stdin: bytes) -> None:
         """Begin an execution; `run` hears of its results and its end."""
         # What an earlier execution left running wrote this; it belongs to nobody.

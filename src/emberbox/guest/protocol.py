@@ -9,6 +9,7 @@ channel; the agent answers with any number of events and then exactly one final 
                                                          bad_request, not_found, busy, unsupported, file, internal
                                                          (kind "file" adds "errno": "ENOENT" and the like)
 
+A request may say `crc`, the CRC-32 of its payload: another payload is a bad_request.
 Many requests are under way at once. With id 0 the agent sends `{"id": 0, "ev": "hello", "protocol": 1}` once at boot.
 A peer that breaks the framing or a bound below is not to be trusted any more: the host kills the machine.
 
@@ -22,14 +23,19 @@ ping        {} -> done {}
 sync        {nonce} -> done {nonce}
 run_code    {language, context: id | null, cwd: path | null, env: {..}, args: [..], timeout: secs | null,
              stdin_size: n (the last n bytes of the payload are stdin),
-             stdout_limit, stderr_limit, results_limit: bytes}
+             stdout_limit, stderr_limit, results_limit: bytes, track: bool,
+             rehearsal: bool}
             payload: code (UTF-8) + stdin
             -> started {context}
             -> stdout / stderr     payload: bytes as they arrive, never cut inside a UTF-8 sequence where avoidable
             -> result {main: bool} payload: JSON object {MIME type: value}; binary formats are base64 strings, JSON
                                    formats are JSON values
             -> done {exit_code, reason, context, context_survived, execution_count, error: {name, value, traceback} |
-                     null, stdout_truncated, stderr_truncated, results_truncated, duration_ms}
+                     null, stdout_truncated, stderr_truncated, results_truncated, duration_ms,
+                     changes: {created: [path], changed: [path], deleted: [path], more: n} | null}
+            With `track`, `changes` names the files that are other than before, as far as they fit (`more` counts the
+            rest); null when there are too many files to look at.
+            With `rehearsal` (Python alone), a spare interpreter runs the code and forgets it: no context comes of it.
             context null is the default context of the language, made at first use. `busy` if that context is running
             something already. reason: completed, timeout, memory, processes, disk, killed, crashed, interrupted,
             output-truncated.
@@ -54,6 +60,8 @@ write       {path, upload: token, offset, final: bool, mode: int | null} payload
 write_abort {path, upload} -> done {}
 list        {path, depth >= 1, limit} -> done {truncated} payload: JSON list of entries as of stat
 stat        {path} -> done {entry: {path, name, type: file|dir|symlink|other, size, mode, mtime, uid, gid, target}}
+tree        {} -> done {} payload: JSON list of [path, file|symlink|other, size, mode, mark, target | null]
+            All that is no directory where the user may write; the mark differs when the file does.
 mkdir       {path} -> done {created: bool}
 remove      {path} -> done {} (recursive)
 rename      {path, to} -> done {}
@@ -62,10 +70,12 @@ quiesce     {} -> done {}
             until `wake`: the channel is empty, so that a copy of the machine begins at the start of a frame. `busy`
             while a run_code is under way.
 wake        {fork: bool, env: {..}} -> done {}
-            After a checkpoint, and the first request to a machine that was restored. With fork the machine is a copy:
-            requests with a lower id belong to the channel of the original, so nothing more is sent for them (their
-            processes go on), every interpreter gets new randomness before its next execution, and `env` is added to the
-            environment of whatever starts from now on.
+            After a checkpoint, and the first request to a machine that was restored; `env` is added to the environment
+            of whatever starts from now on. With fork the machine is a copy: requests with a lower id belong to the
+            channel of the original, so nothing more is sent for them (their processes go on), and every interpreter
+            gets new randomness before its next execution.
+touch       {} -> done {}
+            Spare interpreters run what warms them once more: in a copy, the first touch of every page costs.
 metrics     {} -> done {processes, memory_used, disk_used, disk_total, contexts}   (bytes)
 """
 
@@ -84,12 +94,18 @@ else:
 
 PROTOCOL_VERSION = 1
 PREFIX = struct.Struct("!II")
+PAD = 0xFF
+"""No frame begins with this byte, and no header has it (it is not UTF-8). A host that takes over from one that died in
+the middle of a frame sends as many as the longest frame has: they end that frame, whatever was missing of it."""
 MAX_HEADER = 1 << 20
 MAX_PAYLOAD = 8 << 20
 CHUNK_SIZE = 1 << 18
 """Bytes of file content or output that one frame carries at most."""
 
 FINAL_EVENTS = frozenset({"done", "error"})
+
+
+_PAD = bytes([PAD])
 
 
 class ProtocolError(Exception):
@@ -107,6 +123,8 @@ def encode(header: Header, payload: bytes = b"") -> bytes:
 class FrameDecoder:
     """Bytes in, frames out. Holds at most one frame's worth of bytes (MAX_HEADER + MAX_PAYLOAD) and what one feed adds.
 
+    `padded`: there may be PAD between frames, and frames that it has ended.
+
     >>> decoder = FrameDecoder()
     >>> decoder.feed(encode({"id": 1, "op": "ping"}, b"x"))
     >>> decoder.next()
@@ -115,8 +133,9 @@ class FrameDecoder:
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, padded: bool = False) -> None:
         self._buffer = bytearray()
+        self._padded = padded
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
@@ -124,15 +143,23 @@ class FrameDecoder:
     def next(self) -> Tuple[Header, bytes] | None:
         """The next whole frame, or None until more bytes are fed. Raises ProtocolError on nonsense."""
         buffer = self._buffer
+        if self._padded and buffer[:1] == _PAD:
+            self._buffer = buffer = buffer.lstrip(_PAD)
         if len(buffer) < PREFIX.size:
             return None
         size, head_size = PREFIX.unpack_from(buffer)
         if head_size > MAX_HEADER or size < 4 + head_size or size - 4 - head_size > MAX_PAYLOAD:
+            if self._padded and buffer[PREFIX.size - 1] == PAD:  # cut in the middle of these numbers
+                del buffer[: PREFIX.size]
+                return self.next()
             raise ProtocolError(f"impossible frame: size {size}, header {head_size}")
         end = 4 + size
         if len(buffer) < end:
             return None
         head_end = PREFIX.size + head_size
+        if self._padded and buffer[head_end - 1] == PAD:  # cut in the middle of the header
+            del buffer[:end]
+            return self.next()
         try:
             header = json.loads(bytes(buffer[PREFIX.size : head_end]))
         except (ValueError, RecursionError) as exc:

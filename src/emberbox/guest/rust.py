@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from . import files, outcome
+from .changes import cache_of_programs
 from .fields import RequestError
 from .limits import AsUser
 from .programs import Program
@@ -34,7 +35,10 @@ class RustJob:
         args: List[str],
         timeout: float | None,
         limits: List[int],
+        *,
+        tracked: bool,
     ) -> None:
+        self.tracked = tracked
         self.code = code
         self.stdin = stdin
         self.cwd = cwd
@@ -61,7 +65,7 @@ class RustRun:
         # The file's identity stands for the compiler's version.
         version = f"{os.path.realpath(compiler)} {info.st_size} {info.st_mtime_ns}"
         key = hashlib.sha256("\0".join([version, *FLAGS, ""]).encode() + job.code).hexdigest()
-        self._cache = os.path.join(settings.home, ".cache", "rust-programs")
+        self._cache = cache_of_programs(settings)
         self._kept = os.path.join(self._cache, key)
         self._private = f"{self._kept}.{ident}"
         self._compiling: _Stage | None = None
@@ -158,6 +162,7 @@ class RustRun:
         stage.set_timeout(timeout)
 
     def _report(self, stage: _Stage, ending: outcome.Ending, error: Dict[str, str] | None) -> None:
+        stage.tracked = self._job.tracked
         stage.done(
             exit_code=ending.exit_code,
             reason=outcome.reason(ending),

@@ -179,24 +179,26 @@ class MachineGroup:
         return True
 
     def _number(self, controller: str, name: str) -> int | None:
-        path = self.paths.get(controller)
-        if path is None:
-            return None
         try:
-            return int((path / name).read_text())
-        except (OSError, ValueError):
+            return int(self._read(controller, name))
+        except (OSError, KeyError, ValueError):
             return None
 
-    def _field(self, controller: str, name: str, field: str) -> int | None:
-        path = self.paths.get(controller)
-        if path is None:
-            return None
+    def _read(self, controller: str, name: str) -> bytes:
+        """A file of the kernel's, all of it; without the layers of `open`, because this is done for every execution."""
+        fd = os.open(f"{self.paths[controller]}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for line in (path / name).read_text().splitlines():
+            return os.read(fd, 4096)
+        finally:
+            os.close(fd)
+
+    def _field(self, controller: str, name: str, field: str) -> int | None:
+        try:
+            for line in self._read(controller, name).decode().splitlines():
                 key, _, value = line.partition(" ")
                 if key == field:
                     return int(value)
-        except (OSError, ValueError):
+        except (OSError, KeyError, ValueError):
             return None
         return None
 
@@ -221,8 +223,8 @@ def find_cgroup_root(
         mounts: the mount table (a parameter for tests).
         membership: the cgroups of this process (likewise).
     """
-    v1, v2 = _read_mounts(mounts)
-    own = _read_membership(membership)
+    v1, v2 = read_mounts(mounts)
+    own = read_membership(membership)
     if "memory" in v1:
         found: dict[str, Path] = {}
         for controller in ("memory", "cpu", "cpuacct", "pids"):
@@ -237,7 +239,8 @@ def find_cgroup_root(
     return None
 
 
-def _read_mounts(mounts: Path) -> tuple[dict[str, Path], Path | None]:
+def read_mounts(mounts: Path) -> tuple[dict[str, Path], Path | None]:
+    """Mount points of a mount table: of each v1 controller, and of v2."""
     v1: dict[str, Path] = {}
     v2: Path | None = None
     with contextlib.suppress(OSError):
@@ -253,7 +256,8 @@ def _read_mounts(mounts: Path) -> tuple[dict[str, Path], Path | None]:
     return v1, v2
 
 
-def _read_membership(membership: Path) -> dict[str, str]:
+def read_membership(membership: Path) -> dict[str, str]:
+    """Path of the group per controller, from /proc/PID/cgroup; v2's controller is the empty string."""
     own: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in membership.read_text().splitlines():

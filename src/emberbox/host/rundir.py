@@ -22,7 +22,7 @@ from pathlib import Path
 from emberbox.errors import ConfigError, VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 
-_LOCK = "lock"
+LOCK = "lock"
 _ABANDONED_SECONDS = 60
 CGROUPS = "cgroups.json"
 """In the directory of an owner: where its cgroups are."""
@@ -63,7 +63,7 @@ def make_run_dir(base: Path, *, socket_paths: bool = True) -> RunDir:
     lock_fd = -1
     try:
         building.mkdir(mode=0o700)
-        lock_fd = os.open(building / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock_fd = os.open(building / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         building.rename(base / owner)
     except OSError as exc:
@@ -106,7 +106,7 @@ def dead_owners(base: Path) -> Iterator[tuple[Path, int]]:
                     shutil.rmtree(path, ignore_errors=True)
             continue
         try:
-            fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             continue
         try:

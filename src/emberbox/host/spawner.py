@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,26 @@ class Process:
 
     pid: int
     ended: asyncio.Future[int]
+    pidfd: int = -1
+    """Signals go through this descriptor, without a round trip to the spawner. Closed when the process has ended."""
+
+    def send(self, number: int) -> bool:
+        """Signal it through its pidfd; False where that cannot be done."""
+        if self.pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return True  # it has ended, and that will be heard of
+        except OSError:
+            return False  # EPERM: it has become another user's; EBADF, ENOSYS: odd kernels
+        return True
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
 
 @dataclass(slots=True)
@@ -40,8 +63,10 @@ class Spawner:
     """One spawner process. Use `await Spawner.start(run_dir)` and `await spawner.close()`."""
 
     run_dir: Path
+    pid: int
     _socket: socket.socket
-    _process: subprocess.Popen[bytes]
+    _wait: Callable[[float], object]
+    """Waits so many seconds for the end of the process."""
     _loop: asyncio.AbstractEventLoop
     _up: asyncio.Future[None]
     _next_id: int = 0
@@ -72,7 +97,8 @@ class Spawner:
         loop = asyncio.get_running_loop()
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = spawner_main.__file__
-        python = [sys.executable, "-I", "-S", script, str(there.fileno()), str(run_dir), *map(str, cgroups)]
+        descriptors = [str(there.fileno()), str(lock_fd)]
+        python = [sys.executable, "-I", "-S", script, *descriptors, str(run_dir), *map(str, cgroups)]
         argv = [*prefix, *python]
         with there, tempfile.TemporaryFile() as words:
             process = subprocess.Popen(  # noqa: ASYNC220 (a short-lived fork of one small helper)
@@ -87,7 +113,7 @@ class Spawner:
             )
             there.close()
             here.setblocking(False)
-            spawner = cls(run_dir, here, process, loop, loop.create_future())
+            spawner = cls(run_dir, process.pid, here, process.wait, loop, loop.create_future())
             loop.add_reader(here.fileno(), spawner._readable)
             try:
                 async with asyncio.timeout(_REQUEST_TIMEOUT):
@@ -100,6 +126,63 @@ class Spawner:
                 why = words.read(2000).decode("utf-8", "replace").strip() or exc
                 raise VmNotAvailable(f"The spawner did not start: {why}.", remediation=_NAMESPACES) from exc
         return spawner
+
+    @classmethod
+    async def adopt(cls, run_dir: Path) -> tuple[Spawner, int, list[str]]:
+        """Take over the spawner of an Emberbox that is gone, with what it kept: also the lock of `run_dir`, and the
+        names of the machines.
+
+        Raises:
+            VmNotAvailable: there is none that waits, or it speaks otherwise.
+        """
+        loop = asyncio.get_running_loop()
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            control.connect(str(run_dir / spawner_main.ADOPT))
+            peer = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError as exc:
+            control.close()
+            raise VmNotAvailable(f"Nothing waits in {run_dir}: {exc.strerror}.") from exc
+        pid = struct.unpack("3i", peer)[0]
+        control.setblocking(False)
+        spawner = cls(run_dir, pid, control, partial(_wait_for, [os.pidfd_open(pid)]), loop, loop.create_future())
+        loop.add_reader(control.fileno(), spawner._readable)
+        try:
+            async with asyncio.timeout(_REQUEST_TIMEOUT):
+                await spawner._up
+            lock_fd, names = await spawner._kept()
+        except BaseException as exc:
+            spawner._disconnect()  # it goes on waiting for another, who may understand it
+            spawner._wait(0)
+            if isinstance(exc, OSError | TimeoutError):
+                raise VmNotAvailable(f"The spawner of {run_dir} does not answer.") from exc
+            raise
+        return spawner, lock_fd, names
+
+    async def _kept(self) -> tuple[int, list[str]]:
+        reply = await self._request({"op": "kept"})
+        (lock_fd,) = reply["fds"]
+        if reply["version"] != spawner_main.VERSION:
+            os.close(lock_fd)
+            raise VmNotAvailable(f"The spawner of {self.run_dir} is of another version of Emberbox.")
+        return lock_fd, reply["kept"]
+
+    async def keep(
+        self, name: str, pids: Sequence[int], fds: Sequence[int], info: Mapping[str, int], seconds: float
+    ) -> None:
+        """Spare these processes for so long when this Emberbox dies, and hold their three descriptors meanwhile."""
+        request = {"op": "keep", "name": name, "pids": list(pids), "info": dict(info), "seconds": seconds}
+        await self._request(request, fds)
+
+    async def drop(self, name: str) -> None:
+        """Undo `keep`: the descriptors are closed."""
+        with contextlib.suppress(VmNotAvailable):
+            await self._request({"op": "drop", "name": name})
+
+    async def take(self, name: str) -> tuple[list[int], list[int], dict[str, int]]:
+        """What was kept under a name: processes, descriptors, and what was said of them."""
+        reply = await self._request({"op": "take", "name": name})
+        return reply["pids"], reply["fds"], reply["info"]
 
     @property
     def gone(self) -> bool:
@@ -135,25 +218,35 @@ class Spawner:
             await self._request({"op": "own", "pid": pid})
         except BaseException:
             self._processes.pop(pid, None)
+            process.close()
             raise
         return process
 
     async def signal(self, process: Process, number: int) -> None:
         """Send a signal; a process that has ended is left alone."""
-        if process.ended.done():
+        if process.ended.done() or process.send(number):
             return
         with contextlib.suppress(VmNotAvailable):
             await self._request({"op": "signal", "pid": process.pid, "signal": int(number)})
 
     def abandon(self) -> None:
         """Close the socket, without an event loop: the process kills what it owns, cleans up and ends."""
+        self._keep_nothing()
         self._socket.close()
-        self._process.wait(20)
+        for process in self._processes.values():
+            process.close()
+        self._wait(20)
 
     async def close(self) -> None:
         """End the spawner: whatever it still owns is killed and the run directory removed."""
+        self._keep_nothing()
         self._disconnect()
-        await asyncio.to_thread(self._process.wait, 20)
+        await asyncio.to_thread(self._wait, 20)
+
+    def _keep_nothing(self) -> None:
+        """Nothing is to outlive this end: it is meant."""
+        with contextlib.suppress(OSError):
+            self._socket.send(json.dumps({"id": 0, "op": "drop", "name": None}).encode())
 
     def _track(self, pid: int) -> Process:
         process = Process(pid, self._loop.create_future())
@@ -212,27 +305,49 @@ class Spawner:
     def _readable(self) -> None:
         while True:
             try:
-                data = self._socket.recv(spawner_main.MAX_MESSAGE)
+                data, fds, _, _ = socket.recv_fds(
+                    self._socket, spawner_main.MAX_MESSAGE, 3, flags=socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, fds = b"", []
             if not data:
                 self._disconnect()
                 return
-            message = json.loads(data)
-            if "ready" in message:
-                if not self._up.done():
-                    self._up.set_result(None)
-                continue
-            if "exit" in message:
-                self._exited(message["exit"], message["status"])
-                continue
-            future = self._replies.get(message["id"])
-            if future is not None and not future.done():
-                future.set_result(message)
-            elif "pid" in message:
-                self._end_unwanted(self._track(message["pid"]))
+            self._take(json.loads(data), fds)
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        """One message of the process, with the descriptors that came beside it."""
+        if "owned" in message:
+            for fd in fds:
+                self._take_pidfd(message["owned"], fd)
+        elif fds:
+            message["fds"] = fds
+        if "ready" in message:
+            if not self._up.done():
+                self._up.set_result(None)
+        elif "exit" in message:
+            self._exited(message["exit"], message["status"])
+        else:
+            self._answer(message)
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        future = self._replies.get(message["id"])
+        if future is not None and not future.done():
+            future.set_result(message)
+            return
+        for fd in message.get("fds", []):  # whoever asked was cancelled
+            os.close(fd)
+        if "pid" in message:
+            self._end_unwanted(self._track(message["pid"]))
+
+    def _take_pidfd(self, pid: int, fd: int) -> None:
+        process = self._processes.get(pid)
+        if process is not None and process.pidfd < 0:
+            process.pidfd = fd
+        else:
+            os.close(fd)  # whoever asked for it was cancelled
 
     def _end_unwanted(self, process: Process) -> None:
         """Whoever asked for this process was cancelled before it started."""
@@ -245,6 +360,7 @@ class Spawner:
         if process is None:
             self._early_exits[pid] = status  # the reply to `spawn` is not read yet
         elif not process.ended.done():
+            process.close()
             process.ended.set_result(status)
 
     def _disconnect(self) -> None:
@@ -262,6 +378,17 @@ class Spawner:
             if not future.done():
                 future.set_exception(OSError("the spawner is gone"))
         for process in self._processes.values():
+            process.close()
             if not process.ended.done():
                 process.ended.set_result(-9)
         self._processes.clear()
+
+
+def _wait_for(pidfds: list[int], seconds: float) -> None:
+    """Wait for the end of a process that is no child of ours. Done once: the descriptor is closed."""
+    while pidfds:
+        pidfd = pidfds.pop()
+        try:
+            select.select([pidfd], [], [], seconds)
+        finally:
+            os.close(pidfd)

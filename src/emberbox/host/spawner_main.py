@@ -1,18 +1,25 @@
 """The spawner: a small process between Emberbox and the programs that make up its machines. Standard library only.
 
-Started as `python -I -S spawner_main.py CONTROL_FD RUN_DIR [CGROUP_DIR …]`. It exists because
+Started as `python -I -S spawner_main.py CONTROL_FD LOCK_FD RUN_DIR [CGROUP_DIR …]`. It exists because
 - a sandbox outlives the command that created it and becomes an orphan. The spawner is a "child subreaper"
   (prctl(2)), so orphans become its children: it reaps them, even where the host's PID 1 does not, and a pid that it
   still owns cannot be reused by a stranger, so that a kill never hits the wrong process;
 - a program can join its cgroups between fork and exec only in a process without threads;
 - when Emberbox dies, however, the control socket ends and the spawner kills every machine and removes what they left:
-  the run directory, and in each CGROUP_DIR the groups that begin with the run directory's name.
+  the run directory, and in each CGROUP_DIR the groups that begin with the run directory's name;
+- machines that are to outlive Emberbox (`keep`) are spared then for a while. Their descriptors are held here, so that
+  nothing in them breaks, until another Emberbox connects to the socket ADOPT in the run directory and takes over.
 
 Messages are JSON objects over a SOCK_SEQPACKET socket, descriptors travel beside them (SCM_RIGHTS):
 
     {"id", "op": "spawn", "argv", "env", "cwd", "join": [files]} + 3 fds  -> {"id", "pid"}
-    {"id", "op": "own", "pid"}       report the end of this orphan, too    -> {"id"}
+    {"id", "op": "own", "pid"}       report the end of this orphan, too    -> {"id", "owned": pid} + 1 fd: its pidfd,
+                                     which is left out where there is none
     {"id", "op": "signal", "pid", "signal"}                                -> {"id"}
+    {"id", "op": "keep", "name", "pids", "info", "seconds"} + 3 fds        -> {"id"}
+    {"id", "op": "drop", "name"}     undo `keep`; "name" null: all of them -> {"id"}
+    {"id", "op": "kept"}             names of them                         -> {"id", "kept", "version"} + 1 fd: LOCK_FD
+    {"id", "op": "take", "name"}     what `keep` was told                  -> {"id", "pids", "info"} + 3 fds
     {"ready": true}                  once, when it is up
     {"exit": pid, "status": code}    of a spawned or owned process; code is negative for a signal
     a request that fails                                                   -> {"id", "error", "errno"}
@@ -34,6 +41,9 @@ from typing import Any
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 MAX_MESSAGE = 1 << 17
+VERSION = 1
+"""Of what `kept` and `take` say."""
+ADOPT = "adopt"
 REMEMBERED_EXITS = 4096
 """Ends of orphans are remembered, because an orphan can die before it is announced as owned."""
 
@@ -48,8 +58,12 @@ def prctl(option: int, value: int) -> None:
 class Spawner:
     """One control socket, any number of children."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, lock_fd: int, run_dir: str) -> None:
         self.control = control
+        self.lock_fd = lock_fd
+        self.run_dir = run_dir
+        self.listener: socket.socket | None = None
+        self.kept: dict[str, Kept] = {}
         self.reported: set[int] = set()
         self.ended: dict[int, int] = {}
 
@@ -60,6 +74,15 @@ class Spawner:
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        try:
+            self.serve_all(wake_read)
+        finally:
+            signal.set_wakeup_fd(-1)
+            os.close(wake_read)
+            os.close(wake_write)
+
+    def serve_all(self, wake_read: int) -> None:
+        self.reap()  # what ended while nobody was told
         with selectors.DefaultSelector() as selector:
             selector.register(self.control, selectors.EVENT_READ, "control")
             selector.register(wake_read, selectors.EVENT_READ, "child")
@@ -75,7 +98,10 @@ class Spawner:
 
     def serve(self) -> bool:
         """One request; False at the end of the socket."""
-        data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 3)
+        try:
+            data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 3)
+        except ConnectionError:  # Emberbox died with something of ours unread
+            return False
         if not data:
             return False
         request = json.loads(data)
@@ -86,11 +112,16 @@ class Spawner:
         finally:
             for fd in fds:
                 os.close(fd)
-        return self.send({"id": request["id"], **reply})
+        pidfd = reply.pop("pidfd", -1)
+        sent = self.send({"id": request["id"], **reply}, reply.pop("fds", [pidfd] if pidfd >= 0 else []))
+        if pidfd >= 0:
+            os.close(pidfd)
+        return sent
 
-    def send(self, message: dict[str, Any]) -> bool:
+    def send(self, message: dict[str, Any], fds: list[int] | None = None) -> bool:
+        message.pop("fds", None)
         try:
-            self.control.send(json.dumps(message).encode())
+            socket.send_fds(self.control, [json.dumps(message).encode()], fds or [])
         except OSError:
             return False
         return True
@@ -109,7 +140,57 @@ class Spawner:
                 raise ProcessLookupError(errno.ESRCH, "not a child of the spawner")
             os.kill(pid, request["signal"])
             return {}
+        return self.handle_kept(op, request, fds)
+
+    def handle_kept(self, op: str, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        if op == "keep":
+            self.listen()
+            self.drop(request["name"])
+            self.kept[request["name"]] = Kept([os.dup(fd) for fd in fds], request)
+            return {}
+        if op == "drop":
+            for name in [request["name"]] if request["name"] is not None else list(self.kept):
+                self.drop(name)
+            return {}
+        if op == "kept":
+            return {"kept": sorted(self.kept), "version": VERSION, "fds": [self.lock_fd]}
+        if op == "take" and request["name"] in self.kept:
+            kept = self.kept[request["name"]]
+            return {"pids": kept.pids, "info": kept.info, "fds": kept.fds}
         raise OSError(errno.EINVAL, "unknown operation")
+
+    def drop(self, name: str) -> None:
+        kept = self.kept.pop(name, None)
+        if kept is not None:
+            kept.close()
+
+    def listen(self) -> None:
+        """Make the socket of the next Emberbox. Nobody is listened to before this one is gone."""
+        if self.listener is None:
+            self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.listener.bind(self.run_dir + "/" + ADOPT)
+
+    def wait_for_another(self) -> bool:
+        """Emberbox is gone: end what is not to outlive it, and wait for the next one. False: nobody came in time."""
+        if not self.kept or self.listener is None:
+            return False
+        end = time.monotonic() + max(kept.seconds for kept in self.kept.values())
+        self.control.close()
+        self.listener.listen(1)
+        while self.kept and (left := end - time.monotonic()) > 0:
+            self.kill_others()
+            self.reap()
+            for name in [name for name, kept in self.kept.items() if not self.reported.issuperset(kept.pids)]:
+                self.drop(name)
+            self.listener.settimeout(min(left, 0.5))
+            try:
+                self.control, _ = self.listener.accept()
+            except OSError:
+                continue
+            self.control.settimeout(None)
+            if self.send({"ready": True}):  # else it has died already
+                return True
+        return False
 
     def own(self, pid: int) -> dict[str, Any]:
         if pid in self.ended:
@@ -118,7 +199,16 @@ class Spawner:
         # WNOWAIT: ask without reaping; ECHILD says that it is not ours
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         self.reported.add(pid)
-        return {}
+        # it is not reaped yet, so that the pid is surely its own
+        return {"owned": pid, "pidfd": open_pidfd(pid)}
+
+    def kill_others(self) -> None:
+        """Kill all that is not kept."""
+        spared = {pid for kept in self.kept.values() for pid in kept.pids}
+        for pid in children():
+            if pid not in spared:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def reap(self) -> None:
         while True:
@@ -131,11 +221,11 @@ class Spawner:
             code = os.waitstatus_to_exitcode(status)
             if pid in self.reported:
                 self.reported.discard(pid)
-                self.send({"exit": pid, "status": code})
-            else:
-                self.ended[pid] = code
-                while len(self.ended) > REMEMBERED_EXITS:
-                    del self.ended[next(iter(self.ended))]
+                if self.send({"exit": pid, "status": code}):
+                    continue
+            self.ended[pid] = code
+            while len(self.ended) > REMEMBERED_EXITS:
+                del self.ended[next(iter(self.ended))]
 
     def finish(self, run_dir: str, cgroups: list[str]) -> None:
         """Kill every descendant, then remove the cgroups and the run directory."""
@@ -158,6 +248,28 @@ class Spawner:
                         remove_cgroup(base + "/" + name)
                 os.rmdir(base)  # noqa: PTH106 (only if nobody else has a group in it)
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+class Kept:
+    """A machine that is to outlive Emberbox: its descriptors and processes."""
+
+    def __init__(self, fds: list[int], request: dict[str, Any]) -> None:
+        self.fds = fds
+        self.pids: list[int] = request["pids"]
+        self.info: dict[str, int] = request["info"]
+        self.seconds: float = request["seconds"]
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
+def open_pidfd(pid: int) -> int:
+    """A descriptor of a process (pidfd_open(2)), -1 where there is none: kernels before 5.3, or one too many."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return -1
 
 
 def spawn(request: dict[str, Any], fds: list[int]) -> int:
@@ -238,12 +350,15 @@ def main() -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     os.umask(0o022)
-    spawner = Spawner(control)
+    run_dir = sys.argv[3]
+    spawner = Spawner(control, int(sys.argv[2]), run_dir)
     spawner.send({"ready": True})
     try:
         spawner.run()
+        while spawner.wait_for_another():
+            spawner.run()
     finally:
-        spawner.finish(sys.argv[2], sys.argv[3:])
+        spawner.finish(run_dir, sys.argv[4:])
 
 
 if __name__ == "__main__":

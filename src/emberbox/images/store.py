@@ -173,18 +173,54 @@ class ImageStore:
         finally:
             os.close(fd)
 
+    def reopen(self, directory: str, built_at: datetime, guest: str, template: Template) -> Image:
+        """The very image that a machine was started from; another build of the same template is not.
+
+        Raises:
+            ImageError: it is not there any more.
+        """
+        here = self.folder / directory
+        try:
+            manifest = read_manifest(here)
+        except ImageError as exc:
+            raise ImageError(
+                f"The image {directory} is not here.",
+                remediation=f"Copy that directory to {self.folder}; one that is built anew is another image.",
+            ) from exc
+        guest_dir = self.settings.cache_dir / "guest" / guest
+        if manifest.built_at != built_at or not guest_dir.is_dir():
+            what = "guest agent" if manifest.built_at == built_at else f"image {directory}"
+            raise ImageError(
+                f"The {what} that the machine was started with is not here.",
+                remediation=f"Copy images/{directory} and guest/{guest} of that time to {self.settings.cache_dir}.",
+            )
+        return Image(here, template, manifest, guest_dir)
+
     def guest_dir(self) -> Path:
         """A copy of the guest agent for machines to mount: a machine keeps its agent when the package is upgraded."""
         source = resources.files("emberbox.guest")
         files = sorted(_walk(Path(str(source))), key=lambda pair: pair[0])
+        target = self.settings.cache_dir / "guest" / _digest_of(files)
+        if not target.is_dir():
+            _copy_whole(files, target)
+        return target
+
+
+_digests: dict[tuple[object, ...], str] = {}
+"""Of the last guest agent seen: each start of a sandbox asks for it, and reading it takes half a millisecond."""
+
+
+def _digest_of(files: list[tuple[str, Path]]) -> str:
+    infos = [(name, path.stat()) for name, path in files]
+    state = tuple((name, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) for name, info in infos)
+    if state not in _digests:
         digest = hashlib.sha256()
         for name, path in files:
             data = path.read_bytes()
             digest.update(f"{name}\0{len(data)}\0".encode() + data)
-        target = self.settings.cache_dir / "guest" / digest.hexdigest()[:20]
-        if not target.is_dir():
-            _copy_whole(files, target)
-        return target
+        _digests.clear()
+        _digests[state] = digest.hexdigest()[:20]
+    return _digests[state]
 
 
 def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:

@@ -21,12 +21,14 @@ class MachineState(StrEnum):
     """Life of a machine. `next_states` has the arrows."""
 
     STARTING = "starting"
+    PREPARED = "prepared"
     RUNNING = "running"
     DEAD = "dead"
 
 
 _ARROWS: dict[MachineState, frozenset[MachineState]] = {
-    MachineState.STARTING: frozenset({MachineState.RUNNING, MachineState.DEAD}),
+    MachineState.STARTING: frozenset({MachineState.PREPARED, MachineState.RUNNING, MachineState.DEAD}),
+    MachineState.PREPARED: frozenset({MachineState.RUNNING, MachineState.DEAD}),
     MachineState.RUNNING: frozenset({MachineState.DEAD}),
     MachineState.DEAD: frozenset(),
 }
@@ -66,7 +68,14 @@ class MachineStats:
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     cpu_seconds: float | None = None
-    oom_kills: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """The most memory that a machine used since a moment, in bytes, and whether its cap killed something in it."""
+
+    peak_bytes: int | None
+    killed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +124,30 @@ class Machine(Protocol):
             SnapshotFailed: the machine or the disk refused; nothing is left.
         """
 
-    async def pause(self) -> None:
-        """Stop all of its processes; it keeps its memory and uses no CPU."""
+    async def outlive(self, seconds: float) -> None:
+        """When this process dies, the machine goes on for so long; the factory of the next one can `adopt` it.
+
+        Raises:
+            VmNotAvailable: it cannot.
+        """
+
+    async def pause(self, *, idle: bool = False) -> None:
+        """Stop all of its processes; it keeps its memory and uses no CPU.
+
+        `idle`: nothing runs in it, so that less need be stopped and it is awake sooner.
+        """
 
     async def resume(self) -> None:
         """Let it go on after `pause`."""
 
-    def stats(self, *, reset_peak: bool = False) -> MachineStats:
-        """Figures of now; `reset_peak` starts the peak anew where the kernel allows it."""
+    def stats(self) -> MachineStats:
+        """Figures of now."""
+
+    def mark(self) -> int:
+        """A moment for `since`. The peak of memory begins anew where the kernel allows it."""
+
+    def since(self, mark: int) -> MemoryUse:
+        """What became of the memory since a `mark`. Both are asked for every execution: they are to be fast."""
 
 
 @runtime_checkable
@@ -141,9 +166,20 @@ class MachineFactory(Protocol):
     async def boot(self, image: Image, limits: MachineLimits) -> Machine:
         """Start a machine from nothing; returns when its channel is open (the agent's hello comes through it)."""
 
-    async def fork(self, snapshot: Snapshot) -> Machine:
+    async def prepare(self, image: Image, limits: MachineLimits) -> Machine:
+        """Make a machine that waits to be filled by `fork`, a blank: it costs memory and no CPU until then."""
+
+    async def fork(self, snapshot: Snapshot, blank: Machine | None = None) -> Machine:
         """Start a machine that goes on from the snapshot; returns when its channel is open and its agent runs (the
-        first request must be `wake`)."""
+        first request must be `wake`).
+
+        `blank`: of the same image and limits; it is filled, which is faster. It is used up in any case: one that is
+        dead or refuses is killed, and a fresh machine is made instead.
+        """
+
+    async def adopt(self) -> Mapping[str, Machine]:
+        """Take over the machines that outlived the last process of the same settings, by id. Their first request must
+        be `wake`. Before anything else is asked of the factory."""
 
     async def sweep(self) -> int:
         """Remove what machines of dead owners left behind; the number of machines found."""

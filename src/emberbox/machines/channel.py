@@ -9,12 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, SessionNotFound, VmConnectionError
-from emberbox.guest.protocol import FINAL_EVENTS, FrameDecoder, Header, ProtocolError, encode
+from emberbox.guest.protocol import (
+    FINAL_EVENTS,
+    MAX_HEADER,
+    MAX_PAYLOAD,
+    PAD,
+    PREFIX,
+    FrameDecoder,
+    Header,
+    ProtocolError,
+    encode,
+)
 
 Event = tuple[Header, bytes]
 
@@ -24,6 +35,9 @@ _MAX_WAITING_BYTES = 256 << 20
 guest that sends more than it was asked for is broken or hostile."""
 _MAX_WRITE_BUFFER = 16 << 20
 _HEADER_WEIGHT = 2000
+_CHECKED_BYTES = 2048
+"""A frame that a pipe does not take at once may be cut, if this process dies; what comes next must not pass for its
+rest. Those with a payload and a header that are shorter are whole (pipe(7): PIPE_BUF)."""
 _LONGEST_FIELD = 1000
 """Of the header of an event that is not the last one; there may be many of those, waiting."""
 
@@ -72,10 +86,9 @@ class Channel:
         read_fd: the agent's answers.
         write_fd: our requests.
         on_broken: called once, when the channel ends for any reason but `close()`.
-        last_request: the highest number used before, when the agent is a copy that still knows of older requests.
     """
 
-    def __init__(self, read_fd: int, write_fd: int, on_broken: Callable[[str], None], *, last_request: int = 0) -> None:
+    def __init__(self, read_fd: int, write_fd: int, on_broken: Callable[[str], None]) -> None:
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         self._read_fd, self._write_fd = read_fd, write_fd
@@ -84,7 +97,9 @@ class Channel:
         self._decoder = FrameDecoder()
         self._requests: dict[int, _Request] = {}
         self._abandoned: set[int] = set()
-        self._next_id = last_request
+        self._next_id = 0
+        self._hunted: bytes | None = None
+        self._unmatched = bytearray()
         self._out: deque[memoryview] = deque()
         self._out_size = 0
         self._drained = asyncio.Event()
@@ -96,10 +111,34 @@ class Channel:
         self.hello: asyncio.Future[Header] = self._loop.create_future()
         self._loop.add_reader(read_fd, self._readable)
 
+    def resync(self, number: int, *, pad: bool = False) -> None:
+        """Begin after this number with an agent that was somebody else's: what comes before the answer to the first
+        request may be the rest of anything, and is dropped. Nothing is under way.
+
+        `pad`: what was sent to it last may have been cut anywhere, and is ended.
+        """
+        self._next_id = number
+        self._hunted = encode({"id": number + 1, "ev": "done"})
+        self._unmatched.clear()
+        if pad:
+            padding = bytes([PAD]) * (PREFIX.size + MAX_HEADER + MAX_PAYLOAD)
+            self._out.append(memoryview(padding))
+            self._out_size += len(padding)
+            self._loop.add_writer(self._write_fd, self._writable)
+
     @property
     def last_request(self) -> int:
         """The highest number that a request had so far."""
         return self._next_id
+
+    def number_after(self, last_request: int) -> None:
+        """Begin after this number: the agent became a copy of one that knows older requests. None was sent so far."""
+        self._next_id = last_request
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Descriptors of the agent's answers and of our requests."""
+        return self._read_fd, self._write_fd
 
     @property
     def closed(self) -> str | None:
@@ -160,6 +199,8 @@ class Channel:
             raise self._error()
         try:
             frame = encode(header, payload)
+            if payload and len(frame) >= _CHECKED_BYTES:
+                frame = encode({**header, "crc": zlib.crc32(payload)}, payload)
         except ProtocolError as exc:
             raise ExecutionFailed(str(exc), remediation="Send less at once.", retryable=True) from exc
         while self._out_size > _MAX_WRITE_BUFFER:
@@ -210,7 +251,7 @@ class Channel:
         if not data:
             self._break("the machine closed its channel")
             return
-        self._decoder.feed(data)
+        self._decoder.feed(data if self._hunted is None else self._hunt(data))
         try:
             while (frame := self._decoder.next()) is not None:
                 self._dispatch(*frame)
@@ -218,6 +259,19 @@ class Channel:
                     return
         except ProtocolError as exc:
             self._break(f"the machine broke the protocol: {exc}", by_guest=True)
+
+    def _hunt(self, data: bytes) -> bytes:
+        """What of the stream begins with the frame that is looked for."""
+        assert self._hunted is not None  # noqa: S101 (for the type checker)
+        self._unmatched += data
+        place = self._unmatched.find(self._hunted)
+        if place < 0:
+            del self._unmatched[: -len(self._hunted)]
+            return b""
+        found = bytes(self._unmatched[place:])
+        self._hunted = None
+        self._unmatched.clear()
+        return found
 
     def _dispatch(self, header: Header, payload: bytes) -> None:
         number, event = header["id"], header.get("ev")

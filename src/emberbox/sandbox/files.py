@@ -7,7 +7,7 @@ import contextlib
 import json
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import IO, Any, Protocol
@@ -16,6 +16,7 @@ from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
 from emberbox.guest.protocol import CHUNK_SIZE
 from emberbox.machines.channel import Channel, Event
 from emberbox.models import EntryInfo
+from emberbox.sandbox.outcome import printable
 
 _CALL_TIMEOUT = 60.0
 _IN_FLIGHT = 8
@@ -23,7 +24,7 @@ _IN_FLIGHT = 8
 _MAX_ENTRIES = 100_000
 _TYPES = {"file", "dir", "symlink", "other"}
 
-Data = str | bytes | bytearray | memoryview | IO[bytes] | IO[str] | Iterable[bytes]
+Data = str | bytes | bytearray | memoryview | IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes]
 
 
 class HasChannel(Protocol):
@@ -31,6 +32,9 @@ class HasChannel(Protocol):
 
     def open_channel(self) -> Channel:
         """The channel; raises VmNotAvailable when the sandbox is gone."""
+
+    def touched(self) -> None:
+        """Its state is about to change."""
 
 
 class GuestFiles:
@@ -74,6 +78,7 @@ class GuestFiles:
         Raises:
             GuestFileError: for example ENOSPC when the sandbox's disk is full, EROFS outside home and /tmp.
         """
+        self._owner.touched()
         path = _checked(path)
         upload = secrets.token_hex(8)
         channel = self._owner.open_channel()
@@ -146,15 +151,18 @@ class GuestFiles:
 
     async def make_dir(self, path: str) -> bool:
         """Make a directory and its parents; False if it was there already."""
+        self._owner.touched()
         header, _ = await self._call("mkdir", path=_checked(path))
         return header.get("created") is True
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a directory with all it holds."""
+        self._owner.touched()
         await self._call("remove", path=_checked(path))
 
     async def rename(self, path: str, new_path: str) -> EntryInfo:
         """Rename or move; an existing file of the new name is replaced."""
+        self._owner.touched()
         await self._call("rename", path=_checked(path), to=_checked(new_path))
         return await self.get_info(new_path)
 
@@ -184,20 +192,19 @@ async def _chunks(data: Data) -> AsyncIterator[bytes]:
         while piece := await asyncio.to_thread(data.read, CHUNK_SIZE):
             yield piece.encode() if isinstance(piece, str) else piece
         return
+    if isinstance(data, AsyncIterable):
+        async for item in data:
+            yield item
+        return
     for item in data:
         for start in range(0, len(item), CHUNK_SIZE):
             yield bytes(item[start : start + CHUNK_SIZE])
 
 
-def _printable(path: str) -> str:
-    """A name that is not UTF-8 (any bytes but / and NUL are a name) with escapes for what is not."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _entry(value: object) -> EntryInfo:
     if not isinstance(value, dict) or value.get("type") not in _TYPES or not isinstance(value.get("path"), str):
         raise ExecutionFailed("The machine described a file in a way that makes no sense.")
-    path = _printable(value["path"])
+    path = printable(value["path"])
     modified = value.get("mtime")
     target = value.get("target")
     return EntryInfo(
@@ -207,7 +214,7 @@ def _entry(value: object) -> EntryInfo:
         size=_natural(value.get("size")),
         mode=_natural(value.get("mode")) & 0o7777,
         modified=_time(modified),
-        target=_printable(target) if isinstance(target, str) else None,
+        target=printable(target) if isinstance(target, str) else None,
     )
 
 

@@ -1,33 +1,40 @@
-"""Makes sandboxes, knows which exist, copies them and takes them back."""
+"""Makes sandboxes and knows which exist."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import secrets
 import shutil
-from collections.abc import Coroutine, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 
 from emberbox.errors import (
     ExecutionTimeout,
+    NoCapacity,
     SessionNotFound,
     SnapshotFailed,
     VmConnectionError,
-    VmExecutionError,
     VmNotAvailable,
 )
 from emberbox.host.rundir import RunDir, dead_owners, make_run_dir
 from emberbox.images.store import Image
 from emberbox.machines.base import Machine, MachineFactory, Snapshot
-from emberbox.models import MachineLimits, SnapshotInfo
-from emberbox.sandbox.session import Session
-from emberbox.sandbox.snapshots import SnapshotTree
+from emberbox.models import MachineLimits
+from emberbox.sandbox.copies import Bounds, Copies
+from emberbox.sandbox.keeper import Keeper
+from emberbox.sandbox.ledger import Ledger, SandboxRecord
+from emberbox.sandbox.pool import MachinePool, PoolOptions
+from emberbox.sandbox.pool_state import Rules
+from emberbox.sandbox.session import Session, SessionState
+from emberbox.sandbox.snapshots import Node
+from emberbox.sandbox.store import SnapshotStore
 from emberbox.sandbox.templates import TemplateSnapshots
 
-_FORKS_AT_ONCE = 4
-"""Copies that start at the same time; more would only wait for the same processors."""
+LOCAL_AGENT = "local"
+"""Whoever uses the SDK or the command line: nobody to share the host with."""
+_ADOPTION_SECONDS = 15.0
 
 
 class SandboxManager:
@@ -38,22 +45,46 @@ class SandboxManager:
         boot_timeout: seconds that a start may take.
         snapshot_base: folder in which this manager keeps snapshots, in a directory of its own; those of templates
             are shared with other processes of this user.
-        max_snapshots: how many one sandbox may have.
+        store: of snapshots that outlive this process.
+        pool: what may be made ahead, and how many sandboxes there may be.
+        bounds: how many snapshots there may be, and how many sandboxes of one agent.
+        ledger: where sandboxes are written down that outlive this process; None: none does.
+        outlive_seconds: how long the machines of those run on when it dies.
+
+    Attributes:
+        copies: snapshots, rollback, branch, fork.
+        keeper: of the sandboxes that outlive this process.
+        pool: machines made ahead, and places for sandboxes.
     """
 
     def __init__(
-        self, factory: MachineFactory, boot_timeout: float, snapshot_base: Path, max_snapshots: int = 50
+        self,
+        factory: MachineFactory,
+        boot_timeout: float,
+        snapshot_base: Path,
+        store: SnapshotStore,
+        bounds: Bounds | None = None,
+        pool: PoolOptions | None = None,
+        ledger: Ledger | None = None,
+        outlive_seconds: float = 0,
     ) -> None:
-        self._factory = factory
         self._boot_timeout = boot_timeout
+        self._outlive_seconds = outlive_seconds
+        self._per_agent = None if bounds is None else bounds.agent_sandboxes
         self._snapshot_base = snapshot_base
         self._snapshot_dir: RunDir | None = None
         self._templates = TemplateSnapshots(snapshot_base / "templates", factory.identity)
-        self._max_snapshots = max_snapshots
         self._sessions: dict[str, Session] = {}
-        self._trees: dict[str, SnapshotTree] = {}
         self._images: dict[str, contextlib.ExitStack] = {}
-        self._forking = asyncio.Semaphore(_FORKS_AT_ONCE)
+        self.pool = MachinePool(factory, self._templates, pool or PoolOptions(Rules()))
+        self.copies = Copies(
+            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), self.changed
+        )
+        self.keeper = None if ledger is None else Keeper(self, ledger)
+        if self.keeper is not None:
+            self.copies.dormant_bytes = self.keeper.snapshot_bytes
+        self._places: Counter[str] = Counter()
+        """How many sandboxes each agent has or is being given, the dormant ones apart."""
 
     async def create(
         self,
@@ -63,17 +94,98 @@ class SandboxManager:
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        agent_id: str = "local",
+        own_seconds: float | None = None,
     ) -> Session:
-        """Start a machine and wait until its agent is ready: forked from the template's snapshot, or booted where there
-        is none yet. A failed or cancelled start leaves nothing behind."""
+        """A machine of the warm pool, or one that is started until its agent is ready: forked from the template's
+        snapshot, or booted where there is none yet. A failed or cancelled start leaves nothing behind.
+
+        `own_seconds`: it is the agent's own, which ends when it is not used for so long.
+
+        Raises:
+            NoCapacity: no place or no memory for it in time.
+        """
+        envs, metadata = envs or {}, metadata or {}
         with contextlib.ExitStack() as holding:
+            holding.callback(self._share(agent_id))
+            holding.callback(await self.pool.admit(image, limits))
             holding.enter_context(image.in_use())
-            session = await self._forked(image, limits, envs or {}, metadata or {}, timeout)
+            session = await self._leased(image, limits, envs, metadata, timeout)
             if session is None:
-                machine = await self._factory.boot(image, limits)
-                session = self._session(machine, image, limits, envs or {}, metadata or {})
+                session = await self._forked(image, limits, envs, metadata, timeout)
+            if session is None:
+                machine = await self.pool.boot(image, limits)
+                session = self._session(machine, image, limits, envs, metadata)
                 await self._started(session, self._boot(session), timeout)
-            self._images[session.id] = holding.pop_all()
+            session.agent_id, session.own, session.idle_seconds = agent_id, own_seconds is not None, own_seconds
+            await self._opened(session, holding)
+        self.pool.created(image, limits)
+        return session
+
+    async def _opened(self, session: Session, holding: contextlib.ExitStack) -> None:
+        """It has started: what it holds is held until it ends, and it is written down if it is to outlive us."""
+        self._images[session.id] = holding.pop_all()
+        if session.durable and self.keeper is not None:
+            try:
+                await session.machine.outlive(self._outlive_seconds)
+                self.keeper.opened(session)
+            except BaseException:
+                await asyncio.shield(asyncio.ensure_future(session.kill()))
+                raise
+
+    def changed(self, session: Session) -> None:
+        """What is to be found again after a restart has changed."""
+        if self.keeper is not None:
+            self.keeper.changed(session)
+
+    async def reopen(self, record: SandboxRecord, node: Node) -> Session:
+        """A sandbox that was put aside goes on from a snapshot (see `Keeper`)."""
+        return await self._start_copy(
+            node.snapshot,
+            envs=record.envs,
+            metadata=record.metadata,
+            timeout=None,
+            agent_id=record.agent_id,
+            sandbox_id=record.sandbox_id,
+        )
+
+    async def take_over(self, record: SandboxRecord, machine: Machine) -> Session:
+        """A sandbox goes on with a machine that an earlier process left (see `Keeper`)."""
+        with contextlib.ExitStack() as holding:
+            holding.callback(self._share(record.agent_id, ask=False))
+            image = self.copies.store.images.reopen(record.image, record.built_at, record.guest, record.template)
+            holding.enter_context(image.in_use())
+            session = self._session(
+                machine, image, record.limits, record.envs, record.metadata, record.agent_id, record.sandbox_id
+            )
+            await self._started(session, session.start_adopted(_ADOPTION_SECONDS), None)
+            await self._opened(session, holding)
+        return session
+
+    async def warm(self, image: Image, limits: MachineLimits, count: int | None = None) -> None:
+        """Fill the pool of these sandboxes; raises what `MachinePool.warm` raises."""
+        if self._templates.find(image, limits) is None:
+            session = await self.create(image, limits)  # it takes the snapshot
+            await session.kill()
+        await self.pool.warm(image, limits, count)
+
+    async def _leased(
+        self,
+        image: Image,
+        limits: MachineLimits,
+        envs: Mapping[str, str],
+        metadata: Mapping[str, str],
+        timeout: float | None,
+    ) -> Session | None:
+        machine = await self.pool.lease(image, limits, envs)
+        if machine is None:
+            return None
+        session = self._session(machine, image, limits, envs, metadata)
+
+        async def start() -> None:
+            session.start_leased()
+
+        await self._started(session, start(), timeout)
         return session
 
     async def _forked(
@@ -88,7 +200,7 @@ class SandboxManager:
         if snapshot is None:
             return None
         try:
-            machine = await self._factory.fork(snapshot)
+            machine = await self.pool.fork(snapshot, more=False)
             session = self._session(machine, image, limits, envs, metadata)
             await self._started(session, session.start_copy(self._boot_timeout), timeout)
         except (VmNotAvailable, ExecutionTimeout) as exc:
@@ -122,74 +234,87 @@ class SandboxManager:
         except KeyError:
             raise SessionNotFound(f"There is no sandbox {sandbox_id!r:.80}.") from None
 
+    async def find(self, sandbox_id: str) -> Session:
+        """A sandbox by its id; one that was put aside is woken.
+
+        Raises:
+            SessionNotFound: there is none.
+        """
+        if self.keeper is not None and (sandbox_id not in self._sessions or self.keeper.is_dormant(sandbox_id)):
+            return await self.keeper.wake(sandbox_id)
+        return self.get(sandbox_id)
+
+    def agent_of(self, sandbox_id: str) -> str | None:
+        """Whose a sandbox is; None where there is none of this id."""
+        if sandbox_id in self._sessions:
+            return self._sessions[sandbox_id].agent_id
+        dormant = [] if self.keeper is None else self.keeper.dormant
+        return next((record.agent_id for record in dormant if record.sandbox_id == sandbox_id), None)
+
+    def own(self, agent_id: str) -> str | None:
+        """The id of the sandbox that an agent gets without naming one."""
+        for session in self._sessions.values():
+            if session.own and session.agent_id == agent_id and session.state is not SessionState.CLOSED:
+                return session.id
+        dormant = [] if self.keeper is None else self.keeper.dormant
+        return next((record.sandbox_id for record in dormant if record.own and record.agent_id == agent_id), None)
+
+    def _share(self, agent_id: str, *, ask: bool = True) -> Callable[[], None]:
+        """Give an agent one more sandbox; what is returned takes it back. `ask`: whether it may have one more."""
+        mine = self._places[agent_id]
+        if self.keeper is not None:
+            mine += self.keeper.asleep(agent_id)
+        if ask and self._per_agent is not None and agent_id != LOCAL_AGENT and mine >= self._per_agent:
+            raise NoCapacity(
+                f"Agent {agent_id!r:.80} has {mine} sandboxes already.",
+                remediation="Kill one, or raise max_sandboxes_per_agent in the settings.",
+            )
+        self._places[agent_id] += 1
+
+        def give_back() -> None:
+            self._places[agent_id] -= 1
+            if not self._places[agent_id]:
+                del self._places[agent_id]
+
+        return give_back
+
+    async def forget_expired(self) -> None:
+        """End what has no machine and no time any more."""
+        if self.keeper is not None:
+            await self.keeper.forget_expired()
+
+    async def end(self, session: Session) -> None:
+        """Nobody uses it: put it aside, or kill it."""
+        if session.durable and self.keeper is not None:
+            await self.keeper.put_aside(session)
+        else:
+            await session.kill()
+
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())
 
-    # --- undo -----------------------------------------------------------------------------------------------------
-
-    async def snapshot(self, session: Session, name: str | None = None) -> SnapshotInfo:
-        """Keep the sandbox as it is now; raises SnapshotFailed."""
-        tree = self._tree(session)
-        return tree.add(await session.checkpoint(tree.new_directory()), name)
-
-    def snapshots(self, session: Session) -> list[SnapshotInfo]:
-        """What there is, oldest first."""
-        return self._tree(session).infos()
-
-    def delete_snapshot(self, session: Session, snapshot_id: str) -> None:
-        """Remove one; raises SnapshotNotFound."""
-        self._tree(session).remove(snapshot_id)
-
-    async def rollback(self, session: Session, snapshot_id: str) -> None:
-        """Take the sandbox back: files, memory and processes. Raises SnapshotNotFound, RollbackFailed."""
-        tree = self._tree(session)
-        with tree.use(snapshot_id) as snapshot:
-            await session.replace_machine(snapshot, self._factory.fork)
-        tree.went_back_to(snapshot_id)
-
-    async def branch(self, session: Session, snapshot_id: str, timeout: float | None) -> Session:
-        """A new sandbox that goes on from a snapshot; the old one is not touched."""
-        with self._tree(session).use(snapshot_id) as snapshot:
-            return await self._copy(session, snapshot, timeout)
-
-    async def fork(self, session: Session, count: int, timeout: float | None) -> list[Session | VmExecutionError]:
-        """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
-        # not in the tree: the copies do not depend on whether the sandbox lives on
-        directory = self._own_folder() / f"fork-{secrets.token_hex(6)}"
-        snapshot = await session.checkpoint(directory)
-        try:
-            return await self._copies(session, snapshot, count, timeout)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-
-    async def _copies(
-        self, session: Session, snapshot: Snapshot, count: int, timeout: float | None
-    ) -> list[Session | VmExecutionError]:
-        async def one() -> Session | VmExecutionError:
-            async with self._forking:
-                try:
-                    return await self._copy(session, snapshot, timeout)
-                except VmExecutionError as exc:
-                    return exc
-
-        tasks = [asyncio.ensure_future(one()) for _ in range(count)]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            for done in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(done, Session):
-                    await asyncio.shield(asyncio.ensure_future(done.kill()))
-            raise
-
-    async def _copy(self, origin: Session, snapshot: Snapshot, timeout: float | None) -> Session:
+    async def _start_copy(
+        self,
+        snapshot: Snapshot,
+        *,
+        envs: Mapping[str, str],
+        metadata: Mapping[str, str],
+        timeout: float | None,
+        agent_id: str,
+        counted: bool = True,
+        sandbox_id: str | None = None,
+    ) -> Session:
+        """A sandbox that goes on from a snapshot (see `Starter`)."""
         with contextlib.ExitStack() as holding:
+            if counted:
+                holding.callback(self._share(agent_id, ask=sandbox_id is None))
+                holding.callback(await self.pool.admit(snapshot.image, snapshot.limits))
             holding.enter_context(snapshot.image.in_use())
-            machine = await self._factory.fork(snapshot)
-            session = self._session(machine, snapshot.image, snapshot.limits, origin.envs, origin.metadata)
+            machine = await self.pool.fork(snapshot)
+            session = self._session(machine, snapshot.image, snapshot.limits, envs, metadata, agent_id, sandbox_id)
+            session.durable = session.durable and counted
             await self._started(session, session.start_copy(self._boot_timeout), timeout)
-            self._images[session.id] = holding.pop_all()
+            await self._opened(session, holding)
         return session
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -201,8 +326,23 @@ class SandboxManager:
         limits: MachineLimits,
         envs: Mapping[str, str],
         metadata: Mapping[str, str],
+        agent_id: str = "local",
+        sandbox_id: str | None = None,
     ) -> Session:
-        return Session(machine, image, limits, envs=envs, metadata=metadata, on_closed=self._closed)
+        return Session(
+            machine,
+            image,
+            limits,
+            envs=envs,
+            metadata=metadata,
+            on_closed=self._closed,
+            revive=self.copies.revive,
+            agent_id=agent_id,
+            sandbox_id=sandbox_id,
+            durable=self.keeper is not None,
+            on_changed=self.changed,
+            outlive_seconds=self._outlive_seconds,
+        )
 
     async def _started(self, session: Session, start: Coroutine[object, object, None], timeout: float | None) -> None:
         try:
@@ -212,14 +352,6 @@ class SandboxManager:
             await asyncio.shield(asyncio.ensure_future(session.kill()))
             raise
         self._sessions[session.id] = session
-
-    def _tree(self, session: Session) -> SnapshotTree:
-        self.get(session.id)
-        tree = self._trees.get(session.id)
-        if tree is None:
-            folder = self._own_folder() / session.id
-            tree = self._trees[session.id] = SnapshotTree(session.id, folder, self._max_snapshots)
-        return tree
 
     def _own_folder(self) -> Path:
         if self._snapshot_dir is None:
@@ -233,17 +365,17 @@ class SandboxManager:
             os.close(fd)
 
     async def close(self) -> None:
-        """Kill them all, and remove their snapshots."""
-        await asyncio.gather(*(session.kill() for session in self.sessions()))
+        """Put those aside that are to outlive us; kill the others, and remove their snapshots."""
+        if self.keeper is not None:
+            await self.keeper.put_all_aside()
+        await asyncio.gather(self.pool.close(), *(session.kill() for session in self.sessions()))
         if self._snapshot_dir is not None:
             await asyncio.to_thread(self._snapshot_dir.release)
             self._snapshot_dir = None
 
     def _closed(self, sandbox_id: str) -> None:
         self._sessions.pop(sandbox_id, None)
-        tree = self._trees.pop(sandbox_id, None)
-        if tree is not None:
-            tree.clear()
+        self.copies.closed(sandbox_id, for_good=self.keeper is None or self.keeper.closed(sandbox_id))
         holding = self._images.pop(sandbox_id, None)
         if holding is not None:
             holding.close()

@@ -10,13 +10,25 @@ import contextlib
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from emberbox.guest.protocol import Header, ProtocolError
-from emberbox.models import CommandResult, Execution, ExecutionError, Language, Logs, Result, TerminationReason
+from emberbox.models import (
+    CommandResult,
+    Execution,
+    ExecutionError,
+    FileChange,
+    Language,
+    Logs,
+    Result,
+    TerminationReason,
+)
 
 _MAX_TEXT = 1 << 20
 _MAX_RESULTS = 10_000
+_MAX_CHANGES = 1000
+"""Of each kind; the agent names no more in all (guest/changes.py)."""
+_CHANGES: tuple[Literal["created", "changed", "deleted"], ...] = ("created", "changed", "deleted")
 _MAX_DEPTH = 100
 """Of JSON in a result. pydantic refuses to serialise much deeper ones."""
 _FIELD_OF_MIME = {
@@ -149,6 +161,7 @@ class ExecutionCollector(OutputCollector):
             stderr_truncated=_flag(done, "stderr_truncated"),
             results_truncated=_flag(done, "results_truncated"),
             duration_ms=_number(done, "duration_ms"),
+            **_changed_files(done.get("changes")),
         )
 
     def dead(self, reason: TerminationReason, message: str) -> Execution:
@@ -210,6 +223,30 @@ def _plain(value: Any, depth: int = 0) -> Any:
 def _text(value: str) -> str:
     """JSON can name lone surrogates, which no encoding of Unicode can carry: they become `?`."""
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def printable(path: str) -> str:
+    """A name that is not UTF-8 (any bytes but / and NUL are a name) with escapes for what is not."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _changed_files(changes: object) -> dict[str, Any]:
+    """The fields of an Execution about files. None from the guest: there are too many to look at."""
+    if changes is None:
+        return {}
+    if not isinstance(changes, dict):
+        raise ProtocolError("changes that are no object")
+    found: list[FileChange] = []
+    for change in _CHANGES:
+        paths = changes.get(change, [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise ProtocolError(f"names of {change} files that are no list of texts")
+        found += [FileChange(path=printable(path), change=change) for path in paths[:_MAX_CHANGES]]
+    more = changes.get("more", 0)
+    if type(more) is not int or more < 0:
+        raise ProtocolError("a number of files that is none")
+    notes = [f"{more:,} more files changed than are named."] if more else []
+    return {"changed_files": found, "notes": notes}
 
 
 def _error(value: object) -> ExecutionError:

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -17,49 +17,32 @@ from emberbox.errors import (
     ExecutionFailed,
     ExecutionTimeout,
     RollbackFailed,
-    SessionNotFound,
     SnapshotFailed,
     ValidationFailed,
     VmConnectionError,
     VmNotAvailable,
 )
-from emberbox.guest.protocol import PROTOCOL_VERSION, Header, ProtocolError
+from emberbox.guest.protocol import PROTOCOL_VERSION, Header
 from emberbox.images.store import Image
 from emberbox.machines.base import Death, Machine, Snapshot
 from emberbox.machines.channel import Channel
 from emberbox.models import (
-    CommandResult,
-    ContextInfo,
-    Execution,
-    Language,
     MachineLimits,
-    ProcessInfo,
+    Recovery,
     SandboxInfo,
     SandboxMetrics,
     TerminationReason,
 )
 from emberbox.sandbox.configuration import GUEST_HOME, configuration
 from emberbox.sandbox.files import GuestFiles
-from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
+from emberbox.sandbox.inside import GuestContexts, GuestProcesses
+from emberbox.sandbox.running import Runner
 from emberbox.sandbox.work import (
-    Listeners,
-    OverdueError,
-    RunOptions,
-    Work,
-    finished,
-    flush,
     nonsense,
-    rows_of,
-    take,
 )
 
 _CALL_TIMEOUT = 15.0
-_GRACE_SECONDS = 10.0
-"""Beyond a time-out that the guest enforces, the host waits this long for its answer; then it kills the machine."""
-_STDIN_CHUNK = 1 << 18
-_MAX_CODE_BYTES = 4 << 20
-_RESULTS_FACTOR = 8
-"""Rich results (figures, tables) may be this many times larger than a stream's cap."""
+_FIRST_ANSWER_SECONDS = 2.0
 _REBUILD = "Build the image again: `emberbox image build NAME --force`."
 
 
@@ -67,11 +50,28 @@ class SessionState(StrEnum):
     STARTING = "starting"
     READY = "running"
     PAUSED = "paused"
+    RESTORING = "restoring"
     CLOSED = "killed"
 
 
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """A machine died, and its sandbox goes on from a snapshot."""
+
+    snapshot_id: str
+    lost: list[str]
+    """Executions whose effects are gone."""
+    death: Death
+
+
 class Session:
-    """A sandbox. Made by `SandboxManager.create`."""
+    """A sandbox. Made by `SandboxManager.create`.
+
+    Args:
+        on_closed: told when it has ended.
+        on_changed: told when it is to end at another time.
+        revive: asked, when its machine died by itself, to give it another one; False: it could not.
+    """
 
     def __init__(
         self,
@@ -82,8 +82,26 @@ class Session:
         envs: Mapping[str, str],
         metadata: Mapping[str, str],
         on_closed: Callable[[str], None],
+        revive: Callable[[Session, Death], Awaitable[bool]],
+        on_changed: Callable[[Session], None] = lambda _: None,
+        agent_id: str = "local",
+        sandbox_id: str | None = None,
+        durable: bool = False,
+        outlive_seconds: float = 0,
     ) -> None:
-        self.id = f"sb-{secrets.token_hex(6)}"
+        self.id = sandbox_id or f"sb-{secrets.token_hex(6)}"
+        self.agent_id = agent_id
+        self.durable = durable
+        """It outlives this process."""
+        self._outlive_seconds = outlive_seconds
+        self.own = False
+        """It is the one that its agent gets without naming one."""
+        self.idle_seconds: float | None = None
+        """Unused for so long, it is ended, or put aside."""
+        self.last_used = asyncio.get_running_loop().time()
+        self.recovered: Recovery | None = None
+        self.aside = False
+        """Its sandbox goes on without it."""
         self.machine = machine
         self.image = image
         self.limits = limits
@@ -93,13 +111,25 @@ class Session:
         self.started_at = datetime.now(UTC)
         self.end_at: datetime | None = None
         self.files = GuestFiles(self)
+        self.runner = Runner(self)
+        self.contexts = GuestContexts(self, image.template.workdir)
+        self.processes = GuestProcesses(self, self.runner.signal)
+        self.path: list[str] = []
+        """The executions that its state consists of, oldest first, at most the last 1,000."""
+        self.good = True
+        """The last of them succeeded."""
+        self.version = 0
+        """Of its state: another number after whatever may have changed it."""
+        self.restored: Restoration | None = None
+        """What nobody was told yet."""
         self._on_closed = on_closed
+        self._revive = revive
+        self._on_changed = on_changed
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._expiry: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self._death: Death | None = None
-        self._running: dict[int, str | None] = {}
-        self._bounded = 0
-        """Requests under way that have a time-out."""
         self._closing = False
         self._changing = asyncio.Lock()
         """Held while the machine is copied, replaced, stopped or let go on."""
@@ -143,6 +173,24 @@ class Session:
         await self._wake_copy(self.machine, deadline, self.envs)
         self._ready()
 
+    async def start_adopted(self, deadline: float) -> None:
+        """Go on with a machine that another process left; what that one had asked of it is not heard of any more.
+
+        Raises:
+            VmNotAvailable, ExecutionTimeout: it does not answer.
+        """
+        try:
+            await self._wake_copy(self.machine, min(deadline, _FIRST_ANSWER_SECONDS))
+        except ExecutionTimeout:
+            # half a request may be in its pipe, which would swallow what comes after it
+            self.machine.channel.resync(self.machine.channel.last_request, pad=True)
+            await self._wake_copy(self.machine, deadline)
+        self._ready()
+
+    def start_leased(self) -> None:
+        """Begin with a machine that the pool has woken with this sandbox's environment."""
+        self._ready()
+
     async def add_environment(self) -> None:
         """Give a machine that was booted what a copy gets when it wakes: this sandbox's own environment."""
         await self._wake_copy(self.machine, _CALL_TIMEOUT, self.envs)
@@ -157,18 +205,36 @@ class Session:
 
     def _ready(self) -> None:
         self.state = SessionState.READY
-        self._spawn(self._watch(self.machine))
+        self.spawn(self._watch(self.machine))
 
     async def _copy_skeleton(self) -> None:
-        copied = await self.exec(["cp", "-R", "/opt/emberbox/skel/.", GUEST_HOME], timeout=60)
+        copied = await self.runner.exec(["cp", "-R", "/opt/emberbox/skel/.", GUEST_HOME], timeout=60)
         if copied.exit_code != 0:
             raise VmNotAvailable(f"Cannot copy the template's files: {copied.stderr[:500]}", remediation=_REBUILD)
 
     async def _watch(self, machine: Machine) -> None:
         death = await machine.wait()
-        if machine is self.machine:  # and not one that a rollback has replaced
-            self._death = death
-            self._closed()
+        if machine is not self.machine:
+            return  # a rollback has replaced it
+        self._death = death
+        if not self._closing and self.state is not SessionState.CLOSED:
+            self.state = SessionState.RESTORING
+            self._settled.clear()
+            try:
+                if await self._revive(self, death):
+                    return
+            finally:
+                self._settled.set()
+        self._closed()
+
+    async def settled(self) -> None:
+        """Wait until it is decided whether a sandbox whose machine died goes on."""
+        if self.machine.channel.closed is not None and not self._closing:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CALL_TIMEOUT):
+                    await self.machine.wait()
+                    await asyncio.sleep(0)  # the watcher has begun
+        await self._settled.wait()
 
     def set_timeout(self, seconds: float | None) -> None:
         """Kill the sandbox after this many seconds from now; None: never."""
@@ -180,7 +246,8 @@ class Session:
         if seconds is not None:
             self.end_at = datetime.now(UTC) + timedelta(seconds=seconds)
             death = Death(TerminationReason.TIMEOUT, f"the sandbox's own time of {seconds:g} s was over")
-            self._expiry = asyncio.get_running_loop().call_later(seconds, lambda: self._spawn(self.kill(death)))
+            self._expiry = asyncio.get_running_loop().call_later(seconds, lambda: self.spawn(self.kill(death)))
+        self._on_changed(self)
 
     async def kill(self, death: Death | None = None) -> None:
         """End it; harmless when it has ended."""
@@ -195,15 +262,22 @@ class Session:
                 self._expiry.cancel()
             self._on_closed(self.id)
 
-    def _spawn(self, work: Awaitable[Any]) -> None:
+    def spawn(self, work: Awaitable[Any]) -> None:
+        """Do it beside everything else."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     def open_channel(self) -> Channel:
         """The channel of a live sandbox."""
+        self.last_used = asyncio.get_running_loop().time()
         if self.state is SessionState.PAUSED:
             raise ExecutionFailed(f"Sandbox {self.id} is paused.", remediation="Call resume() first.", retryable=True)
+        if self.state is SessionState.RESTORING:
+            raise VmNotAvailable(
+                f"The machine of sandbox {self.id} died; it is just going back to its last snapshot.",
+                remediation="Try again in a moment.",
+            )
         self._check_alive()
         if self.machine.channel.closed is not None:
             raise self._gone()
@@ -215,7 +289,8 @@ class Session:
 
     def _gone(self) -> VmNotAvailable:
         why = f": {self._death.message}" if self._death else ""
-        return VmNotAvailable(f"Sandbox {self.id} is gone{why}.", remediation="Create a new one.", retryable=True)
+        remedy = "Ask the engine for it again: get_sandbox() wakes it." if self.aside else "Create a new one."
+        return VmNotAvailable(f"Sandbox {self.id} is gone{why}.", remediation=remedy, retryable=True)
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
@@ -258,18 +333,36 @@ class Session:
             except (ExecutionFailed, ExecutionTimeout):
                 await machine.kill(Death(TerminationReason.CRASHED, "the sandbox did not go on after a snapshot"))
 
-    async def replace_machine(self, snapshot: Snapshot, fork: Callable[[Snapshot], Awaitable[Machine]]) -> None:
+    async def replace_machine(
+        self,
+        snapshot: Snapshot,
+        fork: Callable[[Snapshot], Awaitable[Machine]],
+        swapped: Callable[[], None],
+        *,
+        dead: Machine | None = None,
+    ) -> bool:
         """Go on from a snapshot: a fork of it takes the machine's place, then the old one is killed.
+
+        Args:
+            snapshot: what to go on from.
+            fork: starts a machine from it.
+            swapped: called when the new machine is in its place and the old one is still there.
+            dead: do it only if this is still the machine; False if it is not.
 
         Raises:
             RollbackFailed: no fork came up; the sandbox is as it was.
         """
         async with self._changing:
             self._check_alive()
+            if dead is not None and self.machine is not dead:
+                return False
+            self.touched()
             try:
                 machine = await fork(snapshot)
                 try:
                     await self._wake_copy(machine, _CALL_TIMEOUT)
+                    if self.durable:
+                        await machine.outlive(self._outlive_seconds)
                 except BaseException:
                     await asyncio.shield(asyncio.ensure_future(machine.kill()))
                     raise
@@ -282,9 +375,11 @@ class Session:
             self._check_alive()
             old, self.machine = self.machine, machine
             self._ready()
+            swapped()
             await asyncio.shield(
                 asyncio.ensure_future(old.kill(Death(TerminationReason.KILLED, "the sandbox was rolled back")))
             )
+            return True
 
     async def pause(self) -> None:
         """Stop everything in it; it keeps its memory and uses no CPU. Harmless when it is paused.
@@ -295,7 +390,7 @@ class Session:
         async with self._changing:
             if self.state is not SessionState.PAUSED:
                 self.open_channel()
-                if self._bounded:
+                if self.runner.bounded:
                     raise ExecutionFailed(
                         f"Something with a time-out is running in sandbox {self.id}; its time would run out.",
                         remediation="Wait for it or interrupt it, then pause.",
@@ -311,203 +406,19 @@ class Session:
                 await self.machine.resume()
                 self.state = SessionState.READY
 
-    # --- code -----------------------------------------------------------------------------------------------------
+    # --- figures --------------------------------------------------------------------------------------------------
 
-    async def run_code(self, language: Language, code: str, options: RunOptions, listeners: Listeners) -> Execution:
-        """Run code in a context and collect what comes.
-
-        Raises:
-            VmNotAvailable: the sandbox was gone before the code began.
-            SessionNotFound, ExecutionFailed: unknown or busy context, working directory that is not there.
-        """
-        channel, machine = self.open_channel(), self.machine
-        source = code.encode("utf-8", "replace")
-        if len(source) + len(options.stdin) > _MAX_CODE_BYTES:
-            raise ValidationFailed(
-                f"Code and standard input of {len(source) + len(options.stdin)} bytes are too long at once.",
-                remediation=f"Write large input to a file with files.write; the limit is {_MAX_CODE_BYTES} bytes.",
-            )
-        output = options.output_bytes or self.limits.output_bytes
-        collector = ExecutionCollector(
-            output_limit=output,
-            results_limit=output * _RESULTS_FACTOR,
-            execution_id=options.execution_id or f"ex-{secrets.token_hex(8)}",
-            sandbox_id=self.id,
-            backend=machine.backend,
-            language=language,
-        )
-        fields = {
-            "language": language,
-            "context": options.context,
-            "cwd": options.cwd,
-            "env": dict(options.env),
-            "args": list(options.args),
-            "timeout": options.timeout,
-            "stdin_size": len(options.stdin),
-            "stdout_limit": output,
-            "stderr_limit": output,
-            "results_limit": output * _RESULTS_FACTOR,
-        }
-        before = machine.stats(reset_peak=True)
-        try:
-            async with self._request(channel, "run_code", source + options.stdin, options.timeout, fields) as stream:
-                async for header, payload in stream:
-                    if header["ev"] == "done":
-                        await flush(collector, listeners)
-                        return finished(machine, collector.execution(header), before)
-                    await take(collector, header, payload, listeners)
-                    self._running[stream.number] = collector.context
-        except VmConnectionError:
-            death = await self._cause_of_death(machine)
-            await flush(collector, listeners)
-            return collector.dead(death.reason, death.message)
-        raise ExecutionFailed("The machine's answer had no end.")
-
-    async def exec(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        listeners: Listeners | None = None,
-        stdin: bool = False,
-        on_start: Callable[[int, int], None] | None = None,
-    ) -> CommandResult:
-        """Run a program. `on_start` gets the request's number (for `signal` and `send_stdin`) and the pid."""
-        channel, machine, listeners = self.open_channel(), self.machine, listeners or Listeners()
-        collector = OutputCollector(output_limit=self.limits.output_bytes)
-        fields = {
-            "argv": list(argv),
-            "cwd": cwd,
-            "env": dict(env or {}),
-            "stdin": stdin,
-            "timeout": timeout,
-            "stdout_limit": self.limits.output_bytes,
-            "stderr_limit": self.limits.output_bytes,
-        }
-        try:
-            async with self._request(channel, "exec", b"", timeout, fields) as stream:
-                async for header, payload in stream:
-                    if header["ev"] == "done":
-                        await flush(collector, listeners)
-                        return collector.command_result(header)
-                    if header["ev"] == "started" and on_start is not None:
-                        pid = header.get("pid")
-                        on_start(stream.number, pid if isinstance(pid, int) else 0)
-                    elif (output := collector.output(header, payload)) is not None:
-                        await listeners.text(*output)
-        except VmConnectionError:
-            death = await self._cause_of_death(machine)
-            await flush(collector, listeners)
-            return collector.dead_command(death.reason, death.message)
-        raise ExecutionFailed("The machine's answer had no end.")
-
-    @contextlib.asynccontextmanager
-    async def _request(
-        self, channel: Channel, op: str, payload: bytes, timeout: float | None, fields: dict[str, Any]
-    ) -> AsyncIterator[Work]:
-        """A request for work: bounded by the host's own deadline; when the caller leaves early, the work is killed."""
-        async with channel.request(op, payload, **fields) as stream:
-            self._bounded += timeout is not None
-            try:
-                yield Work(stream, None if timeout is None else timeout + _GRACE_SECONDS)
-            except OverdueError as exc:
-                death = Death(TerminationReason.TIMEOUT, f"the sandbox did not stop its code after {timeout:g} s")
-                self._spawn(self.kill(death))
-                raise VmConnectionError(death.message) from exc
-            except ProtocolError as exc:
-                death = Death(TerminationReason.KILLED, f"the sandbox broke the protocol: {exc}")
-                self._spawn(self.kill(death))
-                raise VmConnectionError(death.message) from exc
-            finally:
-                self._bounded -= timeout is not None
-                self._running.pop(stream.number, None)
-                if not stream.ended and channel.closed is None:
-                    # on the channel of the request: after a rollback the number may be another's
-                    stop = channel.call("signal", timeout=_CALL_TIMEOUT, target=stream.number, signal=signal.SIGKILL)
-                    self._spawn(self._quietly(stop))
-
-    @staticmethod
-    async def _quietly(work: Awaitable[object]) -> None:
-        with contextlib.suppress(ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, ExecutionTimeout):
-            await work
-
-    @staticmethod
-    async def _cause_of_death(machine: Machine) -> Death:
-        try:
-            async with asyncio.timeout(_CALL_TIMEOUT):
-                return await machine.wait()
-        except TimeoutError:
-            return Death(TerminationReason.CRASHED, "the channel to the sandbox broke")
-
-    async def signal(self, request: int, number: int) -> None:
-        """Signal what a run_code or exec request is running."""
-        await self._call("signal", target=request, signal=int(number))
-
-    async def send_stdin(self, request: int, data: bytes, *, eof: bool = False) -> None:
-        """Feed a command; returns when its pipe has taken everything."""
-        for start in range(0, len(data), _STDIN_CHUNK):
-            chunk = data[start : start + _STDIN_CHUNK]
-            await self.open_channel().call("stdin", chunk, timeout=3600, target=request, eof=False)
-        if eof:
-            await self._call("stdin", target=request, eof=True)
-
-    async def interrupt(self, context: str | None = None) -> int:
-        """Interrupt what runs in a context (None: in all); how many were interrupted."""
-        targets = [number for number, used in self._running.items() if context in (None, used)]
-        for number in targets:
-            await self._quietly(self.signal(number, signal.SIGINT))
-        return len(targets)
-
-    # --- contexts, processes, figures -----------------------------------------------------------------------------
-
-    async def _call(self, op: str, **fields: Any) -> Header:
+    async def call(self, op: str, **fields: Any) -> Header:
+        """One short request."""
         header, _ = await self.open_channel().call(op, timeout=_CALL_TIMEOUT, **fields)
         return header
 
-    async def create_context(self, language: Language, cwd: str | None, env: Mapping[str, str]) -> ContextInfo:
-        header = await self._call("context_create", language=language, cwd=cwd, env=dict(env))
-        return ContextInfo(id=str(header.get("context")), language=language, cwd=cwd or self.image.template.workdir)
-
-    async def list_contexts(self) -> list[ContextInfo]:
-        rows = rows_of(await self._call("context_list"), "contexts")
-        with nonsense():
-            return [
-                ContextInfo(id=row["context"], language=row["language"], cwd=row.get("cwd") or "", busy=row["busy"])
-                for row in rows
-            ]
-
-    async def restart_context(self, context: str) -> None:
-        await self._call("context_restart", context=context)
-
-    async def remove_context(self, context: str) -> None:
-        await self._call("context_remove", context=context)
-
-    async def processes(self) -> list[ProcessInfo]:
-        """Commands under way."""
-        rows = rows_of(await self._call("processes"), "processes")
-        with nonsense():
-            return [
-                ProcessInfo(
-                    pid=row["pid"], argv=row["argv"], cwd=row.get("cwd") or "", running_ms=row["started_ms_ago"]
-                )
-                for row in rows
-            ]
-
-    async def kill_process(self, pid: int) -> bool:
-        """Kill a command by its pid; False if it is not (any more) one of ours."""
-        rows = rows_of(await self._call("processes"), "processes")
-        with nonsense():
-            targets = [int(row["target"]) for row in rows if row["pid"] == pid]
-        for target in targets:
-            with contextlib.suppress(SessionNotFound):
-                await self.signal(target, signal.SIGKILL)
-                return True
-        return False
+    def touched(self) -> None:
+        """Its state is about to change: a snapshot of before is not one of now any more."""
+        self.version += 1
 
     async def metrics(self) -> SandboxMetrics:
-        inside = await self._call("metrics")
+        inside = await self.call("metrics")
         outside = self.machine.stats()
         with nonsense():
             return SandboxMetrics(
@@ -530,4 +441,6 @@ class Session:
             end_at=self.end_at,
             limits=self.limits,
             metadata=self.metadata,
+            agent_id=self.agent_id,
+            recovered=self.recovered,
         )

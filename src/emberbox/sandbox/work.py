@@ -11,7 +11,7 @@ from typing import Any
 
 from emberbox.errors import ExecutionFailed
 from emberbox.guest.protocol import Header
-from emberbox.machines.base import Machine, MachineStats
+from emberbox.machines.base import Machine
 from emberbox.machines.channel import Event, Stream
 from emberbox.models import Execution, Result, TerminationReason
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
@@ -32,6 +32,7 @@ class RunOptions:
     timeout: float | None = None
     output_bytes: int | None = None
     execution_id: str | None = None
+    track_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,12 @@ class Work:
         return event
 
 
-def finished(machine: Machine, execution: Execution, before: MachineStats) -> Execution:
+def finished(machine: Machine, execution: Execution, mark: int) -> Execution:
     """Add what only the host knows: the peak of memory, and whether its memory cap was what killed the code."""
-    after = machine.stats()
-    if after.memory_peak_bytes is not None:
-        execution.memory_peak_mb = round(after.memory_peak_bytes / (1 << 20), 2)
-    if after.oom_kills > before.oom_kills and not execution.succeeded:
+    memory = machine.since(mark)
+    if memory.peak_bytes is not None:
+        execution.memory_peak_mb = round(memory.peak_bytes / (1 << 20), 2)
+    if memory.killed and not execution.succeeded:
         execution.termination_reason = TerminationReason.MEMORY
     return execution
 

@@ -213,7 +213,7 @@ async def test_a_request_that_is_too_long_is_refused_at_once(workshop: Workshop)
 async def test_orphans_become_children_of_the_spawner_and_are_reaped(workshop: Workshop) -> None:
     pid = await start_orphan(workshop)
     parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
-    assert int(parent) == workshop.spawner._process.pid
+    assert int(parent) == workshop.spawner.pid
     os.kill(pid, signal.SIGKILL)
     await wait_gone(pid)
     # the spawner answers after it has reaped, and a process that is reaped is in no list
@@ -224,6 +224,28 @@ async def test_orphans_become_children_of_the_spawner_and_are_reaped(workshop: W
 async def test_an_owned_orphan_can_be_signalled_and_its_end_is_reported(workshop: Workshop) -> None:
     process = await workshop.spawner.own(await start_orphan(workshop))
     assert not process.ended.done()
+    await workshop.spawner.signal(process, signal.SIGTERM)
+    assert await ended(process) == -signal.SIGTERM
+
+
+async def test_signals_to_what_is_owned_need_no_answer_of_the_spawner(workshop: Workshop) -> None:
+    process = await workshop.spawner.own(await start_orphan(workshop))
+    assert process.pidfd >= 0
+    link = Path(f"/proc/self/fd/{process.pidfd}")
+    assert "pidfd" in str(link.readlink())
+    os.kill(workshop.spawner.pid, signal.SIGSTOP)
+    try:
+        await workshop.spawner.signal(process, signal.SIGKILL)
+    finally:
+        os.kill(workshop.spawner.pid, signal.SIGCONT)
+    assert await ended(process) == -signal.SIGKILL
+    assert process.pidfd < 0
+    assert not link.is_symlink()
+
+
+async def test_without_a_pidfd_the_spawner_signals(workshop: Workshop) -> None:
+    process = await workshop.spawner.own(await start_orphan(workshop))
+    process.close()
     await workshop.spawner.signal(process, signal.SIGTERM)
     assert await ended(process) == -signal.SIGTERM
 
@@ -282,7 +304,7 @@ async def test_after_close_nothing_can_be_started_and_close_is_harmless(workshop
 
 async def test_a_spawner_that_is_killed_fails_what_waits_for_it(workshop: Workshop) -> None:
     process = await start_sleeper(workshop)
-    workshop.spawner._process.kill()
+    os.kill(workshop.spawner.pid, signal.SIGKILL)
     assert await ended(process) == -signal.SIGKILL
     assert workshop.spawner.gone
     with pytest.raises(VmNotAvailable, match="spawner does not answer"):
@@ -292,18 +314,18 @@ async def test_a_spawner_that_is_killed_fails_what_waits_for_it(workshop: Worksh
 
 async def test_requests_that_wait_for_a_spawner_that_dies_fail(workshop: Workshop) -> None:
     """Some are in the socket, some wait for room in it."""
-    os.kill(workshop.spawner._process.pid, signal.SIGSTOP)
+    os.kill(workshop.spawner.pid, signal.SIGSTOP)
     starts = [asyncio.ensure_future(workshop.start(["true", "x" * 4000])) for _ in range(150)]
     for _ in range(200):  # the loop runs each of them up to where it waits
         await asyncio.sleep(0)
     assert workshop.spawner._room is not None
-    workshop.spawner._process.kill()
+    os.kill(workshop.spawner.pid, signal.SIGKILL)
     outcomes = await asyncio.gather(*starts, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {VmNotAvailable}
 
 
 async def test_a_program_whose_start_was_cancelled_is_ended(workshop: Workshop) -> None:
-    os.kill(workshop.spawner._process.pid, signal.SIGSTOP)
+    os.kill(workshop.spawner.pid, signal.SIGSTOP)
     read, write = workshop.pipe()
     start = asyncio.ensure_future(workshop.start(["sleep", "1000"], stdout=write))
     for _ in range(10):  # the loop sends the request
@@ -313,7 +335,7 @@ async def test_a_program_whose_start_was_cancelled_is_ended(workshop: Workshop) 
     with pytest.raises(asyncio.CancelledError):
         await start
     workshop.close_fd(write)
-    os.kill(workshop.spawner._process.pid, signal.SIGCONT)
+    os.kill(workshop.spawner.pid, signal.SIGCONT)
     async with asyncio.timeout(PATIENCE):
         assert await asyncio.to_thread(read_all, read) == ""  # its end closes the last writing end
 
@@ -343,7 +365,7 @@ async def main():
     argv = ["sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $! ; exec sleep 1000"]
     read, write = os.pipe()
     process = await spawner.spawn(argv, stdin=null, stdout=write, stderr=null, env=dict(os.environ))
-    print(spawner._process.pid, process.pid, os.read(read, 100).decode().strip(), place.path, flush=True)
+    print(spawner.pid, process.pid, os.read(read, 100).decode().strip(), place.path, flush=True)
     await asyncio.sleep(1000)
 
 asyncio.run(main())
@@ -373,7 +395,7 @@ async def test_when_emberbox_is_killed_its_spawner_cleans_up(nothing_left: None,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_ctrl_c_of_the_terminal_does_not_end_the_spawner(workshop: Workshop, number: signal.Signals) -> None:
     await ended(await workshop.start(["true"]))  # it is past its own start
-    workshop.spawner._process.send_signal(number)
+    os.kill(workshop.spawner.pid, number)
     assert await workshop.output(["echo", "alive"]) == (0, "alive\n")
 
 

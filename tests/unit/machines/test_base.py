@@ -9,7 +9,8 @@ from emberbox.machines.gvisor.machine import GvisorMachine
 
 def test_every_state_has_its_arrows() -> None:
     assert {state: next_states(state) for state in MachineState} == {
-        MachineState.STARTING: {MachineState.RUNNING, MachineState.DEAD},
+        MachineState.STARTING: {MachineState.PREPARED, MachineState.RUNNING, MachineState.DEAD},
+        MachineState.PREPARED: {MachineState.RUNNING, MachineState.DEAD},
         MachineState.RUNNING: {MachineState.DEAD},
         MachineState.DEAD: set(),
     }

@@ -87,6 +87,7 @@ class Kernel:
         self._decoder = FrameDecoder()
         self._module = types.ModuleType("__main__")
         self._module.__dict__["__builtins__"] = builtins
+        self._fresh = dict(self._module.__dict__)
         sys.modules["__main__"] = self._module
         self._count = 0
         self._flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -121,6 +122,8 @@ class Kernel:
                 os.chdir(frame[0]["cwd"] or ".")
             elif frame[0]["op"] == "warm":
                 self._warm(frame[0])
+            elif frame[0]["op"] == "forget":
+                self._forget()
             elif frame[0]["op"] == "reseed":
                 _reseed()
             else:
@@ -132,9 +135,16 @@ class Kernel:
         for code in ("import sys\nprint(end='')\n[1]", "1/0"):
             self._begin(execution)
             self._run(execution, code)
+        self._forget()
+        self._socket.sendall(encode({"id": header["id"], "ev": "ready"}))
+
+    def _forget(self) -> None:
+        """Be as before the first execution."""
+        self._module.__dict__.clear()
+        self._module.__dict__.update(self._fresh)
+        builtins.__dict__.pop("_", None)
         self._count = 0
         self._request = 0
-        self._socket.sendall(encode({"id": header["id"], "ev": "ready"}))
 
     def _execute(self, header: Header, code: bytes) -> None:
         self._begin(header)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from emberbox.config import Settings
@@ -17,6 +19,7 @@ from emberbox.host.rundir import CGROUPS, RunDir, clear_owner, dead_owners, make
 from emberbox.host.spawner import Spawner
 from emberbox.images.store import Image
 from emberbox.machines.base import Capabilities, Machine, Snapshot
+from emberbox.machines.gvisor.adoption import take_over, write_key
 from emberbox.machines.gvisor.bundle import write_bundle
 from emberbox.machines.gvisor.control import Control, ControlError
 from emberbox.machines.gvisor.machine import COMMAND_ENV, STATE, GvisorMachine
@@ -32,6 +35,7 @@ _FLAGS = (
     "--host-fifo=none",
 )
 
+_VERIFIED_KEPT = 64
 _SPACE = "Is there space on the file system of the run directory?"
 
 
@@ -48,6 +52,7 @@ class GvisorFactory:
         self._spawner: Spawner | None = None
         self._machines: dict[str, GvisorMachine] = {}
         self._starting = asyncio.Lock()
+        self._verified: set[tuple[object, ...]] = set()
         self._closed = False
 
     @property
@@ -100,51 +105,92 @@ class GvisorFactory:
             VmNotAvailable: runsc is missing or refused; the message has its own words.
             ExecutionTimeout: it did not come up in `boot_timeout_seconds`.
         """
-        return await self._make(image, limits, 0, lambda machine: self._command(machine, "run", "--detach"))
 
-    async def fork(self, snapshot: Snapshot) -> Machine:
-        """Start a sandbox that goes on from a snapshot: created empty, then filled through its control socket, or by
-        runsc's own command where the socket does not do it.
+        async def start(machine: GvisorMachine) -> None:
+            await self._command(machine, "run", "--detach")
+            machine.running()
+
+        return await self._make(image, limits, start)
+
+    async def prepare(self, image: Image, limits: MachineLimits) -> Machine:
+        """Create a sandbox that is empty until `fork` fills it; this is more than half of a fork's time.
+
+        Raises:
+            VmNotAvailable, ExecutionTimeout: as of `boot`.
+        """
+
+        async def start(machine: GvisorMachine) -> None:
+            await self._command(machine, "create")
+            await machine.pause(idle=True)  # it would use 2 % of a processor
+
+        return await self._make(image, limits, start)
+
+    async def fork(self, snapshot: Snapshot, blank: Machine | None = None) -> Machine:
+        """Start a sandbox that goes on from a snapshot: created empty (or `blank`), then filled through its control
+        socket, or by runsc's own command where the socket does not do it.
 
         Raises:
             VmNotAvailable, ExecutionTimeout: as of `boot`; or the snapshot's files cannot be used.
         """
+        if isinstance(blank, GvisorMachine):
+            if blank.recipe == (snapshot.image.directory, snapshot.limits) and await self._filled(blank, snapshot):
+                return blank
+            await blank.kill()
         try:
-            return await self._make(
-                snapshot.image, snapshot.limits, snapshot.last_request, lambda machine: self._restore(machine, snapshot)
-            )
+            return await self._make(snapshot.image, snapshot.limits, lambda machine: self._restore(machine, snapshot))
         except ControlError:
-            files = f"--image-path={snapshot.directory}"
-            return await self._make(
-                snapshot.image,
-                snapshot.limits,
-                snapshot.last_request,
-                lambda machine: self._command(machine, "restore", "--detach", files),
-            )
+            pass
+
+        async def start(machine: GvisorMachine) -> None:
+            await self._command(machine, "restore", "--detach", f"--image-path={snapshot.directory}")
+            machine.running(snapshot.last_request)
+
+        return await self._make(snapshot.image, snapshot.limits, start)
+
+    async def _filled(self, blank: GvisorMachine, snapshot: Snapshot) -> bool:
+        """Fill a blank; False where that did not work, and the blank is gone."""
+        try:
+            async with asyncio.timeout(self._settings.boot_timeout_seconds):
+                await asyncio.to_thread(self._verify, snapshot)
+                await blank.resume()
+                await self._fill(blank, snapshot)
+        except BaseException as exc:
+            await asyncio.shield(asyncio.ensure_future(blank.kill()))
+            if isinstance(exc, ControlError | VmNotAvailable | OSError):  # a time-out is an OSError as well
+                return False
+            raise
+        return True
 
     async def _restore(self, machine: GvisorMachine, snapshot: Snapshot) -> None:
-        check = asyncio.ensure_future(asyncio.to_thread(verify_digests, snapshot))
+        check = asyncio.ensure_future(asyncio.to_thread(self._verify, snapshot))
         try:
             await self._command(machine, "create")  # takes longer than the check
         finally:
             await check
+        await self._fill(machine, snapshot)
 
-        def fill() -> None:
+    async def _fill(self, machine: GvisorMachine, snapshot: Snapshot) -> None:
+        def restore() -> None:
             with Control(machine.control_socket, self._settings.boot_timeout_seconds) as control:
                 control.restore(snapshot.directory)
 
-        await asyncio.to_thread(fill)
+        await asyncio.to_thread(restore)
+        machine.running(snapshot.last_request)
+
+    def _verify(self, snapshot: Snapshot) -> None:
+        """Check the digests, once for files that did not change since."""
+        if snapshot.digests and (state := _state_of(snapshot)) not in self._verified:
+            verify_digests(snapshot)
+            if len(self._verified) >= _VERIFIED_KEPT:
+                self._verified.clear()
+            self._verified.add(state)
 
     async def _make(
-        self,
-        image: Image,
-        limits: MachineLimits,
-        last_request: int,
-        start: Callable[[GvisorMachine], Awaitable[None]],
+        self, image: Image, limits: MachineLimits, start: Callable[[GvisorMachine], Awaitable[None]]
     ) -> Machine:
-        """Prepare a machine and start it; whatever goes wrong, nothing is left."""
+        """Make the place of a machine and start it; whatever goes wrong, nothing is left."""
         spawner, run_dir, runsc = await self._ready()
-        machine = self._prepare(run_dir, limits, spawner, runsc, last_request)
+        machine = self._new(run_dir, image, limits, spawner, runsc)
         try:
             write_bundle(machine.directory, image, limits, hostname="emberbox")
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
@@ -162,6 +208,23 @@ class GvisorFactory:
                 ) from exc
             raise
         return machine
+
+    async def adopt(self) -> dict[str, Machine]:
+        """Machines that outlived the last process of this state directory; its spawner becomes ours."""
+        runsc = await asyncio.to_thread(self._found_runsc)
+        estate = await take_over(self._settings.run_dir, self._key, partial(_command_line, runsc))
+        if estate is None:
+            return {}
+        self._spawner, self._run_dir = estate.spawner, estate.run_dir
+        for machine in estate.machines:
+            machine.on_dead = self._forget
+            self._machines[machine.id] = machine
+        return {machine.id: machine for machine in estate.machines}
+
+    @property
+    def _key(self) -> str:
+        """Whose machines these are, for `adopt`."""
+        return hashlib.sha256(os.fsencode(self._settings.state_dir)).hexdigest()
 
     async def sweep(self) -> int:
         """Clear what dead owners left; the number of them."""
@@ -221,18 +284,19 @@ class GvisorFactory:
 
     def _make_run_dir(self) -> RunDir:
         run_dir = make_run_dir(self._settings.run_dir)
-        if self._cgroups is not None:
-            try:
+        try:
+            write_key(run_dir.path, self._key)
+            if self._cgroups is not None:
                 self._cgroups.save(run_dir.path / CGROUPS)
-            except OSError as exc:
-                run_dir.release()
-                raise VmNotAvailable(
-                    f"Cannot write to the run directory {run_dir.path}: {exc.strerror}.", remediation=_SPACE
-                ) from exc
+        except OSError as exc:
+            run_dir.release()
+            raise VmNotAvailable(
+                f"Cannot write to the run directory {run_dir.path}: {exc.strerror}.", remediation=_SPACE
+            ) from exc
         return run_dir
 
-    def _prepare(
-        self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner, runsc: Runsc, last_request: int
+    def _new(
+        self, run_dir: RunDir, image: Image, limits: MachineLimits, spawner: Spawner, runsc: Runsc
     ) -> GvisorMachine:
         """A machine that has its place and its cgroup, and no process yet. From here on `_abort` clears it."""
         machine_id = f"gv{secrets.token_hex(5)}"
@@ -243,9 +307,9 @@ class GvisorFactory:
             except OSError as exc:
                 raise VmNotAvailable(f"Cannot make the cgroup of {machine_id}: {exc}.", retryable=True) from exc
         directory = run_dir.path / machine_id
-        command = [str(runsc.program), f"--root={directory / STATE}", *_FLAGS]
+        command = _command_line(runsc, directory)
         machine = GvisorMachine(machine_id, directory, spawner, group, limits.memory_mb << 20, command, self._forget)
-        machine.last_request = last_request
+        machine.recipe = (image.directory, limits)
         self._machines[machine_id] = machine
         return machine
 
@@ -272,7 +336,7 @@ class GvisorFactory:
         try:
             status = await asyncio.shield(command.ended)
         except asyncio.CancelledError:
-            machine.running([command])
+            machine.prepared([command])
             raise
         if status != 0:
             raise VmNotAvailable(
@@ -280,7 +344,7 @@ class GvisorFactory:
                 remediation="Run `emberbox doctor`; it starts a sandbox and explains what the host lacks.",
             )
         pids = _sandbox_pids(machine.directory / STATE, machine.id)
-        machine.running([await machine.spawner.own(pid) for pid in pids])
+        machine.prepared([await machine.spawner.own(pid) for pid in pids])
 
     async def _abort(self, machine: GvisorMachine) -> None:
         """Clear a machine that did not come up: processes that exist already are found by their group or name."""
@@ -289,6 +353,21 @@ class GvisorFactory:
 
     def _forget(self, machine_id: str) -> None:
         self._machines.pop(machine_id, None)
+
+
+def _command_line(runsc: Runsc, directory: Path) -> list[str]:
+    """Of runsc for the machine in a directory, up to the verb."""
+    return [str(runsc.program), f"--root={directory / STATE}", *_FLAGS]
+
+
+def _state_of(snapshot: Snapshot) -> tuple[object, ...]:
+    """What changes when somebody writes to the files of a snapshot, and cannot be set back (stat(2): ctime)."""
+    found: list[object] = []
+    for name, digest in (snapshot.digests or {}).items():
+        with contextlib.suppress(OSError):  # `verify_digests` says what is wrong
+            info = (snapshot.directory / name).stat()
+            found.append((name, digest, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
+    return tuple(found)
 
 
 def verify_digests(snapshot: Snapshot) -> None:

@@ -14,11 +14,12 @@ from emberbox.errors import SnapshotFailed, VmNotAvailable
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.base import Death, MachineState, MachineStats, next_states
+from emberbox.machines.base import Death, MachineState, MachineStats, MemoryUse, next_states
 from emberbox.machines.channel import Channel
 from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.machines.gvisor.memory import MemoryGauge
-from emberbox.models import TerminationReason
+from emberbox.machines.gvisor.stubs import Stubs, descendants
+from emberbox.models import MachineLimits, TerminationReason
 
 _STDERR_KEPT = 8192
 _WATCH_SECONDS = 0.25
@@ -45,6 +46,14 @@ class StderrTail:
             if not data:
                 self.close()
             self._tail = (self._tail + data)[-_STDERR_KEPT:]
+
+    @property
+    def open(self) -> bool:
+        """There may be more."""
+        return self._fd >= 0
+
+    def fileno(self) -> int:
+        return self._fd
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -78,7 +87,7 @@ class GvisorMachine:
         group: MachineGroup | None,
         memory_limit: int,
         runsc: Sequence[str],
-        on_dead: Callable[[str], None],
+        on_dead: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.id = machine_id
         self.directory = directory
@@ -87,13 +96,17 @@ class GvisorMachine:
         self._memory_limit = memory_limit
         self.runsc = runsc
         """Command line of runsc for this machine, up to the verb."""
-        self._on_dead = on_dead
-        self.last_request = 0
-        """Of the channel's numbers, when the machine is a copy."""
+        self.on_dead = on_dead
+        self._outlives = False
+        self.recipe: tuple[Path, MachineLimits] | None = None
+        """Directory of the image, and the limits: only snapshots of the same can fill it."""
         self._state = MachineState.STARTING
         self._channel: Channel | None = None
         self._stderr: StderrTail | None = None
         self._processes: list[Process] = []
+        self._stubs = Stubs(self._all_pids)
+        self._resting = False
+        """Stopped while it was idle."""
         self._memory_peak = 0
         self._gauge = MemoryGauge([])
         self._death: Death | None = None
@@ -120,17 +133,44 @@ class GvisorMachine:
     def attach(self, read_fd: int, write_fd: int, stderr_fd: int) -> None:
         """Take over the ends of the sandbox's pipes."""
         self._stderr = StderrTail(stderr_fd)
-        self._channel = Channel(read_fd, write_fd, self._channel_broke, last_request=self.last_request)
+        self._channel = Channel(read_fd, write_fd, self._channel_broke)
 
-    def running(self, processes: list[Process]) -> None:
-        """The sandbox runs, with these processes: any of them ending is the end of the machine."""
+    def prepared(self, processes: list[Process]) -> None:
+        """The sandbox exists, with these processes: any of them ending is the end of the machine."""
         self._processes = processes
         self._gauge = MemoryGauge([process.pid for process in processes])
-        self._to(MachineState.RUNNING)
+        self._to(MachineState.PREPARED)
         for process in processes:
             self._background(self._follow(process))
         if self._group is None:
             self._background(self._watch_memory())
+
+    def running(self, last_request: int = 0) -> None:
+        """The agent runs; `last_request` of the channel's numbers, when it is a copy."""
+        self.channel.number_after(last_request)
+        self._to(MachineState.RUNNING)
+
+    def taken_over(self) -> None:
+        """The agent runs, and was another process's."""
+        self._outlives = True
+        self._to(MachineState.RUNNING)
+
+    async def outlive(self, seconds: float) -> None:
+        """Raises VmNotAvailable: it cannot."""
+        if seconds > 0 and self._stderr is not None:
+            with Path(os.devnull).open("rb") as nothing:
+                fds = [*self.channel.fds, self._stderr.fileno() if self._stderr.open else nothing.fileno()]
+                info = {"memory": self._memory_limit}
+                await self.spawner.keep(self.id, [p.pid for p in self._processes], fds, info, seconds)
+            self._outlives = True
+        elif self._outlives:
+            await self.spawner.drop(self.id)
+            self._outlives = False
+
+    def _all_pids(self) -> list[int]:
+        if self._group is not None:
+            return self._group.pids()
+        return descendants(process.pid for process in self._processes)
 
     def _stray_pids(self) -> list[int]:
         """Processes of this machine, also those that a start cut short never told us about."""
@@ -188,13 +228,25 @@ class GvisorMachine:
         if status != 0:
             raise SnapshotFailed(f"runsc could not write a snapshot of {self.id} (status {status}).")
 
-    async def pause(self) -> None:
+    async def pause(self, *, idle: bool = False) -> None:
+        if idle:  # the gofer and the stubs sleep: only the sandbox process itself ticks
+            self._resting = True
+            await self.spawner.signal(self._processes[0], signal.SIGSTOP)
+            return
         for process in self._processes:
             await self.spawner.signal(process, signal.SIGSTOP)
+        self._stubs.stop({process.pid for process in self._processes})
 
     async def resume(self) -> None:
-        for process in reversed(self._processes):
+        self._stubs.go_on()
+        for process in self._processes[:1] if self._resting else reversed(self._processes):
             await self.spawner.signal(process, signal.SIGCONT)
+        self._resting = False
+
+    async def go_on_after_another(self) -> None:
+        """Let everything go on that another process may have stopped."""
+        self._stubs.stop({process.pid for process in self._processes})
+        await self.resume()
 
     def stderr_text(self) -> str:
         return self._stderr.text() if self._stderr else ""
@@ -211,22 +263,30 @@ class GvisorMachine:
 
     def abandon(self) -> None:
         """Close the descriptors, without an event loop."""
+        self._stubs.forget()
         if self._channel is not None:
             self._channel.abandon()
         if self._stderr is not None:
             self._stderr.abandon()
 
-    def stats(self, *, reset_peak: bool = False) -> MachineStats:
+    def stats(self) -> MachineStats:
         if self._group is None:
             memory = self._gauge.used() if self._state is MachineState.RUNNING else None
-            peak = max(self._memory_peak, memory or 0)
-            if reset_peak:
-                self._memory_peak = 0
-            return MachineStats(memory, peak, None)
-        if reset_peak:
-            self._group.reset_memory_peak()
+            return MachineStats(memory, max(self._memory_peak, memory or 0))
         group = self._group
-        return MachineStats(group.memory_bytes(), group.memory_peak_bytes(), group.cpu_seconds(), group.oom_kills())
+        return MachineStats(group.memory_bytes(), group.memory_peak_bytes(), group.cpu_seconds())
+
+    def mark(self) -> int:
+        if self._group is None:
+            self._memory_peak = 0
+            return 0
+        self._group.reset_memory_peak()
+        return self._group.oom_kills()
+
+    def since(self, mark: int) -> MemoryUse:
+        if self._group is None:
+            return MemoryUse(self.stats().memory_peak_bytes, False)
+        return MemoryUse(self._group.memory_peak_bytes(), self._group.oom_kills() > mark)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -274,6 +334,9 @@ class GvisorMachine:
             for pid in self._stray_pids():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        self._stubs.forget()
+        if self._outlives:
+            await self.spawner.drop(self.id)
         if self._channel is not None:
             self._channel.close(death.message)
         if self._stderr is not None:
@@ -283,7 +346,7 @@ class GvisorMachine:
             self._dead.set_result(death)
         for task in self._tasks:
             task.cancel()
-        self._on_dead(self.id)
+        self.on_dead(self.id)
         return death
 
     def _remove_files(self) -> None:
@@ -295,7 +358,7 @@ class GvisorMachine:
 
     async def _watch_memory(self) -> None:
         """Kill the sandbox when it passes its memory; coarser than a cgroup, but a bound."""
-        while self._state is MachineState.RUNNING:
+        while self._state is not MachineState.DEAD:
             await asyncio.sleep(_WATCH_SECONDS)
             used = self._gauge.used()
             self._memory_peak = max(self._memory_peak, used)

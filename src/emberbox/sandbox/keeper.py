@@ -1,0 +1,421 @@
+"""Sandboxes that outlive the process: written down as they change, put aside when idle, found again after a restart.
+
+A sandbox that is put aside is dormant: it has a snapshot and a record, and no machine. Whoever asks for it wakes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from emberbox.errors import (
+    ExecutionTimeout,
+    SessionNotFound,
+    SnapshotFailed,
+    SnapshotNotFound,
+    VmExecutionError,
+    VmNotAvailable,
+)
+from emberbox.machines.base import Death, Machine
+from emberbox.models import Recovery, TerminationReason
+from emberbox.sandbox.copies import Copies
+from emberbox.sandbox.ledger import Ledger, SandboxRecord
+from emberbox.sandbox.session import Restoration, Session, SessionState
+from emberbox.sandbox.snapshots import Node
+
+_AT_ONCE = 4
+_LIVE = frozenset({SessionState.READY, SessionState.PAUSED, SessionState.RESTORING})
+_INTERRUPT_SECONDS = 2.0
+"""What runs when the service stops may take so long to end by itself; then it is killed."""
+_STOP_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Dormant:
+    """A sandbox without a machine."""
+
+    record: SandboxRecord
+    nodes: list[Node]
+    """Its snapshots that can be used, oldest first."""
+    problem: VmExecutionError | None = None
+    """Why others cannot be used."""
+
+    def best(self) -> list[Node]:
+        """What to go on from, best first: what has all of its executions, the head before newer ones (one may have
+        been finished just before the end, when the record still named the head before it); then the rest."""
+        newest = self.nodes[::-1]
+        head = [node for node in newest if node.info.snapshot_id == self.record.head]
+        whole = [node for node in (*head, *newest) if list(node.moment.path) == self.record.path]
+        return list({node.info.snapshot_id: node for node in (*whole, *head, *newest)}.values())
+
+    @property
+    def expired(self) -> bool:
+        """Its own time is over."""
+        return self.record.end_at is not None and self.record.end_at <= datetime.now(UTC)
+
+
+class Host(Protocol):
+    """What the keeper needs of the manager."""
+
+    @property
+    def copies(self) -> Copies: ...
+
+    def sessions(self) -> list[Session]: ...
+    async def reopen(self, record: SandboxRecord, node: Node) -> Session: ...
+    async def take_over(self, record: SandboxRecord, machine: Machine) -> Session: ...
+
+
+class Keeper:
+    """Keeps the sandboxes of one manager.
+
+    Args:
+        host: the manager.
+        ledger: an open one.
+    """
+
+    def __init__(self, host: Host, ledger: Ledger) -> None:
+        self._host = host
+        self._ledger = ledger
+        self._known: set[str] = set()
+        """Sessions that are written down."""
+        self._dormant: dict[str, Dormant] = {}
+        self._waking: dict[str, asyncio.Task[Session]] = {}
+        self._aside: set[str] = set()
+        """Sessions whose end is not the end of their sandbox."""
+
+    # --- write down -----------------------------------------------------------------------------------------------
+
+    def opened(self, session: Session) -> None:
+        """Write a new sandbox down.
+
+        Raises:
+            SnapshotFailed: the disk refused.
+        """
+        if session.id not in self._dormant:  # else it is being woken: its record is right until that is done
+            self._write(self._record(session, machine=session.machine.id))
+            self._known.add(session.id)
+
+    def changed(self, session: Session) -> None:
+        """Write a sandbox down as it is now. Where the disk refuses, the older record stays: a restart would find the
+        sandbox with it, or say what was lost."""
+        if session.id in self._known and session.id not in self._aside and session.state in _LIVE:
+            try:
+                self._write(self._record(session, machine=session.machine.id))
+            except SnapshotFailed as exc:
+                _warn("sandbox not written down", session.id, exc)
+
+    def _write(self, record: SandboxRecord) -> None:
+        try:
+            self._ledger.write(record)
+        except OSError as exc:
+            raise SnapshotFailed(
+                f"Sandbox {record.sandbox_id} cannot be written down: {exc.strerror or exc}.",
+                remediation="Make space on the file system of `state_dir`.",
+            ) from exc
+
+    def _record(self, session: Session, *, machine: str | None) -> SandboxRecord:
+        image = session.image
+        return SandboxRecord(
+            sandbox_id=session.id,
+            agent_id=session.agent_id,
+            own=session.own,
+            image=image.directory.name,
+            built_at=image.manifest.built_at,
+            guest=image.guest_dir.name,
+            template=image.template,
+            limits=session.limits,
+            envs=session.envs,
+            metadata=session.metadata,
+            started_at=session.started_at,
+            end_at=session.end_at,
+            idle_seconds=session.idle_seconds,
+            machine=machine,
+            head=self._host.copies.tree(session).head,
+            path=list(session.path),
+            good=session.good,
+        )
+
+    def closed(self, sandbox_id: str) -> bool:
+        """A session has ended; False when its sandbox goes on, dormant."""
+        self._known.discard(sandbox_id)
+        if sandbox_id in self._aside:
+            return False
+        self._ledger.remove(sandbox_id)
+        return True
+
+    # --- aside ----------------------------------------------------------------------------------------------------
+
+    async def put_aside(self, session: Session, *, anyhow: bool = False) -> None:
+        """Take a snapshot and end the machine.
+
+        `anyhow`: code that runs is interrupted; where no snapshot can be taken, the sandbox goes back to its last one.
+
+        Raises:
+            SnapshotFailed, VmNotAvailable: code is running or it has just been used, or the disk is full; it goes on.
+        """
+        if session.state is SessionState.PAUSED:
+            await session.resume()
+        tree = self._host.copies.tree(session)
+        node = None
+        try:
+            node = await self._last_snapshot(session, interrupt=anyhow)
+        except VmExecutionError as exc:
+            if not anyhow or not tree.nodes():
+                raise
+            _warn("sandbox goes back to an older snapshot", session.id, exc)
+        if session not in self._host.sessions():
+            raise VmNotAvailable(f"Sandbox {session.id} was killed meanwhile.")
+        record = self._record(session, machine=None)
+        try:
+            if not anyhow:
+                _check_unused(session, node)
+            self._write(record)
+        except SnapshotFailed as exc:
+            if not anyhow:
+                with contextlib.suppress(SnapshotNotFound):
+                    self._host.copies.delete(session, node.info.snapshot_id if node else "")
+                raise
+            _warn("sandbox not written down", session.id, exc)  # an older record is there
+        if node is not None:
+            for old in [n for n in tree.nodes() if n.info.kind == "shutdown" and n is not node]:
+                tree.remove(old.info.snapshot_id)
+        self._aside.add(session.id)
+        self._dormant[session.id] = Dormant(record, tree.nodes())
+        session.aside = True
+        await session.kill(Death(TerminationReason.KILLED, "the sandbox was put aside"))
+
+    async def _last_snapshot(self, session: Session, *, interrupt: bool) -> Node:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            try:
+                return await self._host.copies.snapshot(session, kind="shutdown")
+            except SnapshotFailed:
+                passed = loop.time() - began
+                if not interrupt or not session.runner.code_running or passed > _STOP_SECONDS:
+                    raise
+                await session.runner.interrupt(number=signal.SIGINT if passed < _INTERRUPT_SECONDS else signal.SIGKILL)
+                await asyncio.sleep(0.05)  # until it has ended; it may also refuse to
+
+    async def put_all_aside(self) -> None:
+        """When the service stops: nothing is lost but what is running just now."""
+        if self._waking:
+            await asyncio.wait(list(self._waking.values()))
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(session: Session) -> None:
+            async with places:
+                try:
+                    await self.put_aside(session, anyhow=True)
+                except VmExecutionError as exc:
+                    _warn("sandbox lost", session.id, exc)
+
+        await asyncio.gather(*(one(session) for session in self._host.sessions() if session.durable))
+
+    # --- back -----------------------------------------------------------------------------------------------------
+
+    @property
+    def dormant(self) -> list[SandboxRecord]:
+        """Sandboxes without a machine."""
+        return [sandbox.record for sandbox in self._dormant.values() if not sandbox.expired]
+
+    def asleep(self, agent_id: str) -> int:
+        """How many dormant sandboxes an agent has, but for those that are being woken."""
+        names = [record.sandbox_id for record in self.dormant if record.agent_id == agent_id]
+        return sum(name not in self._waking for name in names)
+
+    def is_dormant(self, sandbox_id: str) -> bool:
+        """It has no machine, or is just being given one or losing it."""
+        return sandbox_id in self._dormant
+
+    def snapshot_bytes(self, agent_id: str) -> int:
+        """Of all snapshots of an agent's dormant sandboxes."""
+        mine = [sandbox for sandbox in self._dormant.values() if sandbox.record.agent_id == agent_id]
+        return sum(node.info.size_bytes for sandbox in mine for node in sandbox.nodes)
+
+    async def forget_expired(self) -> None:
+        """End the dormant sandboxes whose own time is over."""
+        for sandbox_id in [sandbox_id for sandbox_id, sandbox in self._dormant.items() if sandbox.expired]:
+            if sandbox_id not in self._waking:
+                await self.forget(sandbox_id)
+
+    async def wake(self, sandbox_id: str) -> Session:
+        """Give a dormant sandbox a machine; those who ask at once share it.
+
+        Raises:
+            SessionNotFound: there is no such sandbox.
+            VmNotAvailable, SnapshotFailed: none of its snapshots can be used now.
+        """
+        await self.forget_expired()
+        if sandbox_id not in self._dormant:
+            raise SessionNotFound(f"There is no sandbox {sandbox_id!r:.80}.")
+        task = self._waking.get(sandbox_id)
+        if task is None:
+            task = self._waking[sandbox_id] = asyncio.create_task(self._wake(sandbox_id))
+            task.add_done_callback(lambda _: self._waking.pop(sandbox_id, None))
+        return await asyncio.shield(task)
+
+    async def _wake(self, sandbox_id: str) -> Session:
+        sandbox = self._dormant[sandbox_id]
+        for session in self._host.sessions():
+            if session.id == sandbox_id:  # it is just being put aside
+                await session.kill()
+        why = sandbox.problem or SnapshotFailed(f"Sandbox {sandbox_id} has no snapshot.")
+        for node in sandbox.best():
+            try:
+                session = await self._host.reopen(sandbox.record, node)
+            except VmExecutionError as exc:
+                if exc.retryable or isinstance(exc, ExecutionTimeout):
+                    raise  # it may work in a moment: no reason to lose what an older snapshot has not
+                _warn("snapshot passed over", sandbox_id, exc)
+                why = exc
+                continue
+            self._come_back(session, sandbox, node)
+            return session
+        raise SnapshotFailed(
+            f"Sandbox {sandbox_id} cannot go on: {why.message}",
+            remediation=f"{why.remediation} Or end the sandbox with kill_sandbox().",
+            retryable=False,
+        ) from why
+
+    def _come_back(self, session: Session, sandbox: Dormant, node: Node) -> None:
+        record = sandbox.record
+        del self._dormant[session.id]
+        self._aside.discard(session.id)
+        self._host.copies.adopt_tree(session, sandbox.nodes, node.info.snapshot_id)
+        session.path, session.good = list(node.moment.path), node.moment.good
+        session.recovered = _recovery(record, "restored", node)
+        if lost := session.recovered.lost_executions:
+            death = Death(TerminationReason.CRASHED, "the service that kept it stopped")
+            session.restored = Restoration(node.info.snapshot_id, lost, death)
+        self._known.add(session.id)
+        _as_recorded(session, record)
+        self.changed(session)
+
+    async def forget(self, sandbox_id: str) -> bool:
+        """End a dormant sandbox for good; False when there is none of this id."""
+        if (task := self._waking.get(sandbox_id)) is not None:
+            await asyncio.wait([task])
+        sandbox = self._dormant.pop(sandbox_id, None)
+        if sandbox is None:
+            return False
+        self._aside.discard(sandbox_id)
+        self._ledger.remove(sandbox_id)
+        await asyncio.to_thread(self._host.copies.erase, sandbox_id, sandbox.nodes)
+        return True
+
+    # --- after a restart ------------------------------------------------------------------------------------------
+
+    async def recover(self, machines: Mapping[str, Machine]) -> list[Recovery]:
+        """Find again what an earlier process kept. `machines`: those of it that still run, by id; others than those of
+        known sandboxes are killed."""
+        records = await asyncio.to_thread(self._ledger.records)
+        known = {record.sandbox_id for record in records} | self._ledger.unreadable()
+        store = self._host.copies.store
+        await asyncio.to_thread(store.sweep_unfinished)
+        await asyncio.to_thread(store.sweep, lambda info: not info.kept and info.sandbox_id not in known)
+        nodes, problems = await asyncio.to_thread(self._host.copies.stored_nodes)
+        found = []
+        for record in records:
+            name = record.sandbox_id
+            machine = machines.get(record.machine or "")
+            found.append(await self._recover(Dormant(record, nodes.get(name, []), problems.get(name)), machine))
+        left = [m for m in machines.values() if m.id not in {s.machine.id for s in self._host.sessions()}]
+        await asyncio.gather(*(machine.kill() for machine in left))
+        return found
+
+    async def _recover(self, sandbox: Dormant, machine: Machine | None) -> Recovery:
+        record = sandbox.record
+        self._dormant[record.sandbox_id] = sandbox
+        self._aside.add(record.sandbox_id)
+        if sandbox.expired:
+            await self.forget(record.sandbox_id)
+            return _recovery(record, "lost", None)
+        if machine is not None:
+            try:
+                session = await self._host.take_over(record, machine)
+            except (VmExecutionError, OSError) as exc:
+                _warn("sandbox not adopted", record.sandbox_id, exc)
+            else:
+                return self._adopted(session, sandbox)
+        if not sandbox.nodes and sandbox.problem is None:
+            await self.forget(record.sandbox_id)
+            return _recovery(record, "lost", None)
+        return _recovery(record, "dormant", next(iter(sandbox.best()), None))
+
+    def _adopted(self, session: Session, sandbox: Dormant) -> Recovery:
+        record = sandbox.record
+        del self._dormant[session.id]
+        self._aside.discard(session.id)
+        self._host.copies.adopt_tree(session, sandbox.nodes, record.head)
+        session.path, session.good = list(record.path), record.good
+        session.recovered = _recovery(record, "adopted", None)
+        self._known.add(session.id)
+        _as_recorded(session, record)
+        return session.recovered
+
+
+def _check_unused(session: Session, node: Node | None) -> None:
+    """Nothing was done in it since this snapshot was taken; raises SnapshotFailed."""
+    if node is None or node.moment.version != session.version:
+        raise SnapshotFailed(f"Sandbox {session.id} has just been used.")
+
+
+def _as_recorded(session: Session, record: SandboxRecord) -> None:
+    session.started_at, session.own, session.idle_seconds = record.started_at, record.own, record.idle_seconds
+    if record.end_at is not None:
+        session.set_timeout(max(0.001, (record.end_at - datetime.now(UTC)).total_seconds()))
+
+
+def _recovery(record: SandboxRecord, how: str, node: Node | None) -> Recovery:
+    stays = set(record.path if how == "adopted" else node.moment.path if node else ())
+    return Recovery.model_validate(
+        {
+            "sandbox_id": record.sandbox_id,
+            "agent_id": record.agent_id,
+            "how": how,
+            "snapshot_id": None if node is None else node.info.snapshot_id,
+            "lost_executions": [execution for execution in record.path if execution not in stays],
+        }
+    )
+
+
+def _warn(what: str, sandbox_id: str, why: Exception) -> None:
+    import structlog
+
+    log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+    log.warning(what, sandbox=sandbox_id, reason=str(why))
+
+
+def idle(sessions: Iterable[Session], now: float) -> list[Session]:
+    """Those that nobody has used for their `idle_seconds` at a time of the loop's clock. What works is in use."""
+    found = []
+    for session in sessions:
+        if session.runner.busy:
+            session.last_used = now
+        elif session.idle_seconds is not None and now - session.last_used >= session.idle_seconds:
+            found.append(session)
+    return found
+
+
+async def reap_idle(
+    sessions: Callable[[], Iterable[Session]],
+    end: Callable[[Session], Awaitable[None]],
+    every: float,
+    forget_expired: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Every so many seconds, end the sessions that are idle, and what has no machine and no time any more."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(every)
+        if forget_expired is not None:
+            await forget_expired()
+        for session in idle(list(sessions()), loop.time()):
+            # it has just been used or killed, or the disk refused
+            with contextlib.suppress(VmExecutionError, OSError):
+                await end(session)
