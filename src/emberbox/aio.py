@@ -3,53 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import ClassVar, Self
 
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import ExecutionFailed, ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.inside import AsyncCommands, AsyncFiles
 from emberbox.models import (
     CommandHistoryEntry,
-    CommandResult,
     ContextInfo,
-    EntryInfo,
     Execution,
     FileDiff,
     HistoryQueryRequest,
     MachineLimits,
-    ProcessInfo,
     RollbackResponse,
     SandboxInfo,
     SandboxMetrics,
     SnapshotInfo,
 )
-from emberbox.sandbox.files import Data
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners, OnResult, OnText, RunOptions
 
 DEFAULT_SANDBOX_TIMEOUT = 300.0
 """Seconds after which a sandbox is killed unless `set_timeout` says otherwise."""
-DEFAULT_COMMAND_TIMEOUT = 60.0
 
 
-@dataclass(slots=True)
 class _Share:
-    """An engine that belongs to the sandboxes which use it; it goes with the last of them."""
+    """An engine that belongs to the sandboxes which use it; it goes with the last of them. By event loop, those in use
+    are where `connect` looks."""
 
-    engine: Engine
-    users: int = 0
+    in_use: ClassVar[dict[asyncio.AbstractEventLoop, list[_Share]]] = {}
 
-    async def release(self) -> None:
-        self.users -= 1
-        if self.users == 0:
-            loop = asyncio.get_running_loop()
-            if _engines.get(loop) is self:
-                del _engines[loop]
-            await self.engine.close()
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._users: set[object] = set()
+        """Ids of sandboxes, and a token for each that is being made."""
+
+    def take(self, user: object) -> None:
+        """The engine stays until the user releases it."""
+        others = self.in_use.setdefault(asyncio.get_running_loop(), [])
+        if self not in others:
+            others.append(self)
+        self._users.add(user)
+
+    async def release(self, user: object) -> None:
+        """Harmless when the user has done so."""
+        if user not in self._users:
+            return
+        self._users.remove(user)
+        if self._users:
+            return
+        loop = asyncio.get_running_loop()
+        self.in_use[loop].remove(self)
+        if not self.in_use[loop]:
+            del self.in_use[loop]
+        if _engines.get(loop) is self:
+            del _engines[loop]
+        await self.engine.close()
 
 
 _engines: dict[asyncio.AbstractEventLoop, _Share] = {}
@@ -59,6 +72,7 @@ _engines: dict[asyncio.AbstractEventLoop, _Share] = {}
 def _common_share() -> _Share:
     for loop in [loop for loop in _engines if loop.is_closed()]:
         _engines.pop(loop).engine.abandon()  # its sandboxes were not killed, and nothing else would
+        _Share.in_use.pop(loop, None)
     return _engines.setdefault(asyncio.get_running_loop(), _Share(Engine()))
 
 
@@ -107,19 +121,45 @@ class AsyncSandbox:
         """
         if engine is not None and settings is not None:
             raise ValidationFailed("Give either `engine` or `settings`, not both.", remediation="Drop one of them.")
-        share = None
+        share, making = None, object()
         if engine is None:
             share = _common_share() if settings is None else _Share(Engine(settings))
-            share.users += 1
             engine = share.engine
+            share.take(making)
         try:
             session = await engine.create_sandbox(
                 template, limits=limits, envs=envs, metadata=metadata, timeout=timeout
             )
-        except BaseException:
             if share is not None:
-                await asyncio.shield(asyncio.ensure_future(share.release()))
-            raise
+                share.take(session.id)
+        finally:
+            if share is not None:
+                await asyncio.shield(asyncio.ensure_future(share.release(making)))
+        return cls(session, engine, share)
+
+    @classmethod
+    async def connect(cls, sandbox_id: str, *, engine: Engine | None = None) -> Self:
+        """Another handle on a sandbox that lives, by its id. One that was paused, or put aside by a durable engine,
+        goes on.
+
+        Args:
+            sandbox_id: of the sandbox.
+            engine: look only there; else among all sandboxes of this event loop.
+
+        Raises:
+            SessionNotFound: there is none.
+        """
+        shares = [] if engine is not None else _Share.in_use.get(asyncio.get_running_loop(), [])
+        share = next((share for share in shares if share.engine.has_sandbox(sandbox_id)), None)
+        if share is not None:
+            engine = share.engine
+        if engine is None:
+            raise SessionNotFound(
+                f"There is no sandbox {sandbox_id!r:.80} here.",
+                remediation="A sandbox ends with the process that made it, unless its engine is durable: name that.",
+            )
+        session = await engine.get_sandbox(sandbox_id)
+        await session.resume()
         return cls(session, engine, share)
 
     async def __aenter__(self) -> Self:
@@ -319,7 +359,7 @@ class AsyncSandbox:
     def _beside(self, session: Session) -> AsyncSandbox:
         """A sandbox beside this one, which keeps the engine alive as well."""
         if self._share is not None:
-            self._share.users += 1
+            self._share.take(session.id)
         return AsyncSandbox(session, self._engine, self._share)
 
     async def pause(self) -> None:
@@ -351,172 +391,11 @@ class AsyncSandbox:
         try:
             await self._session.kill()
         finally:
-            share, self._share = self._share, None
-            if share is not None:
-                await asyncio.shield(asyncio.ensure_future(share.release()))
+            if self._share is not None:
+                await asyncio.shield(asyncio.ensure_future(self._share.release(self.sandbox_id)))
 
 
 def _id_of(point: SnapshotInfo | Execution | str) -> str:
     if isinstance(point, str):
         return point
     return point.execution_id if isinstance(point, Execution) else point.snapshot_id
-
-
-class AsyncFiles:
-    """Files of a sandbox. Relative paths start in the work directory; errors are GuestFileError."""
-
-    def __init__(self, session: Session) -> None:
-        self._files = session.files
-
-    @overload
-    async def read(self, path: str) -> str: ...
-    @overload
-    async def read(self, path: str, format: Literal["text"]) -> str: ...
-    @overload
-    async def read(self, path: str, format: Literal["bytes"]) -> bytes: ...
-    @overload
-    async def read(self, path: str, format: Literal["stream"]) -> AsyncIterator[bytes]: ...
-
-    async def read(
-        self,
-        path: str,
-        format: Literal["text", "bytes", "stream"] = "text",  # noqa: A002 (the field's name for it)
-    ) -> str | bytes | AsyncIterator[bytes]:
-        """Read a file as `text` (UTF-8, nonsense replaced), `bytes`, or a `stream` of pieces of at most 256 KiB."""
-        if format == "stream":
-            return self._files.read_stream(path)
-        data = await self._files.read_bytes(path)
-        return data if format == "bytes" else data.decode("utf-8", "replace")
-
-    async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
-        """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
-        return await self._files.write(path, data, mode=mode)
-
-    async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
-        """Entries of a directory, `depth` levels deep."""
-        return await self._files.list(path, depth=depth)
-
-    async def exists(self, path: str) -> bool:
-        return await self._files.exists(path)
-
-    async def get_info(self, path: str) -> EntryInfo:
-        return await self._files.get_info(path)
-
-    async def make_dir(self, path: str) -> bool:
-        """Make a directory and its parents; False if it was there already."""
-        return await self._files.make_dir(path)
-
-    async def remove(self, path: str) -> None:
-        """Remove a file, or a directory with all it holds."""
-        await self._files.remove(path)
-
-    async def rename(self, path: str, new_path: str) -> EntryInfo:
-        return await self._files.rename(path, new_path)
-
-
-class AsyncCommandHandle:
-    """A command that runs in the background."""
-
-    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
-        self._session = session
-        self._task = task
-        self._request = request
-        self.pid = pid
-
-    async def wait(self) -> CommandResult:
-        """Wait for its end. Being cancelled here leaves the command running."""
-        return await asyncio.shield(self._task)
-
-    async def kill(self) -> bool:
-        """Kill it and its children; False if it had ended."""
-        return not self._task.done() and await self._session.processes.kill(self.pid)
-
-    async def send_stdin(self, data: str | bytes, *, eof: bool = False) -> None:
-        """Write to its standard input; `eof` closes it afterwards."""
-        await self._session.runner.send_stdin(self._request, data.encode() if isinstance(data, str) else data, eof=eof)
-
-
-class AsyncCommands:
-    """Programs in a sandbox, run as its user. A string is run by `bash -c`, a list as it is."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._handles: dict[int, AsyncCommandHandle] = {}
-
-    @overload
-    async def run(
-        self, cmd: str | Sequence[str], *, background: Literal[False] = False, cwd: str | None = None,
-        envs: Mapping[str, str] | None = None, timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
-        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
-    ) -> CommandResult: ...  # fmt: skip
-    @overload
-    async def run(
-        self, cmd: str | Sequence[str], *, background: Literal[True], cwd: str | None = None,
-        envs: Mapping[str, str] | None = None, timeout: float | None = None,
-        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
-    ) -> AsyncCommandHandle: ...  # fmt: skip
-
-    async def run(
-        self,
-        cmd: str | Sequence[str],
-        *,
-        background: bool = False,
-        cwd: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-    ) -> CommandResult | AsyncCommandHandle:
-        """Run a command. A failing one does not raise: look at `exit_code`.
-
-        Args:
-            cmd: for bash, or a list of arguments.
-            background: return a handle at once; only then can it be sent standard input.
-            timeout: seconds; None: none (the sandbox's own time bounds it).
-
-        Raises:
-            VmNotAvailable: the sandbox is gone.
-            ExecutionFailed: no such program or working directory.
-        """
-        if timeout is not None and timeout <= 0:
-            raise ValidationFailed(f"A timeout of {timeout:g} s is not possible.", remediation="Use None for no limit.")
-        argv = ["/bin/bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)
-        listeners = Listeners(on_stdout, on_stderr)
-        if not background:
-            return await self._session.runner.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
-        started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        work = self._session.runner.exec(
-            argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
-            on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
-        )  # fmt: skip
-        task = asyncio.ensure_future(work)
-        both: list[asyncio.Future[Any]] = [started, task]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException:
-            task.cancel()  # which kills the command
-            raise
-        if not started.done():
-            started.cancel()
-            done = await task  # raises why it did not start
-            raise ExecutionFailed(f"{argv[0]} ended with {done.exit_code} before it began: {done.error or ''}")
-        request, pid = started.result()
-        handle = AsyncCommandHandle(self._session, task, request, pid)
-        self._handles[pid] = handle
-        task.add_done_callback(lambda _: self._handles.pop(pid, None))
-        return handle
-
-    async def list(self) -> list[ProcessInfo]:
-        """Commands under way."""
-        return await self._session.processes.list()
-
-    async def kill(self, pid: int) -> bool:
-        """Kill a command; False if there is none of this pid."""
-        return await self._session.processes.kill(pid)
-
-    async def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
-        """Write to a background command's standard input."""
-        handle = self._handles.get(pid)
-        if handle is None:
-            raise SessionNotFound(f"There is no background command {pid}.", remediation="commands.list() shows them.")
-        await handle.send_stdin(data, eof=eof)

@@ -219,6 +219,10 @@ class Fleet:
             )
         return limits
 
+    def has_sandbox(self, sandbox_id: str) -> bool:
+        """Whether `get_sandbox` would find it."""
+        return self._sandboxes is not None and self._sandboxes.knows(sandbox_id)
+
     async def get_sandbox(self, sandbox_id: str) -> Session:
         """A sandbox by id; one that was put aside is woken. Raises SessionNotFound."""
         return await (await self._open()).find(sandbox_id)

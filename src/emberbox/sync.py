@@ -17,9 +17,10 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
-from emberbox.aio import DEFAULT_COMMAND_TIMEOUT, DEFAULT_SANDBOX_TIMEOUT, AsyncCommandHandle, AsyncSandbox
+from emberbox.aio import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
 from emberbox.config import Settings
 from emberbox.errors import ForkFailed, VmNotAvailable
+from emberbox.inside import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle
 from emberbox.models import (
     CommandHistoryEntry,
     CommandResult,
@@ -146,6 +147,16 @@ class Sandbox:
                 settings=settings,
             )
             return cls(loop, loop.call(work))
+        except BaseException:
+            loop.close()
+            raise
+
+    @classmethod
+    def connect(cls, sandbox_id: str) -> Self:
+        """Another handle on a sandbox of this process, by its id; a paused one goes on. Raises SessionNotFound."""
+        loop = _Loop()
+        try:
+            return cls(loop, loop.call(partial(AsyncSandbox.connect, sandbox_id)))
         except BaseException:
             loop.close()
             raise

@@ -129,7 +129,7 @@ async def test_output_without_end_is_bounded(hostile) -> None:  # type: ignore[n
 
 
 async def test_silence_is_ended_by_the_hosts_own_deadline(hostile, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("emberbox.sandbox.session._GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("emberbox.sandbox.running._GRACE_SECONDS", 0.2)
     session = await hostile("hello(); time.sleep(1000)")
     run = await session.runner.run_code("python", "1", RunOptions(timeout=0.3), Listeners())
     assert run.termination_reason is TerminationReason.TIMEOUT

@@ -112,6 +112,8 @@ class Copies:
         found: dict[str, list[Node]] = {}
         problems: dict[str, VmExecutionError] = {}
         for record in self.store.records():
+            if record.imported:
+                continue
             try:
                 found.setdefault(record.info.sandbox_id, []).append(self.store.node(record))
             except SnapshotFailed as exc:

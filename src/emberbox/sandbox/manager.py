@@ -234,6 +234,11 @@ class SandboxManager:
         except KeyError:
             raise SessionNotFound(f"There is no sandbox {sandbox_id!r:.80}.") from None
 
+    def knows(self, sandbox_id: str) -> bool:
+        """Whether `find` would find it."""
+        dormant = [] if self.keeper is None else [record.sandbox_id for record in self.keeper.dormant]
+        return sandbox_id in self._sessions or sandbox_id in dormant
+
     async def find(self, sandbox_id: str) -> Session:
         """A sandbox by its id; one that was put aside is woken.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -30,8 +31,9 @@ FORMAT = 1
 BUILDING = ".new-"
 """A directory whose name begins so is a snapshot that somebody is just putting together."""
 _ABANDONED_SECONDS = 3600
-FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
-"""Of a file of a snapshot, beside its record. A record may have come from elsewhere."""
+FileName = Annotated[str, StringConstraints(pattern=rf"^(?!{re.escape(RECORD)}$)[a-z0-9][a-z0-9_.-]{{0,99}}$")]
+"""Of a file of a snapshot, beside its record. A record may have come from elsewhere: no name in it is a path."""
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SnapshotRecord(Model):
@@ -41,12 +43,13 @@ class SnapshotRecord(Model):
     info: SnapshotInfo
     path: list[str] = Field(default_factory=list)
     last_request: int
-    digests: dict[FileName, str]
+    digests: dict[FileName, Digest]
     backend: str
     processor: str
-    image: str
+    image: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,150}$")]
     built_at: datetime
-    guest: str
+    guest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{20}$")]
+    imported: bool = Field(default=False, description="it came from elsewhere, and belongs to no sandbox of this host")
     template: Template
     limits: MachineLimits
     envs: dict[str, str] = Field(default_factory=dict)
@@ -169,16 +172,9 @@ class SnapshotStore:
         Raises:
             SnapshotFailed: it was taken by another back end, or its image is not there any more.
         """
-        name = record.info.snapshot_id
-        here = f"{self._identity()} on {os.uname().machine}"
-        if (there := f"{record.backend} on {record.processor}") != here:
-            raise SnapshotFailed(
-                f"Snapshot {name} is of {there}, and this is {here}.",
-                remediation="A snapshot needs the version of the back end that it was taken with.",
-                retryable=False,
-            )
+        self.check_backend(record)
         snapshot = Snapshot(
-            self.folder / name,
+            self.folder / record.info.snapshot_id,
             self._image(record),
             record.limits,
             record.last_request,
@@ -186,6 +182,16 @@ class SnapshotStore:
             digests=record.digests,
         )
         return Node(record.info, snapshot, Moment(tuple(record.path), record.info.good))
+
+    def check_backend(self, record: SnapshotRecord) -> None:
+        """Raises SnapshotFailed: it was taken by another back end, or on another processor."""
+        here = f"{self._identity()} on {os.uname().machine}"
+        if (there := f"{record.backend} on {record.processor}") != here:
+            raise SnapshotFailed(
+                f"Snapshot {record.info.snapshot_id} is of {there}, and this is {here}.",
+                remediation="A snapshot needs the version of the back end that it was taken with.",
+                retryable=False,
+            )
 
     def _image(self, record: SnapshotRecord) -> Image:
         try:
@@ -205,7 +211,9 @@ class SnapshotStore:
         try:
             (directory / RECORD).unlink()  # from here on it is none, whatever happens
         except OSError:
-            raise SnapshotNotFound(f"There is no kept snapshot {snapshot_id!r:.80}.") from None
+            raise SnapshotNotFound(
+                f"There is no kept snapshot {snapshot_id!r:.80}.", remediation="`emberbox snapshot list` shows them."
+            ) from None
         shutil.rmtree(directory, ignore_errors=True)
 
     def sweep(self, unwanted: Callable[[SnapshotInfo], bool]) -> None:
@@ -227,9 +235,20 @@ class SnapshotStore:
                 if unfinished:
                     shutil.rmtree(directory, ignore_errors=True)
 
+    def names(self) -> list[str]:
+        """Ids of all that have a record, whether it can be read or not."""
+        return sorted(path.parent.name for path in self.folder.glob(f"snap-*/{RECORD}"))
+
+    @staticmethod
+    def check_id(snapshot_id: str) -> None:
+        """Raises SnapshotNotFound: it cannot be the id of a snapshot."""
+        if not re.fullmatch(r"snap-[0-9a-f]{1,40}", snapshot_id):
+            raise SnapshotNotFound(
+                f"{snapshot_id!r:.80} is no id of a snapshot.", remediation="`emberbox snapshot list` shows them."
+            )
+
     def _directory(self, snapshot_id: str) -> Path:
-        if not snapshot_id.startswith("snap-") or not snapshot_id.removeprefix("snap-").isalnum():
-            raise SnapshotNotFound(f"{snapshot_id!r:.80} is no id of a snapshot.")
+        self.check_id(snapshot_id)
         return self.folder / snapshot_id
 
 

@@ -32,7 +32,8 @@ async def main():
     spawner = await Spawner.start(place.path, place.lock_fd, user_namespace=False)
     null = os.open(os.devnull, os.O_RDWR)
     pipe_in, pipe_out, pids = os.pipe(), os.pipe(), []
-    for argv, fds in ((["cat"], (pipe_in[0], pipe_out[1])), (["sleep", "1000"], (null, null)), (["sleep", "1000"], (null, null))):
+    sleep = (["sleep", "1000"], (null, null))
+    for argv, fds in ((["cat"], (pipe_in[0], pipe_out[1])), sleep, sleep):
         process = await spawner.spawn(argv, stdin=fds[0], stdout=fds[1], stderr=null, env=dict(os.environ))
         pids.append(process.pid)
     for name in sys.argv[3:]:
@@ -174,7 +175,7 @@ async def test_one_that_dies_with_something_unread_does_not_end_it(run_dir: Path
     for _ in range(3):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
             control.settimeout(PATIENCE)
-            while control.connect_ex(str(left.path / spawner_main.ADOPT)):
+            while control.connect_ex(str(left.path / spawner_main.ADOPT)):  # noqa: ASYNC110 (another process)
                 await asyncio.sleep(0.01)
             control.recv(1000)
             control.send(b'{"id": 1, "op": "kept"}')

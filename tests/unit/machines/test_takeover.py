@@ -19,7 +19,7 @@ NUMBER = 4711
 ANSWER = encode({"id": NUMBER + 1, "ev": "done"})
 GARBAGE = st.one_of(
     st.binary(max_size=300),
-    st.lists(st.sampled_from([ANSWER[:-1], ANSWER[1:], encode({"id": 5, "ev": "stdout"}, b"x"), b"\0\0"])).map(b"".join),
+    st.lists(st.sampled_from([ANSWER[:-1], ANSWER[1:], encode({"id": 5, "ev": "stdout"}, b"x")])).map(b"".join),
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ async def test_a_second_attempt_drops_the_answer_to_the_first(agent: Agent) -> N
 FRAMES = [
     ({"id": 1, "op": "write", "path": "f"}, b"\xff\0payload" * 50),
     ({"id": 2, "op": "exec", "argv": ["x" * 300]}, b""),
-    ({"id": 3, "op": "run_code"}, b"print('ü')" * 30),
+    ({"id": 3, "op": "run_code"}, b"print('\xc3\xbc')" * 30),
 ]
 LONGEST = 1000
 
@@ -128,7 +128,7 @@ async def test_the_host_pads_as_much_as_the_longest_frame_has(agent: Agent) -> N
     call = asyncio.ensure_future(agent.channel.call("wake"))
     decoder = FrameDecoder(padded=True)
     decoder.feed(encode({"id": 1, "op": "write", "crc": 0}, bytes(MAX_PAYLOAD))[:20])
-    frames = []
+    frames: list[Header] = []
     async with asyncio.timeout(PATIENCE):
         while not frames or frames[-1]["op"] != "wake":
             decoder.feed(await asyncio.to_thread(os.read, agent.requests_fd, 1 << 20))
@@ -145,12 +145,10 @@ async def test_the_host_pads_as_much_as_the_longest_frame_has(agent: Agent) -> N
     ("argument", "payload", "checked"),
     [("a", b"", False), ("a", b"x" * 100, False), ("a", b"x" * 3000, True), ("a" * 3000, b"x", True)],
 )
-async def test_what_may_be_cut_has_a_checksum(agent: Agent, argument: str, payload: bytes, checked: bool) -> None:  # noqa: FBT001
+async def test_what_may_be_cut_has_a_checksum(agent: Agent, argument: str, payload: bytes, checked: bool) -> None:
     call = asyncio.ensure_future(agent.channel.call("write", payload, path=argument))
     header, data = await agent.request()
     assert ("crc" in header) is checked
     assert header.get("crc", zlib.crc32(data)) == zlib.crc32(payload)
     agent.send({"id": header["id"], "ev": "done"})
     await call
-
-

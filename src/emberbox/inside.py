@@ -1,0 +1,175 @@
+"""Files and commands of an `AsyncSandbox`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal, overload
+
+from emberbox.errors import ExecutionFailed, SessionNotFound, ValidationFailed
+from emberbox.models import CommandResult, EntryInfo, ProcessInfo
+from emberbox.sandbox.files import Data
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners, OnText
+
+DEFAULT_COMMAND_TIMEOUT = 60.0
+
+
+class AsyncFiles:
+    """Files of a sandbox. Relative paths start in the work directory; errors are GuestFileError."""
+
+    def __init__(self, session: Session) -> None:
+        self._files = session.files
+
+    @overload
+    async def read(self, path: str) -> str: ...
+    @overload
+    async def read(self, path: str, format: Literal["text"]) -> str: ...
+    @overload
+    async def read(self, path: str, format: Literal["bytes"]) -> bytes: ...
+    @overload
+    async def read(self, path: str, format: Literal["stream"]) -> AsyncIterator[bytes]: ...
+
+    async def read(
+        self,
+        path: str,
+        format: Literal["text", "bytes", "stream"] = "text",  # noqa: A002 (the field's name for it)
+    ) -> str | bytes | AsyncIterator[bytes]:
+        """Read a file as `text` (UTF-8, nonsense replaced), `bytes`, or a `stream` of pieces of at most 256 KiB."""
+        if format == "stream":
+            return self._files.read_stream(path)
+        data = await self._files.read_bytes(path)
+        return data if format == "bytes" else data.decode("utf-8", "replace")
+
+    async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
+        """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
+        return await self._files.write(path, data, mode=mode)
+
+    async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
+        """Entries of a directory, `depth` levels deep."""
+        return await self._files.list(path, depth=depth)
+
+    async def exists(self, path: str) -> bool:
+        return await self._files.exists(path)
+
+    async def get_info(self, path: str) -> EntryInfo:
+        return await self._files.get_info(path)
+
+    async def make_dir(self, path: str) -> bool:
+        """Make a directory and its parents; False if it was there already."""
+        return await self._files.make_dir(path)
+
+    async def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all it holds."""
+        await self._files.remove(path)
+
+    async def rename(self, path: str, new_path: str) -> EntryInfo:
+        return await self._files.rename(path, new_path)
+
+
+class AsyncCommandHandle:
+    """A command that runs in the background."""
+
+    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
+        self._session = session
+        self._task = task
+        self._request = request
+        self.pid = pid
+
+    async def wait(self) -> CommandResult:
+        """Wait for its end. Being cancelled here leaves the command running."""
+        return await asyncio.shield(self._task)
+
+    async def kill(self) -> bool:
+        """Kill it and its children; False if it had ended."""
+        return not self._task.done() and await self._session.processes.kill(self.pid)
+
+    async def send_stdin(self, data: str | bytes, *, eof: bool = False) -> None:
+        """Write to its standard input; `eof` closes it afterwards."""
+        await self._session.runner.send_stdin(self._request, data.encode() if isinstance(data, str) else data, eof=eof)
+
+
+class AsyncCommands:
+    """Programs in a sandbox, run as its user. A string is run by `bash -c`, a list as it is."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._handles: dict[int, AsyncCommandHandle] = {}
+
+    @overload
+    async def run(
+        self, cmd: str | Sequence[str], *, background: Literal[False] = False, cwd: str | None = None,
+        envs: Mapping[str, str] | None = None, timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
+    ) -> CommandResult: ...  # fmt: skip
+    @overload
+    async def run(
+        self, cmd: str | Sequence[str], *, background: Literal[True], cwd: str | None = None,
+        envs: Mapping[str, str] | None = None, timeout: float | None = None,
+        on_stdout: OnText | None = None, on_stderr: OnText | None = None,
+    ) -> AsyncCommandHandle: ...  # fmt: skip
+
+    async def run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        background: bool = False,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+    ) -> CommandResult | AsyncCommandHandle:
+        """Run a command. A failing one does not raise: look at `exit_code`.
+
+        Args:
+            cmd: for bash, or a list of arguments.
+            background: return a handle at once; only then can it be sent standard input.
+            timeout: seconds; None: none (the sandbox's own time bounds it).
+
+        Raises:
+            VmNotAvailable: the sandbox is gone.
+            ExecutionFailed: no such program or working directory.
+        """
+        if timeout is not None and timeout <= 0:
+            raise ValidationFailed(f"A timeout of {timeout:g} s is not possible.", remediation="Use None for no limit.")
+        argv = ["/bin/bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)
+        listeners = Listeners(on_stdout, on_stderr)
+        if not background:
+            return await self._session.runner.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
+        started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        work = self._session.runner.exec(
+            argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
+            on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
+        )  # fmt: skip
+        task = asyncio.ensure_future(work)
+        both: list[asyncio.Future[Any]] = [started, task]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            task.cancel()  # which kills the command
+            raise
+        if not started.done():
+            started.cancel()
+            done = await task  # raises why it did not start
+            raise ExecutionFailed(f"{argv[0]} ended with {done.exit_code} before it began: {done.error or ''}")
+        request, pid = started.result()
+        handle = AsyncCommandHandle(self._session, task, request, pid)
+        self._handles[pid] = handle
+        task.add_done_callback(lambda _: self._handles.pop(pid, None))
+        return handle
+
+    async def list(self) -> list[ProcessInfo]:
+        """Commands under way."""
+        return await self._session.processes.list()
+
+    async def kill(self, pid: int) -> bool:
+        """Kill a command; False if there is none of this pid."""
+        return await self._session.processes.kill(pid)
+
+    async def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
+        """Write to a background command's standard input."""
+        handle = self._handles.get(pid)
+        if handle is None:
+            raise SessionNotFound(f"There is no background command {pid}.", remediation="commands.list() shows them.")
+        await handle.send_stdin(data, eof=eof)
