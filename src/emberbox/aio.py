@@ -101,6 +101,7 @@ class AsyncSandbox:
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         limits: MachineLimits | None = None,
+        snapshot: str | None = None,
         engine: Engine | None = None,
         settings: Settings | None = None,
     ) -> Self:
@@ -112,12 +113,16 @@ class AsyncSandbox:
             envs: environment of everything that runs in it.
             metadata: words of your own, returned by `get_info`.
             limits: memory, CPU, processes, disk; the template's own unless given.
+            snapshot: id of a kept snapshot (`snapshot(keep=True)`) to go on from: files, variables and processes are as
+                they were then. Not together with `template` or `limits`, which are the snapshot's. What `envs` adds is
+                for what starts from now on.
             engine: use this one; else one is shared by all sandboxes of this event loop.
             settings: make an engine of this sandbox's own with these settings.
 
         Raises:
             VmNotAvailable: no back end is usable, or the machine did not start (`emberbox doctor` explains).
             ImageError: the template's image could not be built.
+            SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
         """
         if engine is not None and settings is not None:
             raise ValidationFailed("Give either `engine` or `settings`, not both.", remediation="Drop one of them.")
@@ -128,7 +133,7 @@ class AsyncSandbox:
             share.take(making)
         try:
             session = await engine.create_sandbox(
-                template, limits=limits, envs=envs, metadata=metadata, timeout=timeout
+                template, limits=limits, envs=envs, metadata=metadata, timeout=timeout, snapshot=snapshot
             )
             if share is not None:
                 share.take(session.id)

@@ -101,7 +101,7 @@ class Fleet:
             factory,
             self.settings.boot_timeout_seconds,
             self.settings.snapshot_dir or self.settings.cache_dir / "snapshots",
-            self._snapshot_store(factory),
+            self.kept_snapshots(),
             Bounds(
                 self.settings.max_snapshots,
                 self.settings.max_snapshot_mb_per_agent << 20,
@@ -124,8 +124,13 @@ class Fleet:
         """Seconds between two looks for idle sandboxes."""
         return min(30.0, self.settings.session_idle_seconds / 4)
 
-    def _snapshot_store(self, factory: MachineFactory) -> SnapshotStore:
-        return SnapshotStore(self.settings.state_dir / "snapshots", ImageStore(self.settings), lambda: factory.identity)
+    def kept_snapshots(self) -> SnapshotStore:
+        """The snapshots of `state_dir`, which outlive this process. To look at them starts nothing."""
+
+        def identity() -> str:
+            return (self._factory or self._choose()).identity
+
+        return SnapshotStore(self.settings.state_dir / "snapshots", ImageStore(self.settings), identity)
 
     def _choose(self) -> MachineFactory:
         wanted = list(BACKENDS) if self.settings.backend == "auto" else [self.settings.backend]

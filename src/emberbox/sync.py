@@ -132,6 +132,7 @@ class Sandbox:
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         limits: MachineLimits | None = None,
+        snapshot: str | None = None,
         settings: Settings | None = None,
     ) -> Self:
         """Start a sandbox. Arguments and errors as of `AsyncSandbox.create`."""
@@ -144,6 +145,7 @@ class Sandbox:
                 envs=envs,
                 metadata=metadata,
                 limits=limits,
+                snapshot=snapshot,
                 settings=settings,
             )
             return cls(loop, loop.call(work))

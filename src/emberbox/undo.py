@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from weakref import WeakKeyDictionary
@@ -58,6 +59,8 @@ class Undo:
         self._on_failure = config.enabled and config.snapshot_on_failure
         self._back = config.enabled and config.auto_rollback_on_failure
         self._under_way: WeakKeyDictionary[Session, asyncio.Task[None]] = WeakKeyDictionary()
+        self._recorded: WeakKeyDictionary[Session, deque[str | None]] = WeakKeyDictionary()
+        """Executions that the history still has an entry of, and None for the state before the first one."""
 
     # --- by hand --------------------------------------------------------------------------------------------------
 
@@ -241,6 +244,7 @@ class Undo:
         self._tell_of_death(sandbox, execution)
         if not (self._every or self._on_failure or self._back):
             return
+        self._drop_unrecorded(sandbox, execution.execution_id)
         if execution.succeeded and not self._every:
             task = asyncio.create_task(self._quietly_take(sandbox))
             self._under_way[sandbox] = task
@@ -252,6 +256,16 @@ class Undo:
                 await self._failed(sandbox, execution, before)
         except _FAILURES as exc:
             execution.notes.append(f"Not all was done that the history's policy asks for: {exc.message}")
+
+    def _drop_unrecorded(self, sandbox: Session, execution_id: str) -> None:
+        """Snapshots of a policy go with the entries of the history that they belong to."""
+        recorded = self._recorded.setdefault(sandbox, deque([None], self._config.max_history_entries + 1))
+        recorded.append(execution_id)
+        tree = self._copies.tree(sandbox)
+        for node in tree.nodes():
+            automatic = node.info.kind not in {"manual", "shutdown", "pre_rollback"}
+            if automatic and node is not tree.current() and node.info.execution_id not in recorded:
+                tree.remove(node.info.snapshot_id)
 
     @staticmethod
     def _tell_of_death(sandbox: Session, execution: Execution) -> None:

@@ -146,6 +146,17 @@ def test_snapshots_of_a_policy_make_room_and_those_by_hand_stay(with_policy: Any
     assert sandbox.run_code("x").error is not None
 
 
+def test_snapshots_go_with_the_entries_of_the_history(with_policy: Any) -> None:
+    sandbox = with_policy(snapshot_on_execution=True, max_history_entries=2)
+    mine = sandbox.snapshot("mine")
+    runs = [sandbox.run_code(f"x = {number}") for number in range(5)]
+    assert [row.execution_id for row in sandbox.history()] == [runs[4].execution_id, runs[3].execution_id]
+    kept = [snapshot.snapshot_id for snapshot in sandbox.list_snapshots()]
+    assert kept == [mine.snapshot_id, *(run.snapshot_after for run in runs[2:])], "before and after what is recorded"
+    sandbox.rollback(runs[3])
+    assert sandbox.run_code("x").text == "2"
+
+
 async def test_code_in_another_context_is_no_reason_to_refuse(nothing_left: None, settings: Settings) -> None:
     """A snapshot is not possible while something runs; the caller is told, and the code runs."""
     history = settings.vm_execution.history.model_copy(update={"snapshot_on_failure": True})

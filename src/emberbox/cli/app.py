@@ -21,6 +21,8 @@ image_app = typer.Typer(help="What sandboxes start from: list, build, show, remo
 app.add_typer(image_app, name="image")
 history_app = typer.Typer(help="What was executed: list, show, verify.", no_args_is_help=True)
 app.add_typer(history_app, name="history")
+snapshot_app = typer.Typer(help="Kept snapshots: list, show, delete, export, import.", no_args_is_help=True)
+app.add_typer(snapshot_app, name="snapshot")
 
 _EXITS = (
     "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, "
@@ -214,6 +216,57 @@ def history_verify(
     from emberbox.cli.history import verify_chain
 
     verify_chain(noted=noted, as_json=as_json)
+
+
+SnapshotId = Annotated[str, typer.Argument(help="Id of a snapshot, from `emberbox snapshot list`.")]
+
+
+@snapshot_app.command("list")
+def snapshot_list(as_json: Json = False) -> None:
+    """Snapshots that outlive their process, oldest first."""
+    from emberbox.cli.snapshot import list_snapshots
+
+    list_snapshots(as_json=as_json)
+
+
+@snapshot_app.command("show")
+def snapshot_show(snapshot_id: SnapshotId, as_json: Json = False) -> None:
+    """What a snapshot is of, and whether it can be used here."""
+    from emberbox.cli.snapshot import show_snapshot
+
+    show_snapshot(snapshot_id, as_json=as_json)
+
+
+@snapshot_app.command("delete")
+def snapshot_delete(
+    snapshot_id: SnapshotId,
+    force: Annotated[bool, typer.Option("--force", help="Even if a durable sandbox may go on from it.")] = False,
+) -> None:
+    """Delete a snapshot."""
+    from emberbox.cli.snapshot import delete_snapshot
+
+    delete_snapshot(snapshot_id, force=force)
+
+
+@snapshot_app.command("export")
+def snapshot_export(
+    snapshot_id: SnapshotId,
+    file: Annotated[Path, typer.Argument(help="A new file; compressed if its name ends in .gz.")],
+) -> None:
+    """Write a snapshot to one file. It holds the memory of the sandbox: keep it private."""
+    from emberbox.cli.snapshot import export
+
+    export(snapshot_id, file)
+
+
+@snapshot_app.command("import")
+def snapshot_import(
+    file: Annotated[Path, typer.Argument(help="A file that `emberbox snapshot export` wrote.")],
+) -> None:
+    """Take a snapshot in from a file, whole or not at all. Only from whom you trust: see SECURITY.md."""
+    from emberbox.cli.snapshot import import_
+
+    import_(file)
 
 
 def main() -> None:

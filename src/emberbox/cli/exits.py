@@ -19,6 +19,7 @@ from emberbox.errors import (
     HistoryError,
     ImageError,
     PolicyBlocked,
+    SnapshotNotFound,
     ValidationFailed,
     VmExecutionError,
     VmNotAvailable,
@@ -43,7 +44,7 @@ def exit_of_error(error: VmExecutionError) -> Exit:
         return Exit.BLOCKED
     if isinstance(error, VmNotAvailable | ImageError):
         return Exit.NO_BACKEND
-    if isinstance(error, ConfigError | HistoryError | ValidationFailed):
+    if isinstance(error, ConfigError | HistoryError | SnapshotNotFound | ValidationFailed):
         return Exit.USAGE
     return Exit.TIMEOUT if error.code == "timeout" else Exit.FAILED
 

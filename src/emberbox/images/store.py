@@ -179,27 +179,29 @@ class ImageStore:
         Raises:
             ImageError: it is not there any more.
         """
-        here = self.folder / directory
-        try:
-            manifest = read_manifest(here)
-        except ImageError as exc:
-            raise ImageError(
-                f"The image {directory} is not here.",
-                remediation=f"Copy that directory to {self.folder}; one that is built anew is another image.",
-            ) from exc
+        manifest = self.check(directory, built_at)
         guest_dir = self.settings.cache_dir / "guest" / guest
-        if manifest.built_at != built_at or not guest_dir.is_dir():
-            what = "guest agent" if manifest.built_at == built_at else f"image {directory}"
+        if not guest_dir.is_dir():
             raise ImageError(
-                f"The {what} that the machine was started with is not here.",
-                remediation=f"Copy images/{directory} and guest/{guest} of that time to {self.settings.cache_dir}.",
+                "The guest agent that the machine was started with is not here.",
+                remediation=f"Copy guest/{guest} of that time to {guest_dir.parent}.",
             )
-        return Image(here, template, manifest, guest_dir)
+        return Image(self.folder / directory, template, manifest, guest_dir)
+
+    def check(self, directory: str, built_at: datetime) -> Manifest:
+        """The manifest of the image of this name that was built then; raises ImageError: it is not there any more."""
+        remedy = f"Copy that directory of the time to {self.folder}; one that is built anew is another image."
+        try:
+            manifest = read_manifest(self.folder / directory)
+        except ImageError as exc:
+            raise ImageError(f"The image {directory} is not here.", remediation=remedy) from exc
+        if manifest.built_at != built_at:
+            raise ImageError(f"The image {directory} here is another build than it must be.", remediation=remedy)
+        return manifest
 
     def guest_dir(self) -> Path:
         """A copy of the guest agent for machines to mount: a machine keeps its agent when the package is upgraded."""
-        source = resources.files("emberbox.guest")
-        files = sorted(_walk(Path(str(source))), key=lambda pair: pair[0])
+        files = guest_files(Path(str(resources.files("emberbox.guest"))))
         target = self.settings.cache_dir / "guest" / _digest_of(files)
         if not target.is_dir():
             _copy_whole(files, target)
@@ -214,13 +216,24 @@ def _digest_of(files: list[tuple[str, Path]]) -> str:
     infos = [(name, path.stat()) for name, path in files]
     state = tuple((name, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) for name, info in infos)
     if state not in _digests:
-        digest = hashlib.sha256()
-        for name, path in files:
-            data = path.read_bytes()
-            digest.update(f"{name}\0{len(data)}\0".encode() + data)
+        digest = guest_digest(files)
         _digests.clear()
-        _digests[state] = digest.hexdigest()[:20]
+        _digests[state] = digest
     return _digests[state]
+
+
+def guest_files(folder: Path) -> list[tuple[str, Path]]:
+    """Names and paths of the files of a guest agent, in the order in which they are digested."""
+    return sorted(_walk(folder), key=lambda pair: pair[0])
+
+
+def guest_digest(files: list[tuple[str, Path]]) -> str:
+    """What the folder of a guest agent is called; raises OSError."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        data = path.read_bytes()
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()[:20]
 
 
 def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:

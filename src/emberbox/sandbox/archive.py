@@ -1,9 +1,10 @@
 """Kept snapshots as one file, to carry to another host: a tar archive, compressed where its name ends in `.gz`.
 
-It holds, in this order and under these names: `archive.json` (what this is), `snapshot.json` (the record), `guest/…` (the
-agent that runs inside), `files/…` (memory and state). Whoever sends one is not trusted to have made it by this program:
-nothing but plain files of expected names and bounded sizes is accepted, every byte is checked against a digest, and the
-snapshot appears when it is whole. What is *in* the memory of the machine is another matter: see SECURITY.md.
+It holds, in this order and under these names: `archive.json` (what this is), `snapshot.json` (the record), `guest/…`
+(the agent that runs inside), `files/…` (memory and state). Whoever sends one is not trusted to have made it by this
+program: nothing but plain files of expected names and bounded sizes is accepted, every byte is checked against a
+digest, and the snapshot appears when it is whole. What is *in* the memory of the machine is another matter: see
+SECURITY.md.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _MOST_TEXT = 4 << 20
 _MOST_GUEST = 8 << 20
-_MOST_GUEST_FILES = 200
-_GUEST_NAME = re.compile(r"[a-z_][a-z0-9_]{0,60}(/[a-z_][a-z0-9_]{0,60})?\.py")
+_MOST_FILES = 200
+_GUEST_NAME = re.compile(r"[a-z_][a-z0-9_]{0,60}(/[a-z_][a-z0-9_]{0,60})?\.(py|js|sh)")
 _SPARE = 64 << 20
 """Bytes that an import leaves free on the disk."""
 
@@ -294,14 +295,16 @@ class _Import:
         building = guests / f".{record.guest}.{secrets.token_hex(4)}"
         self._left.append(building)
         building.mkdir(mode=0o755)
-        count = total = 0
-        for name, size in self._entries:
-            if not name.startswith(_GUEST):
-                self._next = name, size
+        names: set[str] = set()
+        total = 0
+        for entry, size in self._entries:
+            if not entry.startswith(_GUEST):
+                self._next = entry, size
                 break
-            total, count, name = total + size, count + 1, name.removeprefix(_GUEST)
-            if not _GUEST_NAME.fullmatch(name) or total > _MOST_GUEST or count > _MOST_GUEST_FILES:
+            total, name = total + size, entry.removeprefix(_GUEST)
+            if name in names or not _GUEST_NAME.fullmatch(name) or total > _MOST_GUEST or len(names) > _MOST_FILES:
                 raise _bad(self._reader.source, f"{name!r:.80} is no file of a guest agent")
+            names.add(name)
             path = building / name
             path.parent.mkdir(exist_ok=True)
             with path.open("xb") as file:

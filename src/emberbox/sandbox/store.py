@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from emberbox.errors import ImageError, SnapshotFailed, SnapshotNotFound
 from emberbox.images.store import Image, ImageStore
@@ -31,7 +31,15 @@ FORMAT = 1
 BUILDING = ".new-"
 """A directory whose name begins so is a snapshot that somebody is just putting together."""
 _ABANDONED_SECONDS = 3600
-FileName = Annotated[str, StringConstraints(pattern=rf"^(?!{re.escape(RECORD)}$)[a-z0-9][a-z0-9_.-]{{0,99}}$")]
+
+
+def _not_the_record(name: str) -> str:
+    if name == RECORD:
+        raise ValueError("the record has no digest of itself")
+    return name
+
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$"), AfterValidator(_not_the_record)]
 """Of a file of a snapshot, beside its record. A record may have come from elsewhere: no name in it is a path."""
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 

@@ -151,7 +151,7 @@ def test_a_missing_image_is_named_with_its_remedy(store: SnapshotStore, settings
     (image.directory / "manifest.json").unlink()
     with pytest.raises(SnapshotFailed, match=f"image {image.directory.name} is not here") as error:
         store.node(record)
-    assert f"Copy that directory to {settings.cache_dir / 'images'}" in error.value.remediation
+    assert f"Copy that directory of the time to {settings.cache_dir / 'images'}" in error.value.remediation
     assert not error.value.retryable
 
 
