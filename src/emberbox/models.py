@@ -430,6 +430,13 @@ class VmExecuteResponse(Model):
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     memory_peak_mb: float | None = None
+    changed_files: list[FileChange] | None = None
+    snapshot_before: str | None = None
+    snapshot_id: str | None = Field(default=None, description="of the state after it")
+    rolled_back_to: str | None = None
+    restored_from: str | None = None
+    lost_executions: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
     @classmethod
     def of(cls, run: Execution) -> VmExecuteResponse:
@@ -453,6 +460,13 @@ class VmExecuteResponse(Model):
             stdout_truncated=run.stdout_truncated,
             stderr_truncated=run.stderr_truncated,
             memory_peak_mb=run.memory_peak_mb,
+            changed_files=run.changed_files,
+            snapshot_before=run.snapshot_before,
+            snapshot_id=run.snapshot_after,
+            rolled_back_to=run.rolled_back_to,
+            restored_from=run.restored_from,
+            lost_executions=run.lost_executions,
+            notes=run.notes,
         )
 
 

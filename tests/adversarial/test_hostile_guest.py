@@ -73,7 +73,7 @@ async def hostile(engine: Engine, settings: Settings, tmp_path: Path) -> AsyncIt
         engine._factory,
         boot_timeout=15,
         snapshot_base=tmp_path / "snapshots",
-        store=engine._snapshot_store(engine._factory),
+        store=engine.kept_snapshots(),
     )
     tmp_path.chmod(0o755)
 

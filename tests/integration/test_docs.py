@@ -14,7 +14,7 @@ from emberbox import CodeBlockExtractor
 from emberbox.languages import LANGUAGES
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/sdk.md", "docs/limits.md", "docs/history.md", "docs/undo.md"]
+PAGES = ["README.md", "docs/sdk.md", "docs/limits.md", "docs/history.md", "docs/durable.md", "docs/undo.md"]
 
 
 def python_blocks() -> list[ParameterSet]:

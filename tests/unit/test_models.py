@@ -14,6 +14,7 @@ from emberbox.models import (
     CodeBlock,
     Execution,
     ExecutionError,
+    FileChange,
     ExecutionIntent,
     HistoryConfig,
     Logs,
@@ -210,6 +211,13 @@ def test_the_wire_form_of_an_execution() -> None:
         context_survived=False,
         stdout_truncated=True,
         memory_peak_mb=7,
+        changed_files=[FileChange(path="/home/user/a", change="deleted")],
+        snapshot_before="snap-1",
+        snapshot_after="snap-2",
+        rolled_back_to="snap-1",
+        restored_from="snap-0",
+        lost_executions=["ex-0"],
+        notes=["n"],
     )
     response = VmExecuteResponse.of(run)
     assert response.model_dump(mode="json") == {
@@ -230,6 +238,13 @@ def test_the_wire_form_of_an_execution() -> None:
         "stdout_truncated": True,
         "stderr_truncated": False,
         "memory_peak_mb": 7.0,
+        "changed_files": [{"path": "/home/user/a", "change": "deleted"}],
+        "snapshot_before": "snap-1",
+        "snapshot_id": "snap-2",
+        "rolled_back_to": "snap-1",
+        "restored_from": "snap-0",
+        "lost_executions": ["ex-0"],
+        "notes": ["n"],
     }
     assert response.results[0].text == "t"
     assert VmExecuteResponse.of(execution()).error is None

@@ -86,3 +86,5 @@ def _epilogue(execution: Execution) -> None:
         _err(trace.rstrip() + "\n")
     if execution.termination_reason not in (TerminationReason.COMPLETED, TerminationReason.INTERRUPTED):
         _err(f"emberbox: {execution.termination_reason.value} after {execution.duration_ms:.0f} ms\n")
+    for note in execution.notes:
+        _err(f"emberbox: {note}\n")

@@ -174,6 +174,8 @@ class Screen:
             words.append("its variables are lost")
         mark = "[green]✓[/]" if good else "[red]✗[/]"
         self.console.print(f"{mark} [dim]{' · '.join(words)}[/]")
+        for note in execution.notes:
+            self.console.print(f"  [cyan]→[/] {escape(printable(note))}", soft_wrap=True)
 
     async def block_refused(self, index: int, error: VmExecutionError) -> None:
         """Why a block was not run."""

@@ -83,9 +83,13 @@ class Agent:
                 for pid in self.pids():
                     kill_tree(self._settings.uid, pid, since=0, others=())
 
-    def send(self, header: Header, payload: bytes = b"") -> None:
-        """Queue an event for the host."""
-        if not 0 < header["id"] <= self._muted:
+    def send(self, header: Header, payload: bytes = b"", *, lazily: bool = False) -> None:
+        """Queue an event for the host; `lazily`: it may wait for the next one."""
+        if 0 < header["id"] <= self._muted:
+            return
+        if lazily:
+            self._channel.send_lazily(header)
+        else:
             self._channel.send(header, payload)
 
     def pids(self) -> List[int]:
@@ -298,7 +302,7 @@ class Agent:
         run = context.run = CodeRun(self, ident, context, *limits)
         run.kernel, run.tracked = kernel, tracked
         self.executions[ident] = run
-        run.emit("started", context=context.ident)
+        run.started(context=context.ident)
         request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2]}
         run.set_timeout(timeout)
         kernel.execute(run, request, code, stdin)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .protocol import Header
 
-READ_SIZE = 1 << 18
+READ_SIZE = 1 << 16
+"""What a pipe holds; a larger buffer would only have to be mapped and unmapped each time."""
+LAZY_SECONDS = 0.02
 WRITE_CHUNKS = 64
 BACKLOG_LIMIT = 4 << 20
 """Unsent bytes to the host above which the agent stops reading the output of programs."""
@@ -45,6 +47,8 @@ class Channel:
         self._reading = True
         self._quiet = False
         self._kept: Deque[bytes] = deque()
+        self._lazy: int | None = None
+        """A timer: all that is queued may wait for it."""
         self.backlog = 0
         self.closed = False
         for fd in {fd_in, fd_out}:
@@ -55,16 +59,30 @@ class Channel:
         """Queue a frame; it leaves with the next `flush`."""
         self.send_raw(encode(header, payload))
 
+    def send_lazily(self, header: Header) -> None:
+        """Queue a frame that may wait for the next one, but not for long: each write wakes the host, which costs more
+        than all the rest of it."""
+        alone = not self._chunks
+        self.send(header)
+        if alone and self._chunks:
+            self._lazy = self._loop.later(LAZY_SECONDS, self._hurry)
+
+    def _hurry(self) -> None:
+        self._loop.cancel(self._lazy)
+        self._lazy = None
+
     def send_raw(self, data: bytes) -> None:
         """Queue bytes for a peer that does not read frames."""
         if not self.closed:
+            if self._lazy is not None:
+                self._hurry()
             (self._kept if self._quiet else self._chunks).append(data)
             self.backlog += len(data)
 
     def flush(self) -> None:
         """Write what the peer takes now; the rest follows as soon as it takes more."""
         chunks = self._chunks
-        if not chunks or self.closed or self._waiting:
+        if not chunks or self.closed or self._waiting or self._lazy is not None:
             return
         try:
             while chunks:
@@ -102,6 +120,7 @@ class Channel:
         """Close without telling the owner."""
         if not self.closed:
             self.closed = True
+            self._hurry()
             for fd in {self._in, self._out}:
                 self._loop.pause(fd)
                 os.close(fd)

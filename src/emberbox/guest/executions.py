@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import signal
-import time
 
 from . import outcome
 from .processes import (
     exit_code,
     out_of_memory_kills,
     thread_count,
-    ticks_now,
 )
 from .streams import Capture
 
@@ -35,8 +33,7 @@ class Execution:
     def __init__(self, agent: Agent, ident: int, stdout_limit: int, stderr_limit: int) -> None:
         self.agent = agent
         self.ident = ident
-        self.began = time.monotonic()
-        self.since = ticks_now()
+        self.began = agent.loop.time()
         self.stdout = Capture(stdout_limit, lambda data: self.emit("stdout", data))
         self.stderr = Capture(stderr_limit, lambda data: self.emit("stderr", data))
         self.timed_out = False
@@ -51,6 +48,10 @@ class Execution:
     def emit(self, event: str, payload: bytes = b"", **fields: Any) -> None:
         """Send an event of this request."""
         self.agent.send({"id": self.ident, "ev": event, **fields}, payload)
+
+    def started(self, **fields: Any) -> None:
+        """Send the event that it is under way."""
+        self.agent.send({"id": self.ident, "ev": "started", **fields}, lazily=True)
 
     def set_timeout(self, timeout: float | None) -> None:
         """Begin to end this execution after that many seconds."""
@@ -106,12 +107,12 @@ class Execution:
 
     def seconds(self) -> float:
         """How long this has been under way."""
-        return time.monotonic() - self.began
+        return self.agent.loop.time() - self.began
 
     def done(self, **fields: Any) -> None:
         """Send the final event."""
         self.agent.executions.pop(self.ident, None)
-        duration = (time.monotonic() - self.began) * 1000
+        duration = self.seconds() * 1000
         if self.tracked:
             fields["changes"] = self.agent.changes.look()
         self.emit(

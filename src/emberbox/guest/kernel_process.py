@@ -8,7 +8,7 @@ import signal
 
 from .channel import Channel
 from .limits import AsUser
-from .processes import kill_tree, send_signal, ticks_now
+from .processes import kill_tree, send_signal
 from .streams import Pipe
 
 TYPE_CHECKING = False
@@ -50,9 +50,11 @@ class KernelProcess:
         self._doomed = False
         self._run: Run | None = None
         self._sequence = 0
-        self._born_at = ticks_now()
+        self._began = loop.time()
         self._had_stdin = False
         self._ready: Callable[[], None] | None = None
+        self._heard = self._last = -1
+        """Rounds of the loop: of the last frame, and of the last one that said that `done` came with it."""
         self.legacy = b""
         """The state that a kernel which has ended in an orderly way leaves to the next one."""
         self.others: Callable[[], List[int]] = list
@@ -64,9 +66,10 @@ class KernelProcess:
             self._stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
         control, child_control = _socket.socketpair()
         fd = control.detach()
+        # Before the pipes, so that these are asked after it whether they are empty: see `_finish`.
+        self._channel = Channel(loop, fd, fd, self._on_frame, self._on_channel_end)
         self.stdout = Pipe(loop, out, lambda: None)
         self.stderr = Pipe(loop, err, lambda: None)
-        self._channel = Channel(loop, fd, fd, self._on_frame, self._on_channel_end)
         child_fds = [child_control.detach(), self._stdin, child_out, child_err]
         try:
             self.start(child_fds)
@@ -91,8 +94,8 @@ class KernelProcess:
         """The process has gone."""
         if self.dead:
             return
-        self.stdout.drain()
-        self.stderr.drain()
+        self.stdout.drain_all()
+        self.stderr.drain_all()
         self._channel.read_all()
         if self.pid is not None:
             self.bury(self.pid, status)
@@ -145,7 +148,7 @@ class KernelProcess:
         self.stderr.drain()
         self._sequence += 1
         self._run = run
-        self._born_at = ticks_now()
+        self._began = self._loop.time()
         self.stdout.capture, self.stderr.capture = run.stdout, run.stderr
         if stdin or self._had_stdin:
             self._give_input(stdin)
@@ -185,9 +188,9 @@ class KernelProcess:
     def hold(self, *, reading: bool) -> None:
         """Stop or resume taking output, while the host is slow."""
         if not self.dead:
+            self._channel.hold(reading=reading)
             self.stdout.hold(reading=reading)
             self.stderr.hold(reading=reading)
-            self._channel.hold(reading=reading)
 
     def _give_input(self, data: bytes) -> None:
         self._had_stdin = bool(data)
@@ -200,7 +203,7 @@ class KernelProcess:
 
     def _kill_tree(self, pid: int) -> None:
         # Between executions an orphan is somebody's daemon, left behind on purpose.
-        since = self._born_at if self._run is not None else None
+        since = self._began if self._run is not None else None
         kill_tree(self._settings.uid, pid, since=since, others=self.others())
 
     def _on_frame(self, header: Header, payload: bytes) -> None:
@@ -211,7 +214,10 @@ class KernelProcess:
         if run is None or header["id"] != self._sequence:
             return  # a thread that went on after its execution
         try:
+            self._gather()
             if header.get("ev") == "result":
+                if header.get("last") is True:
+                    self._last = self._heard
                 run.on_result(header, payload)
             elif header.get("ev") == "done":
                 self._finish(run, header)
@@ -220,10 +226,20 @@ class KernelProcess:
         except (TypeError, ValueError):
             self.kill()
 
+    def _gather(self) -> None:
+        """Take the output that was written before the frame that has come."""
+        # The kernel flushed before it sent this: what it wrote is in the pipes by now. Where this frame is what woke us
+        # up, the loop knows already whether they are empty, because it asked them after the channel.
+        rounds = self._loop.rounds
+        if self._last != rounds:  # else it was sent together with the frame before it
+            for pipe in (self.stdout, self.stderr):
+                if self._heard == rounds:
+                    pipe.drain_all()
+                else:
+                    pipe.drain()
+        self._heard = rounds
+
     def _finish(self, run: Run, header: Header) -> None:
-        # The kernel flushed before it said so: what it wrote is in the pipes by now.
-        self.stdout.drain()
-        self.stderr.drain()
         run.on_done(header)
         self._run = None
         self.stdout.capture = self.stderr.capture = None

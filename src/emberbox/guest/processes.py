@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 from .limits import default_signals, restrict
 
@@ -129,22 +128,18 @@ def thread_count(uid: int) -> int:
     return sum(process.threads for process in processes_of(uid).values())
 
 
-def ticks_now() -> int:
-    """The present on the clock of `Process.started`."""
-    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * CLOCK_TICKS)
-
-
-def kill_tree(uid: int, root: int, *, since: int | None, others: Iterable[int]) -> None:
+def kill_tree(uid: int, root: int, *, since: float | None, others: Iterable[int]) -> None:
     """Kill `root`, its group and session, all that descends from it, and what it has orphaned.
 
     An orphan that made its own session bears no trace of who started it. It counts as ours when it was born after
-    `since` (None: never) and belongs to none of `others`, the roots of what else runs. Everything is stopped before
+    `since` (seconds as of `Loop.time`; None: never) and belongs to none of `others`, the roots of what else runs. Everything is stopped before
     anything is killed, again and again until nothing new turns up, so that a fork bomb cannot outrun this.
     """
     foreign = set(others)
+    ticks = None if since is None else int(since * CLOCK_TICKS)
     stopped: Set[int] = set()
     for _ in range(KILL_ROUNDS):
-        found = {pid for pid in _family(processes_of(uid), root, since, foreign) if pid not in stopped}
+        found = {pid for pid in _family(processes_of(uid), root, ticks, foreign) if pid not in stopped}
         if not found:
             break
         for pid in found:

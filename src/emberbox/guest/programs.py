@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 from . import outcome
 from .executions import Execution
@@ -83,7 +82,7 @@ class Program(Execution):
 
     def kill(self) -> None:
         others = [pid for pid in self.agent.pids() if pid != self.pid]
-        kill_tree(self.agent.settings.uid, self.pid, since=self.since, others=others)
+        kill_tree(self.agent.settings.uid, self.pid, since=self.began, others=others)
         send_signal(self.pid, signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
@@ -94,7 +93,7 @@ class Program(Execution):
 
     def describe(self) -> Dict[str, Any]:
         """What `processes` tells."""
-        age = round((time.monotonic() - self.began) * 1000)
+        age = round(self.seconds() * 1000)
         return {"target": self.ident, "pid": self.pid, "argv": self.argv, "cwd": self.cwd, "started_ms_ago": age}
 
     def hold(self, *, reading: bool) -> None:
@@ -171,8 +170,8 @@ class Program(Execution):
         self._on_started()
         if self.timed_out or self.killed:
             self.kill()  # it may have ended by SIGINT at once, and left what ignores that
-        self._out.drain()
-        self._err.drain()
+        self._out.drain_all()
+        self._err.drain_all()
         # A daemon may go on writing: whoever reads keeps it from being blocked or killed, until it closes the pipe.
         self.agent.linger(self._out)
         self.agent.linger(self._err)

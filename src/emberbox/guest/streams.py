@@ -90,6 +90,12 @@ class Pipe:
 
     def drain(self) -> None:
         """Read what was written until now."""
+        if self._loop.empty(self._fd):
+            return
+        self.drain_all()
+
+    def drain_all(self) -> None:
+        """Read what was written until this very moment, after this round began as well."""
         total = 0
         while not self.closed and total < DRAIN_LIMIT:
             size = self._read()

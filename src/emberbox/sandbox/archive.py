@@ -39,6 +39,8 @@ _CHUNK = 1 << 20
 _MOST_TEXT = 4 << 20
 _MOST_GUEST = 8 << 20
 _MOST_FILES = 200
+_MOST_PADDING = 20 * tarfile.RECORDSIZE
+"""Zeros at the end; tar(1) fills its last record with them."""
 _GUEST_NAME = re.compile(r"[a-z_][a-z0-9_]{0,60}(/[a-z_][a-z0-9_]{0,60})?\.(py|js|sh)")
 _SPARE = 64 << 20
 """Bytes that an import leaves free on the disk."""
@@ -179,8 +181,9 @@ class _Reader:
         while True:
             block = self._exactly(_BLOCK)
             if block == bytes(_BLOCK):
-                if self._exactly(_BLOCK) != bytes(_BLOCK) or self._stream.read(1):
-                    raise _bad(self.source, "something follows its end")
+                end = self._stream.read(_MOST_PADDING + 1)
+                if len(end) < _BLOCK or len(end) > _MOST_PADDING or end.strip(b"\0"):
+                    raise _bad(self.source, "it is cut short, or something follows its end")
                 return
             try:
                 info = tarfile.TarInfo.frombuf(block, "ascii", "strict")

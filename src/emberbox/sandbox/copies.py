@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from emberbox.errors import RollbackFailed, SnapshotFailed, SnapshotNotFound, VmExecutionError
+from emberbox.errors import RollbackFailed, SnapshotFailed, SnapshotNotFound, VmExecutionError, VmNotAvailable
 from emberbox.machines.base import Death, Machine, Snapshot
 from emberbox.models import SnapshotKind
-from emberbox.sandbox.session import Restoration, Session
+from emberbox.sandbox.session import Session
 from emberbox.sandbox.snapshots import Moment, Node, SnapshotTree, erase
 from emberbox.sandbox.store import SnapshotStore
+from emberbox.sandbox.work import Restoration
 
 _FORKS_AT_ONCE = 4
 """Copies that start at the same time; more would only wait for the same processors."""
@@ -308,13 +309,22 @@ class Copies:
         """
         record = await asyncio.to_thread(self.store.record, snapshot_id)
         node = await asyncio.to_thread(self.store.node, record)
-        session = await self._start(
-            node.snapshot,
-            envs={**record.envs, **(envs or {})},
-            metadata=record.metadata if metadata is None else metadata,
-            timeout=timeout,
-            agent_id=agent_id,
-        )
+        try:
+            session = await self._start(
+                node.snapshot,
+                envs={**record.envs, **(envs or {})},
+                metadata=record.metadata if metadata is None else metadata,
+                timeout=timeout,
+                agent_id=agent_id,
+            )
+        except VmNotAvailable as exc:
+            if exc.retryable:
+                raise
+            raise SnapshotFailed(
+                f"Snapshot {snapshot_id} cannot be used: {exc.message}",
+                remediation="Delete it with `emberbox snapshot delete`; import it again, if it was imported.",
+                retryable=False,
+            ) from exc
         session.path, session.good = list(node.moment.path), node.moment.good
         self.changed(session)
         return session

@@ -25,8 +25,9 @@ from emberbox.machines.base import Death, Machine
 from emberbox.models import Recovery, TerminationReason
 from emberbox.sandbox.copies import Copies
 from emberbox.sandbox.ledger import Ledger, SandboxRecord
-from emberbox.sandbox.session import Restoration, Session, SessionState
+from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.snapshots import Node
+from emberbox.sandbox.work import Restoration
 
 _AT_ONCE = 4
 _LIVE = frozenset({SessionState.READY, SessionState.PAUSED, SessionState.RESTORING})

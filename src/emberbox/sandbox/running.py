@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from emberbox.errors import (
     ExecutionFailed,
@@ -17,15 +17,12 @@ from emberbox.errors import (
     VmConnectionError,
     VmNotAvailable,
 )
-from emberbox.guest.protocol import ProtocolError
+from emberbox.guest.protocol import Header, ProtocolError
 from emberbox.machines.base import Death, Machine
 from emberbox.machines.channel import Channel
-from emberbox.models import CommandResult, Execution, Language, TerminationReason
+from emberbox.models import CommandResult, Execution, Language, MachineLimits, TerminationReason
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
-from emberbox.sandbox.work import Listeners, OverdueError, RunOptions, Work, finished, flush, take
-
-if TYPE_CHECKING:
-    from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners, OverdueError, Restoration, RunOptions, Work, finished, flush, take
 
 _CALL_TIMEOUT = 15.0
 _GRACE_SECONDS = 10.0
@@ -37,6 +34,23 @@ _RESULTS_FACTOR = 8
 """Rich results (figures, tables) may be this many times larger than a stream's cap."""
 
 
+class Owner(Protocol):
+    """What a runner needs of its sandbox."""
+
+    id: str
+    restored: Restoration | None
+
+    @property
+    def machine(self) -> Machine: ...
+    @property
+    def limits(self) -> MachineLimits: ...
+    def open_channel(self) -> Channel: ...
+    def touched(self) -> None: ...
+    def spawn(self, work: Awaitable[object]) -> None: ...
+    async def settled(self) -> None: ...
+    async def call(self, op: str, **fields: Any) -> Header: ...
+
+
 class Runner:
     """`runner` of a sandbox.
 
@@ -44,7 +58,7 @@ class Runner:
         bounded: how many requests with a time-out are under way.
     """
 
-    def __init__(self, owner: Session) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._running: dict[int, str | None] = {}
         self._requests = 0

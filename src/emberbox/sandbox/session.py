@@ -7,7 +7,6 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +37,7 @@ from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.inside import GuestContexts, GuestProcesses
 from emberbox.sandbox.running import Runner
 from emberbox.sandbox.work import (
+    Restoration,
     nonsense,
 )
 
@@ -52,16 +52,6 @@ class SessionState(StrEnum):
     PAUSED = "paused"
     RESTORING = "restoring"
     CLOSED = "killed"
-
-
-@dataclass(frozen=True, slots=True)
-class Restoration:
-    """A machine died, and its sandbox goes on from a snapshot."""
-
-    snapshot_id: str
-    lost: list[str]
-    """Executions whose effects are gone."""
-    death: Death
 
 
 class Session:

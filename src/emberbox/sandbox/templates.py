@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from emberbox.images.store import Image
 from emberbox.machines.base import Snapshot
 from emberbox.models import MachineLimits, Model
+from emberbox.sandbox.store import digests_of
 
 _FORMAT = 1
 _MANIFEST = "snapshot.json"
@@ -85,11 +86,11 @@ class TemplateSnapshots:
 
     def keep(self, snapshot: Snapshot) -> None:
         """Put a snapshot that was taken into its `place` where `find` sees it; the first of two wins."""
-        digests = {}
-        for path in sorted(snapshot.directory.iterdir()):
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        manifest = _Manifest(last_request=snapshot.last_request, size_bytes=snapshot.size_bytes, digests=digests)
+        manifest = _Manifest(
+            last_request=snapshot.last_request,
+            size_bytes=snapshot.size_bytes,
+            digests=digests_of(snapshot.directory),
+        )
         (snapshot.directory / _MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
         try:
             snapshot.directory.rename(snapshot.directory.with_suffix(""))

@@ -11,7 +11,7 @@ from typing import Any
 
 from emberbox.errors import ExecutionFailed
 from emberbox.guest.protocol import Header
-from emberbox.machines.base import Machine
+from emberbox.machines.base import Death, Machine
 from emberbox.machines.channel import Event, Stream
 from emberbox.models import Execution, Result, TerminationReason
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
@@ -55,6 +55,16 @@ async def _call(listener: Callable[[Any], object] | None, value: object) -> None
         outcome = listener(value)
         if inspect.isawaitable(outcome):
             await outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """A machine died, and its sandbox goes on from a snapshot."""
+
+    snapshot_id: str
+    lost: list[str]
+    """Executions whose effects are gone."""
+    death: Death
 
 
 class OverdueError(Exception):

@@ -337,7 +337,7 @@ def test_damage_anywhere_changes_nothing_or_is_refused(there: Host, archive: Pat
     assert good < 75
 
 
-@pytest.mark.parametrize("tail", [b"x", bytes(512), b"\0" * 4096 + b"x"])
+@pytest.mark.parametrize("tail", [b"x", b"\0" * 4096 + b"x", bytes(1 << 20)])
 def test_nothing_follows_its_end(there: Host, archive: Path, tmp_path: Path, tail: bytes) -> None:
     (tmp_path / "more").write_bytes(archive.read_bytes().rstrip(b"\0") + bytes(2048) + tail)
     refused(there, tmp_path / "more")

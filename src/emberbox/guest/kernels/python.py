@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from ..protocol import Header  # noqa: TID252
 
-RECEIVE_SIZE = 1 << 18
+RECEIVE_SIZE = 1 << 16
+"""Not so much that it would be mapped and unmapped for each execution."""
 PACKAGE = __name__.split(".", maxsplit=1)[0]
 FUTURE_FLAGS = 0
 for _name in __import__("__future__").all_feature_names:
@@ -96,6 +97,8 @@ class Kernel:
         self._running = False
         self._in_child = False
         self._request = 0
+        self._result = b""
+        """The last expression's value, which travels with the end: one wake-up instead of two."""
         self._room = 0
         self._truncated = False
         self._plots = Plots(lambda data: self._publish(data, main=False))
@@ -165,13 +168,15 @@ class Kernel:
             os._exit(done["exit_code"] & 0xFF)
         self._flush()
         done.update(id=header["id"], ev="done", results_truncated=self._truncated)
+        frames = self._main_result(last=True) + encode(done)
         self._request = 0
-        self._socket.sendall(encode(done))
+        self._socket.sendall(frames)
 
     def _begin(self, header: Header) -> None:
         self._count += 1
         self._request = header["id"]
         self._room = header["results_limit"]
+        self._result = b""
         self._truncated = False
         self._plots.reset()
         if header["stdin"] or sys.stdin is not self._stdin or self._stdin.closed:
@@ -290,10 +295,19 @@ class Kernel:
             return
         payload, cut = fit(data, min(self._room, RESULT_ROOM))
         self._truncated = self._truncated or cut
-        if payload:
-            self._room -= len(payload)
+        self._room -= len(payload)
+        if main:
+            self._result = payload
+        elif payload:
             self._flush()
-            self._socket.sendall(encode({"id": self._request, "ev": "result", "main": main}, payload))
+            frame = encode({"id": self._request, "ev": "result", "main": False}, payload)
+            self._socket.sendall(self._main_result(last=False) + frame)
+
+    def _main_result(self, *, last: bool) -> bytes:
+        """The frame that waits, if there is one. `last`: the end follows at once."""
+        payload, self._result = self._result, b""
+        header = {"id": self._request, "ev": "result", "main": True, "last": last}
+        return encode(header, payload) if payload else b""
 
     def _open_streams(self) -> None:
         self._stdin = sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]

@@ -158,10 +158,14 @@ class GvisorMachine:
     async def outlive(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""
         if seconds > 0 and self._stderr is not None:
-            with Path(os.devnull).open("rb") as nothing:
-                fds = [*self.channel.fds, self._stderr.fileno() if self._stderr.open else nothing.fileno()]
+            ended, write_fd = os.pipe()  # stands for a stream that has ended; /dev/null cannot be polled
+            os.close(write_fd)
+            try:
+                fds = [*self.channel.fds, self._stderr.fileno() if self._stderr.open else ended]
                 info = {"memory": self._memory_limit}
                 await self.spawner.keep(self.id, [p.pid for p in self._processes], fds, info, seconds)
+            finally:
+                os.close(ended)
             self._outlives = True
         elif self._outlives:
             await self.spawner.drop(self.id)
