@@ -112,6 +112,17 @@ class Service:
         await self.state_two()
         die()
 
+    async def without_stderr(self) -> None:
+        machine = self.alice.machine
+        assert isinstance(machine, GvisorMachine)
+        assert machine._stderr is not None
+        machine._stderr.close()  # runsc has closed its end
+        await machine.outlive(60)
+        die()
+
+    async def wake(self) -> None:
+        await self.engine.lease("alice")
+
     async def paused(self) -> None:
         await self.alice.pause()
         die()
@@ -150,6 +161,8 @@ async def main(action: str, *how: str) -> None:
     await service.begin()
     if action in ("rollback", "put_aside", "close"):
         await service.state_two()
+    if action == "wake":
+        await service.put_aside()
     armed = True
     await getattr(service, action)()
     say(survived=True)

@@ -75,6 +75,11 @@ async def value(engine: Engine, session: Session, code: str) -> str | None:
     return run.text
 
 
+async def put_aside(engine: Engine, session: Session) -> None:
+    assert engine._sandboxes is not None
+    await engine._sandboxes.end(session)
+
+
 async def free(session: Session) -> None:
     """The code that the service has left still runs, and nobody hears it; its own time-out ends it."""
     async with asyncio.timeout(DEADLINE):
@@ -116,6 +121,10 @@ MOMENTS = [
     ("idle",),
     ("idle_with_snapshot",),
     ("paused",),
+    ("without_stderr",),
+    ("wake", "GvisorFactory.fork", "after"),
+    ("wake", "GvisorMachine.outlive", "after"),
+    ("wake", "Ledger.write", "after"),
     ("execute", "HistoryRecorder.record", "before", "is started"),
     ("execute", "HistoryRecorder.record", "after", "is started"),
     ("execute", "HistoryRecorder.record", "before", "is finished"),
@@ -256,6 +265,13 @@ async def test_killed_again_and_again(settings: Settings) -> None:
         assert await value(engine, session, BOTH) == ONE
         before = await check_history(engine, known)
         assert len(before) == 2
+        spawner = session.machine.spawner  # type: ignore[attr-defined]
+        for kept in ([session.machine.id], []):
+            lock_fd, names = await spawner._kept()
+            os.close(lock_fd)
+            assert names == kept, "the spawner holds no descriptor of a machine that is gone"
+            if kept:
+                await put_aside(engine, session)
     await check_end(settings, known)
 
 

@@ -88,7 +88,7 @@ class Agent:
         if 0 < header["id"] <= self._muted:
             return
         if lazily:
-            self._channel.send_lazily(header)
+            self._channel.send_lazily(header, payload)
         else:
             self._channel.send(header, payload)
 
@@ -302,7 +302,7 @@ class Agent:
         run = context.run = CodeRun(self, ident, context, *limits)
         run.kernel, run.tracked = kernel, tracked
         self.executions[ident] = run
-        run.started(context=context.ident)
+        run.started()
         request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2]}
         run.set_timeout(timeout)
         kernel.execute(run, request, code, stdin)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 READ_SIZE = 1 << 16
 """What a pipe holds; a larger buffer would only have to be mapped and unmapped each time."""
-LAZY_SECONDS = 0.02
+LAZY_SECONDS = 0.01
+LAZY_BYTES = 4096
 WRITE_CHUNKS = 64
 BACKLOG_LIMIT = 4 << 20
 """Unsent bytes to the host above which the agent stops reading the output of programs."""
@@ -59,12 +60,16 @@ class Channel:
         """Queue a frame; it leaves with the next `flush`."""
         self.send_raw(encode(header, payload))
 
-    def send_lazily(self, header: Header) -> None:
-        """Queue a frame that may wait for the next one, but not for long: each write wakes the host, which costs more
-        than all the rest of it."""
-        alone = not self._chunks
-        self.send(header)
-        if alone and self._chunks:
+    def send_lazily(self, header: Header, payload: bytes = b"") -> None:
+        """Queue a frame that may wait for those after it, but not for long: each write wakes the host."""
+        timer, alone = self._lazy, not self._chunks
+        self._lazy = None
+        self.send(header, payload)
+        if len(payload) > LAZY_BYTES or not self._chunks:
+            self._loop.cancel(timer)
+        elif timer is not None:
+            self._lazy = timer
+        elif alone:
             self._lazy = self._loop.later(LAZY_SECONDS, self._hurry)
 
     def _hurry(self) -> None:

@@ -34,8 +34,8 @@ class Execution:
         self.agent = agent
         self.ident = ident
         self.began = agent.loop.time()
-        self.stdout = Capture(stdout_limit, lambda data: self.emit("stdout", data))
-        self.stderr = Capture(stderr_limit, lambda data: self.emit("stderr", data))
+        self.stdout = Capture(stdout_limit, lambda data: self._output("stdout", data))
+        self.stderr = Capture(stderr_limit, lambda data: self._output("stderr", data))
         self.timed_out = False
         self.crowded = False
         self.killed = False
@@ -49,9 +49,8 @@ class Execution:
         """Send an event of this request."""
         self.agent.send({"id": self.ident, "ev": event, **fields}, payload)
 
-    def started(self, **fields: Any) -> None:
-        """Send the event that it is under way."""
-        self.agent.send({"id": self.ident, "ev": "started", **fields}, lazily=True)
+    def _output(self, stream: str, data: bytes) -> None:
+        self.emit(stream, data)
 
     def set_timeout(self, timeout: float | None) -> None:
         """Begin to end this execution after that many seconds."""
@@ -149,6 +148,13 @@ class CodeRun(Execution):
         context.count += 1
         self._room = results_limit
         self._results_truncated = False
+
+    def started(self) -> None:
+        """Send the event that it is under way."""
+        self.agent.send({"id": self.ident, "ev": "started", "context": self._context.ident}, lazily=True)
+
+    def _output(self, stream: str, data: bytes) -> None:
+        self.agent.send({"id": self.ident, "ev": stream}, data, lazily=True)
 
     def pids(self) -> List[int]:
         kernel = self.kernel

@@ -152,8 +152,7 @@ class Spawner:
                 await spawner._up
             lock_fd, names = await spawner._kept()
         except BaseException as exc:
-            spawner._disconnect()  # it goes on waiting for another, who may understand it
-            spawner._wait(0)
+            spawner.let_go()  # another may understand it
             if isinstance(exc, OSError | TimeoutError):
                 raise VmNotAvailable(f"The spawner of {run_dir} does not answer.") from exc
             raise
@@ -236,6 +235,11 @@ class Spawner:
         for process in self._processes.values():
             process.close()
         self._wait(20)
+
+    def let_go(self) -> None:
+        """Disconnect from a spawner that was adopted; it goes on waiting for another."""
+        self._disconnect()
+        self._wait(0)
 
     async def close(self) -> None:
         """End the spawner: whatever it still owns is killed and the run directory removed."""

@@ -30,7 +30,7 @@ def test_unknown_operations_are_refused(agent: Client, op: str) -> None:
 
 
 def test_a_malformed_frame_ends_it(bare_agent: Client) -> None:
-    os.write(bare_agent.fd_out, b"\xff" * 64)
+    os.write(bare_agent.fd_out, b"\x7f" * 64)
     with pytest.raises(EOFError):
         bare_agent.receive()
     assert bare_agent.process.wait(PATIENCE) == 0

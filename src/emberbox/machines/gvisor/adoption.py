@@ -53,10 +53,17 @@ async def take_over(base: Path, key: str, command: Callable[[Path], list[str]]) 
             run_dir = RunDir(path, lock_fd)
             cgroups = CgroupRoot.load(path / CGROUPS)
             machines = []
-            for name in names:
-                with contextlib.suppress(VmNotAvailable):
-                    machines.append(await _machine(spawner, run_dir, name, cgroups, command))
-            await asyncio.to_thread(_clear_others, run_dir, {machine.id for machine in machines}, cgroups)
+            try:
+                for name in names:
+                    with contextlib.suppress(VmNotAvailable):
+                        machines.append(await _machine(spawner, run_dir, name, cgroups, command))
+                await asyncio.to_thread(_clear_others, run_dir, {machine.id for machine in machines}, cgroups)
+            except BaseException:  # the next attempt may find them all
+                for machine in machines:
+                    machine.channel.close("not taken over")
+                spawner.let_go()
+                os.close(lock_fd)
+                raise
             return Estate(spawner, run_dir, machines)
     return None
 
