@@ -34,7 +34,6 @@ from emberbox.models import (
     ParseExecuteResponse,
     VmExecuteResponse,
 )
-from emberbox.sandbox.copies import ran
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners, RunOptions
 
@@ -48,7 +47,8 @@ class ExecuteRequest:
     code: str
     options: RunOptions = field(default_factory=RunOptions)
     requirements: Sequence[str] = ()
-    agent_id: str = "local"
+    agent_id: str | None = None
+    """Who asks, for the history; None: the agent whose sandbox it is."""
 
 
 class ExecutionHook(Protocol):
@@ -113,7 +113,7 @@ class Engine(Fleet):
         """
         entry = entries.started(
             vm_id=request.sandbox.id,
-            agent_id=request.agent_id,
+            agent_id=request.sandbox.agent_id if request.agent_id is None else request.agent_id,
             backend=request.sandbox.machine.backend,
             language=request.language,
             code=request.code,
@@ -145,13 +145,12 @@ class Engine(Fleet):
         await self._record(entries.finished(entry, execution))
         return execution
 
-    @staticmethod
     async def _run(
-        sandbox: Session, language: Language, code: str, options: RunOptions, listeners: Listeners
+        self, sandbox: Session, language: Language, code: str, options: RunOptions, listeners: Listeners
     ) -> Execution:
         """Run it; an execution that did not begin leaves no trace in the sandbox's past."""
         execution_id = options.execution_id or ""
-        ran(sandbox, execution_id)
+        self.undo.began(sandbox, execution_id)
         try:
             return await sandbox.runner.run_code(language, code, options, listeners)
         except VmExecutionError:
@@ -258,8 +257,8 @@ class Engine(Fleet):
 
     async def _record_refusal(self, block: CodeBlock, session: Session | None, error: VmExecutionError) -> None:
         """Of a block that did not come as far as `execute`."""
-        vm_id = None if session is None else session.id
-        entry = entries.started(vm_id=vm_id, agent_id="local", backend=None, language=block.language, code=block.code)
+        vm_id, agent_id = (None, "local") if session is None else (session.id, session.agent_id)
+        entry = entries.started(vm_id=vm_id, agent_id=agent_id, backend=None, language=block.language, code=block.code)
         await self._record(entries.refused(entry, error))
 
     async def parse_execute(

@@ -160,7 +160,9 @@ class SnapshotNotFound(VmExecutionError):
     """There is no such snapshot."""
 
     code = "snapshot_not_found"
-    default_remediation = "list_snapshots() shows what there is; snapshots end with the process that took them."
+    default_remediation = (
+        "list_snapshots() shows what there is; snapshots end with their sandbox, but for kept ones (keep=True)."
+    )
     default_retryable = True
 
 

@@ -47,7 +47,7 @@ class Fleet:
         self._factory: MachineFactory | None = None
         self._sandboxes: SandboxManager | None = None
         self._undo: Undo | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._ledger = Ledger(self.settings.state_dir / "sandboxes") if durable else None
         self._leasing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._idle: asyncio.Task[None] | None = None
@@ -75,19 +75,14 @@ class Fleet:
         return [make(self.settings).capabilities() for make in BACKENDS.values()]
 
     async def _open(self) -> SandboxManager:
-        async with self._opening:
-            if self._closed:
-                raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
-            if self._sandboxes is None:
-                # whoever asks first may be cancelled; what has been found by then must not get lost
-                begin = asyncio.ensure_future(self._begin())
-                try:
-                    await asyncio.shield(begin)
-                except asyncio.CancelledError:
-                    await asyncio.wait([begin])
-                    raise
-            assert self._sandboxes is not None  # noqa: S101 (for the type checker)
-            return self._sandboxes
+        if self._sandboxes is None and not self._closed:
+            # who asks may be cancelled; what has been found by then must not get lost: others, and close(), wait for it
+            if self._opening is None or self._opening.done():  # the first time, or where it failed
+                self._opening = asyncio.create_task(self._begin())
+            await asyncio.shield(self._opening)
+        if self._closed or self._sandboxes is None:
+            raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
+        return self._sandboxes
 
     async def _begin(self) -> None:
         """Choose a back end, and find what the engine before this one has left."""
@@ -112,6 +107,7 @@ class Fleet:
             self.settings.adoption_seconds,
         )
         await asyncio.to_thread(manager.sweep)
+        await asyncio.to_thread(manager.copies.store.sweep_copies)
         if manager.keeper is not None:
             self.recovered = await manager.keeper.recover(left)
         self._undo = Undo(manager.copies, self.settings.vm_execution.history, self._history)
@@ -283,6 +279,8 @@ class Fleet:
     async def close(self) -> None:
         """Kill every sandbox and the helper processes. The engine cannot be used again."""
         self._closed = True
+        if self._opening is not None:
+            await asyncio.wait([self._opening])  # else it would open what nobody closes
         if self._idle is not None:
             self._idle.cancel()
             await asyncio.wait([self._idle])  # it may be about to put one aside

@@ -29,12 +29,16 @@ from emberbox.errors import (
 )
 from emberbox.history.recorder import HistoryRecorder
 from emberbox.models import Execution, FileDiff, HistoryConfig, RollbackResponse, SnapshotInfo, SnapshotKind
-from emberbox.sandbox.copies import Copies
+from emberbox.sandbox.copies import Copies, ran
 from emberbox.sandbox.differences import differences, take_back
 from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.snapshots import Node, SnapshotTree
 
 LAST_SUCCESS = "last-success"
+_NEARLY = (
+    "There was no snapshot of the moment before that execution: what files.* and commands had changed between the one "
+    "before it and it is undone as well."
+)
 _FAILURES = (
     ExecutionFailed, ExecutionTimeout, RollbackFailed, SnapshotFailed, SnapshotNotFound, VmConnectionError,
     VmNotAvailable,
@@ -101,18 +105,23 @@ class Undo:
         began = time.monotonic()
         await self._settled(sandbox)
         tree = self._copies.tree(sandbox)
-        node = await self._resolve(sandbox, tree, target)
+        node, exact = await self._resolve(sandbox, tree, target)
         files, undone, processes = None, [], 0
         with tree.use(node):  # what is taken meanwhile must not push it out
             before = (await self._copies.snapshot(sandbox, kind="pre_rollback")).info if keep_current else None
             if paths is not None:
                 files = await self._take_back(sandbox, node, paths)
             else:
-                processes = await _processes(sandbox)
-                undone = await self._copies.rollback(sandbox, node)
+                counting = asyncio.ensure_future(_processes(sandbox))  # 10 ms that the new machine's start hides
+                try:
+                    undone = await self._copies.rollback(sandbox, node, counting)
+                    processes = await counting
+                finally:
+                    counting.cancel()
         what = f"{len(files)} files" if files is not None else "everything"
+        more = "" if exact else " " + _NEARLY
         return RollbackResponse(
-            message=f"Took {what} back to {node.info.name}.",
+            message=f"Took {what} back to {node.info.name}.{more}",
             snapshot_id=node.info.snapshot_id,
             vm_id=sandbox.id,
             pre_rollback_snapshot_id=before.snapshot_id if before else None,
@@ -133,7 +142,7 @@ class Undo:
         """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
         await self._settled(sandbox)
         tree = self._copies.tree(sandbox)
-        node = await self._resolve(sandbox, tree, target)
+        node, _ = await self._resolve(sandbox, tree, target)
         return await self._copies.branch(sandbox, node, timeout)
 
     async def fork(self, sandbox: Session, count: int = 1, *, timeout: float | None = None) -> list[Session]:
@@ -160,15 +169,15 @@ class Undo:
         """
         await self._settled(sandbox)
         tree = self._copies.tree(sandbox)
-        old = await self._resolve(sandbox, tree, before)
-        new = None if after is None else await self._resolve(sandbox, tree, after)
+        old, _ = await self._resolve(sandbox, tree, before)
+        new = None if after is None else (await self._resolve(sandbox, tree, after))[0]
         async with contextlib.AsyncExitStack() as copies:
             then = await copies.enter_async_context(self._copies.reading(sandbox, old))
             now = sandbox if new is None else await copies.enter_async_context(self._copies.reading(sandbox, new))
             return await differences(then, now)
 
-    async def _resolve(self, sandbox: Session, tree: SnapshotTree, target: str) -> Node:
-        """The snapshot that a target means; raises SnapshotNotFound."""
+    async def _resolve(self, sandbox: Session, tree: SnapshotTree, target: str) -> tuple[Node, bool]:
+        """The snapshot that a target means, and whether it is of the very state; raises SnapshotNotFound."""
         if target == LAST_SUCCESS:
             node = tree.last_good()
             if node is None:
@@ -176,21 +185,25 @@ class Undo:
                     f"Sandbox {sandbox.id} has no snapshot of a state after a success.",
                     remediation="Take one with snapshot(), or set snapshot_on_failure or snapshot_on_execution.",
                 )
-            return node
+            return node, True
         if target.startswith("ex-"):
             return await self._before(sandbox, tree, target)
-        return tree.find(target)
+        return tree.find(target), True
 
-    async def _before(self, sandbox: Session, tree: SnapshotTree, execution_id: str) -> Node:
-        """The snapshot of the state before an execution."""
+    async def _before(self, sandbox: Session, tree: SnapshotTree, execution_id: str) -> tuple[Node, bool]:
+        """The snapshot of the state before an execution, or else of the state after the one before it."""
         entry = None
         if self._history is not None:
             with contextlib.suppress(HistoryError):
                 entry = await self._history.get(execution_id)
         if entry is not None and entry.snapshot_before_id is not None:
             with contextlib.suppress(SnapshotNotFound):
-                return tree.find(entry.snapshot_before_id)
+                return tree.find(entry.snapshot_before_id), True
         parent: str | None
+        exact = sandbox.exact_before.get(execution_id)
+        if exact is not None:
+            with contextlib.suppress(SnapshotNotFound):
+                return tree.find(exact), True
         if execution_id in sandbox.path:
             place = sandbox.path.index(execution_id)
             parent = sandbox.path[place - 1] if place else None
@@ -206,9 +219,16 @@ class Undo:
                 f"There is no snapshot of sandbox {sandbox.id} as it was before {execution_id}.",
                 remediation="list_snapshots() shows what there is; snapshot_on_execution keeps one of every state.",
             )
-        return node
+        return node, False
 
     # --- by policy ------------------------------------------------------------------------------------------------
+
+    def began(self, sandbox: Session, execution_id: str) -> None:
+        """An execution is about to begin: remember the snapshot of this very state, if there is one."""
+        node = self._copies.tree(sandbox).current()
+        if node is not None and node.moment.version == sandbox.version:
+            sandbox.exact_before[execution_id] = node.info.snapshot_id
+        ran(sandbox, execution_id)
 
     async def before(self, sandbox: Session) -> tuple[str | None, list[str]]:
         """Before an execution: the snapshot of this state that the policies need, and remarks for the caller."""
@@ -238,12 +258,14 @@ class Undo:
         """After an execution: what the policies want, and what is to be told of it."""
         if not execution.succeeded or self._every:
             execution.snapshot_before = before  # else it makes room for the next one
-        sandbox.good = execution.succeeded
-        self._copies.changed(sandbox)
+        if execution.execution_id in sandbox.path:
+            sandbox.good = execution.succeeded
+            self._copies.changed(sandbox)
         await sandbox.settled()
         self._tell_of_death(sandbox, execution)
-        if not (self._every or self._on_failure or self._back):
-            return
+        undone = execution.execution_id not in sandbox.path and execution.restored_from is None
+        if undone or not (self._every or self._on_failure or self._back):
+            return  # who rolled back while it ran wants that state, whatever became of it
         self._drop_unrecorded(sandbox, execution.execution_id)
         if execution.succeeded and not self._every:
             task = asyncio.create_task(self._quietly_take(sandbox))
@@ -261,6 +283,8 @@ class Undo:
         """Snapshots of a policy go with the entries of the history that they belong to."""
         recorded = self._recorded.setdefault(sandbox, deque([None], self._config.max_history_entries + 1))
         recorded.append(execution_id)
+        if sandbox.state is SessionState.CLOSED:
+            return
         tree = self._copies.tree(sandbox)
         for node in tree.nodes():
             automatic = node.info.kind not in {"manual", "shutdown", "pre_rollback"}
@@ -287,7 +311,13 @@ class Undo:
         if execution.restored_from is not None or sandbox.state is not SessionState.READY:
             return
         if self._every or self._on_failure:
-            execution.snapshot_after = (await self._take(sandbox, "failure")).info.snapshot_id
+            try:
+                with contextlib.nullcontext() if node is None else tree.use(node):  # it must not push this one out
+                    execution.snapshot_after = (await self._take(sandbox, "failure")).info.snapshot_id
+            except _FAILURES as exc:
+                if not self._back or node is None:
+                    raise
+                execution.notes.append(f"No snapshot of what failed was taken: {exc.message}")
         if self._back:
             if node is None:
                 raise SnapshotFailed("there is no snapshot to roll back to")
@@ -311,6 +341,7 @@ class Undo:
         tasks = list(self._under_way.values())
         if tasks:
             await asyncio.wait(tasks)
+        await self._copies.close()
 
 
 async def _processes(sandbox: Session) -> int:

@@ -76,6 +76,25 @@ async def durable(settings: Settings) -> AsyncIterator[Engine]:
 # --- closed and opened again ------------------------------------------------------------------------------------------
 
 
+async def test_the_history_names_the_agent_of_the_sandbox(settings: Settings) -> None:
+    async with durable(settings) as engine:
+        session = await engine.lease("alice", template=MINIMAL)
+        await engine.execute(ExecuteRequest(session, "python", "1"))
+        await engine.execute(ExecuteRequest(session, "python", "2", agent_id="bob"))
+        found = (await engine.history.query(HistoryQueryRequest(vm_id=session.id))).history
+        assert [(entry.command, entry.agent_id) for entry in found] == [("2", "bob"), ("1", "alice")]
+        await engine.kill_sandbox(session.id)
+
+
+async def test_who_asks_for_a_sandbox_that_was_idle_is_told_so(settings: Settings) -> None:
+    async with Engine(settings) as engine:
+        session = await engine.lease("alice", template=MINIMAL)
+        session.idle_seconds = 7.0
+        await manager_of(engine).end(session)
+        with pytest.raises(VmNotAvailable, match="nobody used it for 7 s"):
+            await run(engine, session, "1")
+
+
 async def test_a_sandbox_goes_on_after_a_restart(settings: Settings) -> None:
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL, envs={"SECRET": "s3cret"})

@@ -331,6 +331,35 @@ def test_a_snapshot_of_now_before_going_back(with_policy: Any) -> None:
     assert sandbox.run_code("x").text == "2"
 
 
+def test_the_nearest_state_before_an_execution_is_said_to_be_that(with_policy: Any) -> None:
+    sandbox = with_policy()
+    sandbox.snapshot()
+    exact = sandbox.run_code("x = 1")
+    assert "undone as well" not in sandbox.rollback(exact).message
+    sandbox.files.write("by-host", "x")
+    late = sandbox.run_code("x = 2")
+    assert "undone as well" in sandbox.rollback(late).message
+    assert not sandbox.files.exists("by-host")
+
+
+async def test_a_rollback_while_code_runs_is_not_undone_by_a_policy(nothing_left: None, settings: Settings) -> None:
+    policy = {"auto_rollback_on_failure": True, "snapshot_on_failure": True}
+    settings.vm_execution.history = settings.vm_execution.history.model_copy(update=policy)
+    async with Engine(settings) as engine:
+        sandbox = await AsyncSandbox.create(MINIMAL, engine=engine)
+        await sandbox.run_code("x = 'old'")
+        point = await sandbox.snapshot()
+        await sandbox.run_code("x = 'newer'")
+        running = asyncio.Event()
+        code = "print('on', flush=True)\nwhile True: pass"
+        task = asyncio.create_task(sandbox.run_code(code, on_stdout=lambda _: running.set()))
+        await running.wait()
+        await sandbox.rollback(point)
+        killed = await task
+        assert (killed.succeeded, killed.rolled_back_to, killed.snapshot_after) == (False, None, None)
+        assert (await sandbox.run_code("x")).text == "'old'"
+
+
 def test_points_that_are_not_there(with_policy: Any) -> None:
     sandbox = with_policy()
     run = sandbox.run_code("1")
@@ -368,3 +397,21 @@ def test_the_parent_is_right_after_rollback_branch_and_fork(with_policy: Any) ->
 
 def _parent(sandbox: Sandbox, run: Execution) -> str | None:
     return next(row.parent_id for row in sandbox.history() if row.execution_id == run.execution_id)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_the_snapshot_of_a_failure_does_not_push_out_the_one_to_go_back_to(
+    nothing_left: None, tmp_path: Path, most: int
+) -> None:
+    settings = load_settings(
+        snapshot_dir=tmp_path / "snapshots",
+        max_snapshots=most,
+        vm_execution={"history": {"snapshot_on_failure": True, "auto_rollback_on_failure": True}},
+    )
+    with Sandbox.create(MINIMAL, settings=settings) as sandbox:
+        sandbox.run_code("x = 1")
+        failed = sandbox.run_code(FAILING)
+        assert failed.rolled_back_to == failed.snapshot_before
+        assert sandbox.run_code("x").text == "1"
+        assert (failed.snapshot_after is None) is (most == 1)
+        assert any("1 snapshots already" in note for note in failed.notes) is (most == 1)

@@ -264,6 +264,36 @@ async def test_steps_of_an_execution_in_their_order(nothing_left: None, settings
     assert log.steps == ["pre_tool", "started 2", "post_tool 2", "finished 2"]
 
 
+@pytest.mark.parametrize("durable", [False, True])
+async def test_an_engine_that_is_closed_while_it_opens_leaves_nothing(
+    nothing_left: None, settings: Settings, *, durable: bool
+) -> None:
+    engine = Engine(settings, durable=durable)
+    opening = asyncio.create_task(engine.list_sandboxes())
+    await asyncio.sleep(0)
+    assert engine._opening is not None
+    await engine.close()
+    assert (engine._sandboxes, engine._factory, engine._idle) == (None, None, None)
+    with pytest.raises(VmNotAvailable, match="closed"):
+        await opening
+    async with Engine(settings, durable=durable) as other:
+        assert await other.list_sandboxes() == []
+
+
+async def test_who_is_cancelled_while_the_engine_opens_does_not_make_another_open_it_twice(
+    nothing_left: None, settings: Settings
+) -> None:
+    async with Engine(settings) as engine:
+        first = asyncio.create_task(engine.list_sandboxes())
+        await asyncio.sleep(0)
+        opening = engine._opening
+        assert opening is not None
+        first.cancel()
+        assert await engine.list_sandboxes() == []
+        assert engine._opening is opening
+        assert first.cancelled()
+
+
 async def test_a_closed_engine_has_killed_its_sandboxes(nothing_left: None, settings: Settings) -> None:
     engine = Engine(settings)
     sandbox = await engine.create_sandbox(MINIMAL)

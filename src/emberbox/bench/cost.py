@@ -91,7 +91,7 @@ async def _held_kernels(lab: Lab, count: int) -> AsyncIterator[Groups]:
 
 async def cpu(lab: Lab) -> list[Row]:
     """Rows `cpu`, `cpu-open`, `cpu-pooled`: processor time of idle sandboxes, in percent of one core: paused, not
-    paused, and in the pool with all that keeps it. The mean of several at once: a median would hide one that does not rest."""
+    paused, and in the pool with all that keeps it. The mean of several at once: a median would hide one that works."""
     seconds = lab.count("seconds of idleness", 10, 2)
     count = lab.count("idle sandboxes for the CPU", 8, 4)
     rows = []

@@ -229,11 +229,11 @@ class Agent:
         for kernel in list(waiting):
             kernel.warm_up(lambda kernel=kernel: ready(kernel))  # type: ignore[misc]
 
-    def _op_quiesce(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+    def _op_quiesce(self, ident: int, fields: Fields, _payload: bytes) -> None:
         if any(isinstance(execution, CodeRun) for execution in self.executions.values()):
             raise RequestError("busy", "code is running; a snapshot is taken between executions")
         self._hold_output(held=True)
-        self._done(ident)
+        self._done(ident, idle=fields.flag("look") and self.contexts.idle(self.settings.uid))
         self._quiet = True
         self._channel.quiet(quiet=True)
 
@@ -350,10 +350,17 @@ class Agent:
         return program
 
     def _op_signal(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        execution = self.executions.get(fields.integer("target"))
-        if execution is None:
+        target, number = fields.integer("target"), fields.integer("signal", low=1, high=64)
+        if target == 0:
+            context = fields.optional_text("context")
+            running = [e for e in self.executions.values() if e.is_code and context in (None, e.context_ident)]
+            for execution in running:
+                execution.signalled(number)
+            self._done(ident, count=len(running))
+            return
+        if target not in self.executions:
             raise RequestError("not_found", "no such execution is under way")
-        execution.signalled(fields.integer("signal", low=1, high=64))
+        self.executions[target].signalled(number)
         self._done(ident)
 
     def _op_stdin(self, ident: int, fields: Fields, payload: bytes) -> None:

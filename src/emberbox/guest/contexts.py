@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .fields import RequestError, bad_request
 from .kernel_process import KernelProcess
+from .processes import processes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ class Contexts:
         context = Context("", language, None, {})
         context.kernel = kernel
         return context
+
+    def idle(self, uid: int) -> bool:
+        """Whether all processes of the user are interpreters that wait for code and can do nothing meanwhile."""
+        spares = {kernel.pid for kernel in self.spares()}
+        waiting = set(self.pids())
+        for process in processes_of(uid).values():
+            at_rest = process.pid in waiting and process.threads == 1 and process.state == b"S"
+            if process.pid not in spares and not at_rest:
+                return False
+        return True
 
     def find(self, ident: str) -> Context:
         """The context of that name; RequestError (not_found) when there is none."""

@@ -40,6 +40,9 @@ class Execution:
         self.crowded = False
         self.killed = False
         self.interrupted = False
+        self.is_code = False
+        """A `run_code`, and not an `exec`."""
+        self.context_ident: str | None = None
         self.tracked = False
         """The host wants to know which files it changed."""
         self._timer: int | None = None
@@ -143,6 +146,7 @@ class CodeRun(Execution):
     ) -> None:
         super().__init__(agent, ident, stdout_limit, stderr_limit)
         self._context = context
+        self.is_code, self.context_ident = True, context.ident
         self.kernel: KernelProcess | None = None
         """The one that does the work; its context may have got another one meanwhile."""
         context.count += 1

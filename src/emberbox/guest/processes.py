@@ -132,8 +132,9 @@ def kill_tree(uid: int, root: int, *, since: float | None, others: Iterable[int]
     """Kill `root`, its group and session, all that descends from it, and what it has orphaned.
 
     An orphan that made its own session bears no trace of who started it. It counts as ours when it was born after
-    `since` (seconds as of `Loop.time`; None: never) and belongs to none of `others`, the roots of what else runs. Everything is stopped before
-    anything is killed, again and again until nothing new turns up, so that a fork bomb cannot outrun this.
+    `since` (seconds as of `Loop.time`; None: never) and belongs to none of `others`, the roots of what else runs.
+    Everything is stopped before anything is killed, again and again until nothing new turns up, so that a fork bomb
+    cannot outrun this.
     """
     foreign = set(others)
     ticks = None if since is None else int(since * CLOCK_TICKS)

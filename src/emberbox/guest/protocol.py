@@ -48,6 +48,7 @@ exec        {argv: [..], cwd, env, stdin: bool (false: /dev/null), timeout: secs
             -> done {exit_code, reason, stdout_truncated, stderr_truncated, duration_ms}
             exit_code is 128 + signal for a process that died of a signal.
 signal      {target: id of a run_code or exec under way, signal: number} -> done {}
+            {target: 0, context: id | null, signal: number} -> done {count}: every run_code, or the one of a context.
             SIGINT interrupts (for run_code the context survives if its language can), SIGKILL kills the process group
             and ends the context.
 stdin       {target: id of an exec with stdin, eof: bool} payload: bytes -> done {} once they are in the pipe
@@ -65,10 +66,11 @@ tree        {} -> done {} payload: JSON list of [path, file|symlink|other, size,
 mkdir       {path} -> done {created: bool}
 remove      {path} -> done {} (recursive)
 rename      {path, to} -> done {}
-quiesce     {} -> done {}
+quiesce     {look: bool} -> done {idle: bool}
             Before a checkpoint. What runs goes on, but after the answer the agent sends nothing and takes no output
             until `wake`: the channel is empty, so that a copy of the machine begins at the start of a frame. `busy`
-            while a run_code is under way.
+            while a run_code is under way. With `look`, `idle` says that no process of the user's does anything: there
+            are interpreters that wait for code, if any.
 wake        {fork: bool, env: {..}} -> done {}
             After a checkpoint, and the first request to a machine that was restored; `env` is added to the environment
             of whatever starts from now on. With fork the machine is a copy: requests with a lower id belong to the

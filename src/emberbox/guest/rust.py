@@ -158,6 +158,7 @@ class RustRun:
         stage.write_stdin(self._job.stdin, eof=True, answer=lambda _: None)
 
     def _begin(self, stage: _Stage, timeout: float | None) -> None:
+        stage.is_code = True
         self._agent.executions[self._ident] = stage
         stage.set_timeout(timeout)
 

@@ -34,12 +34,17 @@ import selectors
 import shutil
 import signal
 import socket
+import struct
 import sys
 import time
 from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
+MEMBARRIER = {"x86_64": (0xC000003E, 324), "aarch64": (0xC00000B7, 283)}
+"""Architecture (AUDIT_ARCH_…) and number of the system call."""
 MAX_MESSAGE = 1 << 17
 VERSION = 1
 """Of what `kept` and `take` say."""
@@ -53,6 +58,26 @@ def prctl(option: int, value: int) -> None:
     if libc.prctl(option, value, 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def refuse_membarrier() -> None:
+    """What starts below this process finds no membarrier(2). runsc registers for it whenever it starts, and waits 11 ms
+    for all processors each time, three times in a row to create a sandbox: 90 ms with it, 60 without. Its one use is
+    to offer the call inside the sandbox, where programs find it missing then, as they do on old kernels."""
+    arch, number = MEMBARRIER.get(os.uname().machine, (0, 0))
+    program = (
+        (0x20, 0, 0, 4),  # load seccomp_data.arch
+        (0x15, 0, 3, arch),  # other than this: allow
+        (0x20, 0, 0, 0),  # load seccomp_data.nr
+        (0x15, 0, 1, number),  # other than this: allow
+        (0x06, 0, 0, 0x00050000 | errno.ENOSYS),  # SECCOMP_RET_ERRNO
+        (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    filter_program = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
+    if number:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter_program, 0, 0)  # a kernel without it is slower, no more
 
 
 class Spawner:
@@ -349,6 +374,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
+    refuse_membarrier()
     os.umask(0o022)
     run_dir = sys.argv[3]
     spawner = Spawner(control, int(sys.argv[2]), run_dir)

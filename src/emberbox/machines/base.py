@@ -51,6 +51,8 @@ class Snapshot:
     size_bytes: int
     digests: Mapping[str, str] | None = None
     """SHA-256 of each file, checked before the snapshot is used; None for files that never left this process's care."""
+    idle: bool = False
+    """Nothing of the user's ran in it but interpreters that wait; False where nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,9 @@ class Machine(Protocol):
 
     async def resume(self) -> None:
         """Let it go on after `pause`."""
+
+    def rest(self) -> None:
+        """Stop it until something is asked of its agent, if that can be done. Nothing may run in it."""
 
     def stats(self) -> MachineStats:
         """Figures of now."""

@@ -108,6 +108,8 @@ class Channel:
         self._gate.set()
         self._closed: str | None = None
         self._broken_by: str | None = None
+        self.before_send: Callable[[], None] | None = None
+        """Called once, before the next request leaves."""
         self.hello: asyncio.Future[Header] = self._loop.create_future()
         self._loop.add_reader(read_fd, self._readable)
 
@@ -208,6 +210,9 @@ class Channel:
             await self._drained.wait()
             if self._closed is not None:
                 raise self._error()
+        if self.before_send is not None:
+            prepare, self.before_send = self.before_send, None
+            prepare()
         self._out.append(memoryview(frame))
         self._out_size += len(frame)
         if len(self._out) == 1:

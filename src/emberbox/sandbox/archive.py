@@ -44,6 +44,7 @@ _MOST_PADDING = 20 * tarfile.RECORDSIZE
 _GUEST_NAME = re.compile(r"[a-z_][a-z0-9_]{0,60}(/[a-z_][a-z0-9_]{0,60})?\.(py|js|sh)")
 _SPARE = 64 << 20
 """Bytes that an import leaves free on the disk."""
+_PLACE = "Correct the path, or the rights or the space there."
 
 
 class Head(Model):
@@ -82,7 +83,9 @@ def export_snapshot(store: SnapshotStore, snapshot_id: str, target: Path, progre
         raise ValidationFailed(f"{target} exists already.", remediation="Choose another name.") from None
     except OSError as exc:
         where = exc.filename or target
-        raise SnapshotFailed(f"Cannot export snapshot {snapshot_id}: {where}: {exc.strerror or exc}.") from exc
+        raise SnapshotFailed(
+            f"Cannot export snapshot {snapshot_id}: {where}: {exc.strerror or exc}.", remediation=_PLACE
+        ) from exc
 
 
 def _write_archive(
@@ -160,7 +163,7 @@ def import_snapshot(store: SnapshotStore, source: Path, progress: Progress) -> S
         raise _bad(source, f"it is cut short or damaged ({exc})") from exc
     except OSError as exc:
         where = exc.filename or store.folder
-        raise SnapshotFailed(f"Cannot import {source}: {where}: {exc.strerror or exc}.") from exc
+        raise SnapshotFailed(f"Cannot import {source}: {where}: {exc.strerror or exc}.", remediation=_PLACE) from exc
 
 
 def _bad(source: Path, why: str) -> ValidationFailed:

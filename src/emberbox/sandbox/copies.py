@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -85,6 +85,7 @@ class Copies:
         self.changed = changed
         self._trees: dict[str, SnapshotTree] = {}
         self._forking = asyncio.Semaphore(_FORKS_AT_ONCE)
+        self._cleaning: set[asyncio.Task[object]] = set()
         self.dormant_bytes: Callable[[str], int] = lambda _: 0
         """Of the snapshots of an agent's sandboxes that have no machine now."""
 
@@ -183,8 +184,10 @@ class Copies:
 
     # --- back, aside ----------------------------------------------------------------------------------------------
 
-    async def rollback(self, session: Session, node: Node) -> list[str]:
+    async def rollback(self, session: Session, node: Node, beside: Awaitable[object] | None = None) -> list[str]:
         """Take the sandbox back: files, memory and processes. The executions that this undid, oldest first.
+
+        `beside`: see `Session.replace_machine`.
 
         Raises:
             RollbackFailed: nothing could be started from it; the sandbox is as it was.
@@ -193,7 +196,7 @@ class Copies:
         undone: list[str] = []
         with tree.use(node) as snapshot:
             await session.replace_machine(
-                snapshot, self._fork, lambda: undone.extend(self._went_back(session, tree, node))
+                snapshot, self._fork, lambda: undone.extend(self._went_back(session, tree, node)), beside=beside
             )
         return undone
 
@@ -240,11 +243,23 @@ class Copies:
         # not in the tree: the copies do not depend on whether the sandbox lives on
         directory = self._folder() / f"fork-{secrets.token_hex(6)}"
         moment = Moment(tuple(session.path), session.good)
-        snapshot = await session.checkpoint(directory)
+        snapshot = await session.checkpoint(directory, look=count > 1)
         try:
             return await self._copies(session, snapshot, moment, count, timeout)
         finally:
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            await self._surely(asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True))
+
+    async def _surely(self, work: Coroutine[object, object, object]) -> None:
+        """Do it to its end, even if the caller is cancelled, once or (as some frameworks do) at every await."""
+        task = asyncio.create_task(work)
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+        await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for what is being cleared away."""
+        if self._cleaning:
+            await asyncio.wait(list(self._cleaning))
 
     async def _copies(
         self, session: Session, snapshot: Snapshot, moment: Moment, count: int, timeout: float | None
@@ -252,19 +267,19 @@ class Copies:
         async def one() -> Session | VmExecutionError:
             async with self._forking:
                 try:
-                    return await self._copy(session, snapshot, moment, timeout)
+                    copy = await self._copy(session, snapshot, moment, timeout)
                 except VmExecutionError as exc:
                     return exc
+                if snapshot.idle:
+                    # 2.5 % of a processor each, which the others that are still to start need: 33 s for 100, not 8
+                    copy.machine.rest()
+                return copy
 
         tasks = [asyncio.ensure_future(one()) for _ in range(count)]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
-            for task in tasks:
-                task.cancel()
-            for done in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(done, Session):
-                    await asyncio.shield(asyncio.ensure_future(done.kill()))
+            await self._surely(_end_all(tasks))
             raise
 
     async def _copy(
@@ -330,6 +345,15 @@ class Copies:
         return session
 
 
+async def _end_all(tasks: Sequence[asyncio.Future[Session | VmExecutionError]]) -> None:
+    """Stop making copies, and kill those that are there."""
+    for task in tasks:
+        task.cancel()
+    for done in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(done, Session):
+            await done.kill()
+
+
 def _warn(sandbox_id: str, snapshot_id: str, why: Exception) -> None:
     import structlog
 
@@ -340,4 +364,6 @@ def _warn(sandbox_id: str, snapshot_id: str, why: Exception) -> None:
 def ran(session: Session, execution_id: str) -> None:
     """An execution begins in a sandbox."""
     session.path.append(execution_id)
+    for forgotten in session.path[:-_REMEMBERED]:
+        session.exact_before.pop(forgotten, None)
     del session.path[:-_REMEMBERED]

@@ -198,9 +198,11 @@ class Keeper:
                 return await self._host.copies.snapshot(session, kind="shutdown")
             except SnapshotFailed:
                 passed = loop.time() - began
-                if not interrupt or not session.runner.code_running or passed > _STOP_SECONDS:
+                if not interrupt or passed > _STOP_SECONDS:
                     raise
-                await session.runner.interrupt(number=signal.SIGINT if passed < _INTERRUPT_SECONDS else signal.SIGKILL)
+                number = signal.SIGINT if passed < _INTERRUPT_SECONDS else signal.SIGKILL
+                if not await session.runner.interrupt(number=number):
+                    raise
                 await asyncio.sleep(0.05)  # until it has ended; it may also refuse to
 
     async def put_all_aside(self) -> None:
@@ -215,6 +217,7 @@ class Keeper:
                     await self.put_aside(session, anyhow=True)
                 except VmExecutionError as exc:
                     _warn("sandbox lost", session.id, exc)
+                    self._aside.add(session.id)  # its record stays, so that the next engine says so
 
         await asyncio.gather(*(one(session) for session in self._host.sessions() if session.durable))
 
@@ -414,9 +417,12 @@ async def reap_idle(
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(every)
-        if forget_expired is not None:
-            await forget_expired()
-        for session in idle(list(sessions()), loop.time()):
-            # it has just been used or killed, or the disk refused
-            with contextlib.suppress(VmExecutionError, OSError):
-                await end(session)
+        try:
+            if forget_expired is not None:
+                await forget_expired()
+            for session in idle(list(sessions()), loop.time()):
+                # it has just been used or killed, or the disk refused
+                with contextlib.suppress(VmExecutionError, OSError):
+                    await end(session)
+        except Exception as exc:  # noqa: BLE001 (whatever it is, the others are looked at again)
+            _warn("idle sandboxes not ended", "", exc)

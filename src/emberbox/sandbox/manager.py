@@ -20,8 +20,8 @@ from emberbox.errors import (
 )
 from emberbox.host.rundir import RunDir, dead_owners, make_run_dir
 from emberbox.images.store import Image
-from emberbox.machines.base import Machine, MachineFactory, Snapshot
-from emberbox.models import MachineLimits
+from emberbox.machines.base import Death, Machine, MachineFactory, Snapshot
+from emberbox.models import MachineLimits, TerminationReason
 from emberbox.sandbox.copies import Bounds, Copies
 from emberbox.sandbox.keeper import Keeper
 from emberbox.sandbox.ledger import Ledger, SandboxRecord
@@ -293,7 +293,8 @@ class SandboxManager:
         if session.durable and self.keeper is not None:
             await self.keeper.put_aside(session)
         else:
-            await session.kill()
+            unused = "" if session.idle_seconds is None else f" for {session.idle_seconds:g} s"
+            await session.kill(Death(TerminationReason.KILLED, f"nobody used it{unused}"))
 
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())

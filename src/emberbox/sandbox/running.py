@@ -22,9 +22,21 @@ from emberbox.machines.base import Death, Machine
 from emberbox.machines.channel import Channel
 from emberbox.models import CommandResult, Execution, Language, MachineLimits, TerminationReason
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
-from emberbox.sandbox.work import Listeners, OverdueError, Restoration, RunOptions, Work, finished, flush, take
+from emberbox.sandbox.work import (
+    Listeners,
+    OverdueError,
+    Restoration,
+    RunOptions,
+    Work,
+    finished,
+    flush,
+    nonsense,
+    take,
+)
 
 _CALL_TIMEOUT = 15.0
+_GONE = (ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, ExecutionTimeout)
+"""What a signal may meet: what it was for has ended."""
 _GRACE_SECONDS = 10.0
 """Beyond a time-out that the guest enforces, the host waits this long for its answer; then it kills the machine."""
 _STDIN_CHUNK = 1 << 18
@@ -200,7 +212,7 @@ class Runner:
 
     @staticmethod
     async def _quietly(work: Awaitable[object]) -> None:
-        with contextlib.suppress(ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, ExecutionTimeout):
+        with contextlib.suppress(*_GONE):
             await work
 
     @staticmethod
@@ -224,8 +236,11 @@ class Runner:
             await self._owner.call("stdin", target=request, eof=True)
 
     async def interrupt(self, context: str | None = None, *, number: int = _SIGINT) -> int:
-        """Interrupt what runs in a context (None: in all), or send it another signal; how many it reached."""
-        targets = [request for request, used in self._running.items() if context in (None, used)]
-        for request in targets:
-            await self._quietly(self.signal(request, number))
-        return len(targets)
+        """Interrupt what runs in a context (None: in all), or send it another signal; how many it reached. The agent
+        knows best what runs: it may have been asked by a process before this one."""
+        reached = 0
+        with contextlib.suppress(*_GONE):
+            header = await self._owner.call("signal", target=0, context=context, signal=int(number))
+            with nonsense():
+                reached = int(header["count"])
+        return reached

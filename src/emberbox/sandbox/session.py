@@ -108,6 +108,8 @@ class Session:
         """The executions that its state consists of, oldest first, at most the last 1,000."""
         self.good = True
         """The last of them succeeded."""
+        self.exact_before: dict[str, str] = {}
+        """For executions of `path`: the snapshot of the very state before them, if there was one."""
         self.version = 0
         """Of its state: another number after whatever may have changed it."""
         self.restored: Restoration | None = None
@@ -121,6 +123,8 @@ class Session:
         self._background: set[asyncio.Task[Any]] = set()
         self._death: Death | None = None
         self._closing = False
+        self._replaced: asyncio.Future[Death] | None = None
+        """The end of the machine before this one."""
         self._changing = asyncio.Lock()
         """Held while the machine is copied, replaced, stopped or let go on."""
 
@@ -243,6 +247,7 @@ class Session:
         """End it; harmless when it has ended."""
         self._closing = True
         self._death = await self.machine.kill(death)
+        await self._replaced_is_gone()
         self._closed()
 
     def _closed(self) -> None:
@@ -284,35 +289,44 @@ class Session:
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
-    async def checkpoint(self, directory: Path) -> Snapshot:
+    async def checkpoint(self, directory: Path, *, look: bool = False) -> Snapshot:
         """Write the machine into `directory`, between executions. Commands in the background go on.
 
-        A caller who is cancelled waits for the end of it: the agent must not be left quiet.
+        `look`: find out whether anything of the user's runs in it, for `Snapshot.idle`.
+
+        When the caller is cancelled it goes on to its end, because the agent must not be left quiet, and is removed.
 
         Raises:
             SnapshotFailed: code is running, or the machine or the disk refused.
         """
-        work = asyncio.ensure_future(self._checkpoint(directory))
+        work = asyncio.ensure_future(self._checkpoint(directory, look=look))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            await asyncio.wait([work])
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            # not awaited here: some frameworks cancel again at every await
+            self.spawn(self._discard(work, directory))
             raise
 
-    async def _checkpoint(self, directory: Path) -> Snapshot:
+    @staticmethod
+    async def _discard(work: asyncio.Future[Snapshot], directory: Path) -> None:
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # whoever wanted to know has left
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def _checkpoint(self, directory: Path, *, look: bool) -> Snapshot:
         async with self._changing:
             channel, machine = self.open_channel(), self.machine
             with channel.held():
                 try:
-                    await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True)
+                    answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look)
                     last = channel.last_request
                     size = await machine.checkpoint(directory)
                 except (ExecutionFailed, ExecutionTimeout) as exc:
                     raise SnapshotFailed(f"Sandbox {self.id} cannot be copied now: {exc.message}") from exc
                 finally:
                     await self._wake_again(machine)
-        return Snapshot(directory, self.image, self.limits, last, size)
+        return Snapshot(directory, self.image, self.limits, last, size, idle=answer.get("idle") is True)
 
     async def _wake_again(self, machine: Machine) -> None:
         """After a checkpoint, or the attempt: the agent serves requests in order, so that this undoes a late quiesce. A
@@ -330,14 +344,16 @@ class Session:
         swapped: Callable[[], None],
         *,
         dead: Machine | None = None,
+        beside: Awaitable[object] | None = None,
     ) -> bool:
-        """Go on from a snapshot: a fork of it takes the machine's place, then the old one is killed.
+        """Go on from a snapshot: a fork of it takes the machine's place, and the old one is being killed.
 
         Args:
             snapshot: what to go on from.
             fork: starts a machine from it.
             swapped: called when the new machine is in its place and the old one is still there.
             dead: do it only if this is still the machine; False if it is not.
+            beside: work with the old machine, awaited before that goes.
 
         Raises:
             RollbackFailed: no fork came up; the sandbox is as it was.
@@ -346,11 +362,14 @@ class Session:
             self._check_alive()
             if dead is not None and self.machine is not dead:
                 return False
+            await self._replaced_is_gone()
             self.touched()
             try:
                 machine = await fork(snapshot)
                 try:
                     await self._wake_copy(machine, _CALL_TIMEOUT)
+                    if beside is not None:
+                        await beside
                     if self.durable:
                         await machine.outlive(self._outlive_seconds)
                 except BaseException:
@@ -366,10 +385,17 @@ class Session:
             old, self.machine = self.machine, machine
             self._ready()
             swapped()
-            await asyncio.shield(
-                asyncio.ensure_future(old.kill(Death(TerminationReason.KILLED, "the sandbox was rolled back")))
+            # nobody need wait for it, which takes 8 ms; the factory's `close` does
+            self._replaced = asyncio.ensure_future(
+                old.kill(Death(TerminationReason.KILLED, "the sandbox was rolled back"))
             )
             return True
+
+    async def _replaced_is_gone(self) -> None:
+        """Wait for the end of the machine that was replaced last, so that there is never more than one of these."""
+        if self._replaced is not None:
+            await asyncio.wait([self._replaced])
+            self._replaced = None
 
     async def pause(self) -> None:
         """Stop everything in it; it keeps its memory and uses no CPU. Harmless when it is paused.

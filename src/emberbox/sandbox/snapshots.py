@@ -75,7 +75,8 @@ class SnapshotTree:
             SnapshotFailed: there are as many as there may be, or the folder cannot be made.
         """
         while kind != "shutdown" and sum(n.info.kind != "shutdown" for n in self._nodes.values()) >= self.most:
-            spare = next((n for n in self._nodes.values() if n.info.kind not in {"manual", "shutdown"}), None)
+            policys = (n for n in self._nodes.values() if n.info.kind not in {"manual", "shutdown"})
+            spare = next((node for node in policys if not node.users), None)
             if spare is None:
                 raise SnapshotFailed(
                     f"Sandbox {self.sandbox_id} has {self.most} snapshots already.",

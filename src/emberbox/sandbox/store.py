@@ -234,13 +234,17 @@ class SnapshotStore:
     def sweep_unfinished(self) -> None:
         """Remove what was never finished. Only for whoever keeps the sandboxes of this state directory, and takes no
         snapshot now: others put one together under another name (`BUILDING`), which may take a while."""
+        self.sweep_copies()
         with contextlib.suppress(OSError):
             for directory in self.folder.iterdir():
-                if directory.name.startswith(BUILDING):
-                    unfinished = time.time() - directory.lstat().st_mtime > _ABANDONED_SECONDS
-                else:
-                    unfinished = not (directory / RECORD).exists()
-                if unfinished:
+                if not directory.name.startswith(BUILDING) and not (directory / RECORD).exists():
+                    shutil.rmtree(directory, ignore_errors=True)
+
+    def sweep_copies(self) -> None:
+        """Remove what somebody was putting together when he was killed. Any process may do so."""
+        with contextlib.suppress(OSError):
+            for directory in self.folder.glob(f"{BUILDING}*"):
+                if time.time() - directory.lstat().st_mtime > _ABANDONED_SECONDS:
                     shutil.rmtree(directory, ignore_errors=True)
 
     def names(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import select
@@ -17,6 +18,7 @@ import pytest
 from emberbox.errors import Internal, VmNotAvailable
 from emberbox.host.rundir import dead_owners, make_run_dir
 from emberbox.host.spawner import Process, Spawner
+from emberbox.host.spawner_main import MEMBARRIER
 
 from .conftest import ENV, PATIENCE, Workshop, alive, ended, read_all
 
@@ -109,6 +111,14 @@ async def test_a_program_gets_its_descriptors_and_no_others(workshop: Workshop) 
     code, text = await workshop.python("import os; print(sorted(os.listdir('/proc/self/fd')))")
     assert code == 0
     assert text == "['0', '1', '2', '3']\n"  # 3 is that of the listing
+
+
+@pytest.mark.skipif(os.uname().machine not in MEMBARRIER, reason="not known on this architecture")
+async def test_a_program_finds_no_membarrier_and_all_else(workshop: Workshop) -> None:
+    number = MEMBARRIER[os.uname().machine][1]
+    ask = f"c = ctypes.CDLL(None, use_errno=True); print(c.syscall({number}, 0, 0, 0), ctypes.get_errno())"
+    code, text = await workshop.output([sys.executable, "-c", f"import ctypes, os; {ask}; os.fork() or os._exit(0)"])
+    assert (code, text.split()) == (0, ["-1", str(errno.ENOSYS)])
 
 
 async def test_input_output_and_errors_each_go_their_own_way(workshop: Workshop) -> None:

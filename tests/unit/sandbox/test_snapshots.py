@@ -253,3 +253,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, image: Image) -> 
     (tmp_path / "file").touch()
     with pytest.raises(SnapshotFailed, match="file/x"):
         Tree(image, tmp_path / "file" / "x").take()
+
+
+def test_what_is_in_use_does_not_make_room(tree: Tree) -> None:
+    nodes = [tree.take(kind="post_execution") for _ in range(MOST)]
+    with tree.tree.use(nodes[0]):
+        tree.take(kind="failure")
+        assert [node for node in nodes if node in tree.tree.nodes()] == [nodes[0], *nodes[2:]]

@@ -243,6 +243,8 @@ class GvisorFactory:
 
     async def close(self) -> None:
         self._closed = True
+        async with self._starting:  # a spawner that is just being started is ours as well
+            pass
         await asyncio.gather(*(machine.kill() for machine in list(self._machines.values())))
         if self._spawner is not None:
             await self._spawner.close()

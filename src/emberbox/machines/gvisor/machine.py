@@ -18,6 +18,7 @@ from emberbox.machines.base import Death, MachineState, MachineStats, MemoryUse,
 from emberbox.machines.channel import Channel
 from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.machines.gvisor.memory import MemoryGauge
+from emberbox.machines.gvisor.rest import Rest
 from emberbox.machines.gvisor.stubs import Stubs, descendants
 from emberbox.models import MachineLimits, TerminationReason
 
@@ -107,6 +108,7 @@ class GvisorMachine:
         self._stubs = Stubs(self._all_pids)
         self._resting = False
         """Stopped while it was idle."""
+        self._rest: Rest | None = None
         self._memory_peak = 0
         self._gauge = MemoryGauge([])
         self._death: Death | None = None
@@ -237,6 +239,7 @@ class GvisorMachine:
             self._resting = True
             await self.spawner.signal(self._processes[0], signal.SIGSTOP)
             return
+        self._end_rest()
         for process in self._processes:
             await self.spawner.signal(process, signal.SIGSTOP)
         self._stubs.stop({process.pid for process in self._processes})
@@ -246,6 +249,17 @@ class GvisorMachine:
         for process in self._processes[:1] if self._resting else reversed(self._processes):
             await self.spawner.signal(process, signal.SIGCONT)
         self._resting = False
+
+    def rest(self) -> None:
+        # without a group, finding the stubs takes long
+        if self._group is not None and self._state is MachineState.RUNNING:
+            pids = {process.pid for process in self._processes}
+            self._rest = Rest(self.channel, self._processes[0], self._stubs, pids)
+
+    def _end_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.end()
+            self._rest = None
 
     async def go_on_after_another(self) -> None:
         """Let everything go on that another process may have stopped."""
@@ -338,6 +352,7 @@ class GvisorMachine:
             for pid in self._stray_pids():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        self._end_rest()
         self._stubs.forget()
         if self._outlives:
             await self.spawner.drop(self.id)
