@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     backend: Backend = Field(default="auto", description="which isolation to use; auto picks the best that works")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="images and downloads")
     run_dir: Path = Field(default_factory=default_run_dir, description="state of running machines")
-    state_dir: Path = Field(default_factory=default_state_dir, description="history")
+    state_dir: Path = Field(
+        default_factory=default_state_dir, description="history, kept snapshots, sandboxes of durable engines"
+    )
     history_url: str | None = Field(
         default=None, description="SQLAlchemy URL of the history; history.db in state_dir by default"
     )
