@@ -141,6 +141,7 @@ class Service:
 
     async def rollback(self) -> None:
         await self.engine.undo.rollback(self.alice, "one")
+        await self.alice._replaced_is_gone()  # which rollback does not wait for
 
     async def create(self) -> None:
         await self.engine.lease("bob", template="minimal")

@@ -29,7 +29,8 @@ from emberbox.guest.protocol import (
 
 Event = tuple[Header, bytes]
 
-_READ_SIZE = 1 << 18
+_READ_SIZE = 1 << 16
+"""What a pipe holds; a larger buffer would only have to be mapped and unmapped each time."""
 _MAX_WAITING_BYTES = 256 << 20
 """Bytes of events that may wait for one request's reader. Output is capped by the request itself far below this; a
 guest that sends more than it was asked for is broken or hostile."""

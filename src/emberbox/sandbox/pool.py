@@ -38,6 +38,8 @@ _HEALTHY_SECONDS = 2.0
 _TICK_SECONDS = 1.0
 _WAITING_TICK_SECONDS = 0.1
 """While somebody waits for memory that others may give back at any time."""
+_SPIN_SECONDS = 0.05
+"""Of a processor between two ticks: what is stopped uses none."""
 _STUCK_SECONDS = 5.0
 """Without a start after which `warm` does not wait any longer; longer than the pauses after its first failures."""
 _HOPELESS = 3
@@ -402,6 +404,20 @@ class MachinePool:
             with contextlib.suppress(ExecutionFailed, SessionNotFound):  # it died; the next one starts at first use
                 await machine.channel.call("run_code", _REHEARSAL, timeout=deadline, **_REHEARSED)
 
+    def _kill_what_spins(self, before: Mapping[int, float]) -> dict[int, float]:
+        """Replace machines that use a processor although they are stopped: seconds of each, for the next look. Of 250
+        of gVisor one did so, some time after it was stopped: a process of its waits for an answer by spinning."""
+        now: dict[int, float] = {}
+        for token, idle in list(self._idle.items()):
+            used = idle.machine.stats().cpu_seconds
+            if used is None:
+                continue
+            now[token] = used
+            if used - before.get(token, used) > _SPIN_SECONDS:
+                self._kill(token)
+                self._feed(state.Lost(token))
+        return now
+
     async def _watch(self, token: int, machine: Machine) -> None:
         """A machine that dies while it waits is replaced."""
         await machine.wait()
@@ -432,9 +448,11 @@ class MachinePool:
 
     async def _keep(self) -> None:
         """Tick while there is something to look after."""
+        used: dict[int, float] = {}
         try:
             while self._state.restless:
                 await asyncio.sleep(_WAITING_TICK_SECONDS if self._state.waiting else _TICK_SECONDS)
+                used = self._kill_what_spins(used)
                 self.tick()
         finally:
             self._keeper = None

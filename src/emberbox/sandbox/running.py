@@ -72,14 +72,8 @@ class Runner:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._running: dict[int, str | None] = {}
         self._requests = 0
         self.bounded = 0
-
-    @property
-    def code_running(self) -> bool:
-        """Code runs in it, so that no snapshot can be taken."""
-        return bool(self._running)
 
     @property
     def busy(self) -> bool:
@@ -132,7 +126,6 @@ class Runner:
                         await flush(collector, listeners)
                         return finished(machine, collector.execution(header), mark)
                     await take(collector, header, payload, listeners)
-                    self._running[stream.number] = collector.context
         except VmConnectionError:
             death = await self._cause_of_death(machine)
             await flush(collector, listeners)
@@ -204,7 +197,6 @@ class Runner:
             finally:
                 self.bounded -= timeout is not None
                 self._requests -= 1
-                self._running.pop(stream.number, None)
                 if not stream.ended and channel.closed is None:
                     # on the channel of the request: after a rollback the number may be another's
                     stop = channel.call("signal", timeout=_CALL_TIMEOUT, target=stream.number, signal=signal.SIGKILL)

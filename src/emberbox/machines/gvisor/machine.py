@@ -240,6 +240,7 @@ class GvisorMachine:
             await self.spawner.signal(self._processes[0], signal.SIGSTOP)
             return
         self._end_rest()
+        self._resting = False
         for process in self._processes:
             await self.spawner.signal(process, signal.SIGSTOP)
         self._stubs.stop({process.pid for process in self._processes})

@@ -1,0 +1,128 @@
+"""Forks that rest until they are used, and machines that take a processor although they are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emberbox import Engine, load_settings
+from emberbox.engine import ExecuteRequest
+from emberbox.machines.base import MachineStats
+from emberbox.machines.gvisor.machine import GvisorMachine
+from emberbox.sandbox.session import Session
+
+MINIMAL = "minimal"
+PATIENCE = 60.0
+
+
+@pytest.fixture
+async def engine(nothing_left: None, run_dir: Path, tmp_path: Path) -> AsyncIterator[Engine]:
+    settings = load_settings(vm_execution={"vm_pool_size": 1}, snapshot_dir=tmp_path / "snapshots")
+    async with Engine(settings) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def sandbox(engine: Engine) -> Session:
+    session = await engine.create_sandbox(MINIMAL)
+    assert await value(engine, session, "x = 41; x") == "41"
+    return session
+
+
+async def value(engine: Engine, session: Session, code: str) -> str | None:
+    return (await engine.execute(ExecuteRequest(session, "python", code))).text
+
+
+def process_of(session: Session) -> psutil.Process:
+    assert isinstance(session.machine, GvisorMachine)
+    return psutil.Process(session.machine._processes[0].pid)
+
+
+async def stopped(session: Session) -> None:
+    """Wait until it rests."""
+    await asyncio.to_thread(wait_for_stop, process_of(session))
+
+
+def wait_for_stop(process: psutil.Process) -> None:
+    end = time.monotonic() + PATIENCE
+    while process.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < end, "it was not stopped"
+        time.sleep(0.01)
+
+
+def awake(session: Session) -> bool:
+    return process_of(session).status() != psutil.STATUS_STOPPED
+
+
+async def test_forks_rest_until_they_are_used(engine: Engine, sandbox: Session) -> None:
+    children = await engine.undo.fork(sandbox, 3)
+    await asyncio.gather(*map(stopped, children))
+    assert awake(sandbox)
+    for number, child in enumerate(children):
+        assert await value(engine, child, f"x += {number}; x") == str(41 + number)
+        assert awake(child)
+
+
+async def test_what_rests_can_be_stopped_copied_and_killed(engine: Engine, sandbox: Session) -> None:
+    paused, copied, killed = await engine.undo.fork(sandbox, 3)
+    await asyncio.gather(*map(stopped, (paused, copied, killed)))
+    await paused.pause()
+    await paused.resume()
+    assert await value(engine, paused, "x") == "41"
+    point = await engine.undo.snapshot(copied)
+    await engine.undo.rollback(copied, point.snapshot_id)
+    assert await value(engine, copied, "x") == "41"
+    await killed.kill()
+
+
+async def test_forks_in_which_something_runs_do_not_rest(engine: Engine, sandbox: Session) -> None:
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(4242,), daemon=True).start()"
+    await value(engine, sandbox, thread)
+    children = await engine.undo.fork(sandbox, 2)
+    assert [child.machine._rest for child in children] == [None, None]  # type: ignore[attr-defined]
+
+
+async def test_forks_with_a_program_in_the_background_do_not_rest(engine: Engine, sandbox: Session) -> None:
+    begun = asyncio.Event()
+    work = sandbox.runner.exec(["sleep", "4242"], on_start=lambda *_: begun.set())
+    program = asyncio.ensure_future(work)
+    await begun.wait()
+    children = await engine.undo.fork(sandbox, 2)
+    assert [child.machine._rest for child in children] == [None, None]  # type: ignore[attr-defined]
+    program.cancel()
+    await asyncio.wait([program])
+
+
+async def test_one_rollback_follows_another_and_the_old_machines_end(engine: Engine, sandbox: Session) -> None:
+    point = await engine.undo.snapshot(sandbox)
+    old = []
+    for _ in range(3):
+        old.append(sandbox.machine)
+        await engine.undo.rollback(sandbox, point.snapshot_id)
+    assert await value(engine, sandbox, "x") == "41"
+    # no more than one of them is still on its way
+    async with asyncio.timeout(PATIENCE):
+        assert all([await machine.wait() for machine in old])
+    last = sandbox.machine
+    await engine.undo.rollback(sandbox, point.snapshot_id)
+    await sandbox.kill()
+    assert not Path(f"/proc/{last._processes[0].pid}").exists()  # type: ignore[attr-defined]
+
+
+async def test_a_machine_of_the_pool_that_spins_is_replaced(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    await (await engine.create_sandbox(MINIMAL)).kill()
+    await engine.warm(MINIMAL)
+    assert engine._sandboxes is not None
+    pool = engine._sandboxes.pool
+    (machine,) = [entry.machine for entry in pool._idle.values() if entry.machine.state.value == "running"]
+    seconds = iter(range(1000))
+    monkeypatch.setattr(machine, "stats", lambda: MachineStats(cpu_seconds=float(next(seconds))))
+    async with asyncio.timeout(PATIENCE):
+        await machine.wait()
+    await engine.warm(MINIMAL)
+    assert machine not in [entry.machine for entry in pool._idle.values()]
