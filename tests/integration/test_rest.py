@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -105,13 +106,32 @@ async def test_one_rollback_follows_another_and_the_old_machines_end(engine: Eng
         old.append(sandbox.machine)
         await engine.undo.rollback(sandbox, point.snapshot_id)
     assert await value(engine, sandbox, "x") == "41"
-    # no more than one of them is still on its way
     async with asyncio.timeout(PATIENCE):
         assert all([await machine.wait() for machine in old])
-    last = sandbox.machine
+
+
+async def test_a_kill_waits_for_the_machine_before_as_well(
+    engine: Engine, sandbox: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = await engine.undo.snapshot(sandbox)
+    old = sandbox.machine
+    assert isinstance(old, GvisorMachine)
+    remove = old._remove_files
+    going_on = threading.Event()
+
+    def slowly() -> None:
+        going_on.wait(PATIENCE)
+        remove()
+
+    monkeypatch.setattr(old, "_remove_files", slowly)
     await engine.undo.rollback(sandbox, point.snapshot_id)
-    await sandbox.kill()
-    assert not Path(f"/proc/{last._processes[0].pid}").exists()  # type: ignore[attr-defined]
+    assert await value(engine, sandbox, "x") == "41"
+    killed = asyncio.ensure_future(sandbox.kill())
+    await sandbox.machine.wait()
+    assert old.directory.exists()
+    going_on.set()
+    await killed
+    assert not old.directory.exists()
 
 
 async def test_a_machine_of_the_pool_that_spins_is_replaced(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

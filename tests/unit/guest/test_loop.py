@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from emberbox.guest.channel import Channel
+from emberbox.guest.fields import Fields
+from emberbox.guest.kernel_process import KernelProcess
+from emberbox.guest.limits import Settings
 from emberbox.guest.loop import READ, Loop
 from emberbox.guest.protocol import FrameDecoder, Header, encode
+from emberbox.guest.streams import Capture
 
-from .conftest import Client
+from .conftest import PATIENCE, Client
 
 
 @pytest.fixture
@@ -93,6 +98,7 @@ def test_a_frame_that_may_wait_does_not_wait_for_long(loop: Loop, channel: tuple
     ours, answers = channel
     ours.send_lazily({"id": 1, "ev": "started"})
     loop.watch(answers, READ, lambda _: loop.stop())
+    loop.later(PATIENCE, loop.stop)
     loop.run()
     assert frames(answers) == ["started"]
 
@@ -129,6 +135,55 @@ def test_output_and_results_keep_their_order_and_none_is_lost(agent: Client, con
     assert before_value.endswith(b"last\n")
 
 
+class Kernel(KernelProcess):
+    """A kernel that is played by the test."""
+
+    def start(self, fds: list[int]) -> None:
+        self.control, _, self.out, _ = map(os.dup, fds)
+
+
+class Heard:
+    """What an execution hears, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+        self.stdout = self.stderr = Capture(1 << 20, self.said.append)
+
+    def on_result(self, _header: Header, payload: bytes) -> None:
+        self.said.append(payload)
+
+    def on_done(self, _header: Header) -> None:
+        self.said.append("done")
+
+    def on_lost(self, _status: int | None) -> None:
+        self.said.append("lost")
+
+
+def test_output_between_two_frames_that_are_read_at_once_is_not_lost(loop: Loop, tmp_path: Path) -> None:
+    first, wake = os.pipe()
+    settings = Settings(Fields({"uid": os.getuid(), "home": str(tmp_path), "workdir": str(tmp_path)}))
+    heard = Heard()
+
+    def more(_events: int) -> None:
+        # the loop has asked all descriptors, and is about to read the first frame
+        os.read(first, 1)
+        os.write(kernel.out, b"second")
+        os.write(kernel.control, encode({"id": 1, "ev": "done"}))
+
+    loop.watch(first, READ, more)
+    kernel = Kernel(loop, settings)
+    kernel.execute(heard, {}, b"", b"")
+    os.write(kernel.control, encode({"id": 1, "ev": "result"}, b"first"))
+    os.write(wake, b"x")
+    loop.before_sleep.append(lambda: loop.stop() if "done" in heard.said else None)
+    loop.later(PATIENCE, loop.stop)
+    loop.run()
+    assert heard.said == [b"first", b"second", "done"]
+    kernel.died(0)
+    for fd in (first, wake, kernel.control, kernel.out):
+        os.close(fd)
+
+
 def test_frames_of_a_peer_may_come_in_any_pieces(loop: Loop) -> None:
     ours, theirs = os.pipe()
     unused, out = os.pipe()
@@ -144,7 +199,7 @@ def test_frames_of_a_peer_may_come_in_any_pieces(loop: Loop) -> None:
             loop.stop()
 
     loop.before_sleep.append(feed)
-    loop.later(60, loop.stop)
+    loop.later(PATIENCE, loop.stop)
     loop.run()
     assert heard == [1, 2, 3, 4, 5]
     channel.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,12 +80,13 @@ class Model:
         if self.head == name:
             self.head = gone.parent
 
-    def evicted(self, kind: SnapshotKind) -> str | None:
+    def evicted(self, kind: SnapshotKind, held: Container[str]) -> str | None:
         """What makes room for one more; "" where nothing may."""
         counted = [e for e in self.entries.values() if e.kind != "shutdown"]
         if kind == "shutdown" or len(counted) < MOST:
             return None
-        return next((n for n, e in self.entries.items() if e.kind not in ("manual", "shutdown")), "")
+        policys = (n for n, e in self.entries.items() if e.kind not in ("manual", "shutdown"))
+        return next((name for name in policys if name not in held), "")
 
 
 def _made_up() -> Image:
@@ -111,7 +113,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=taken, kind=st.sampled_from(KINDS), name=st.sampled_from(["a", "b", None]), kept=st.booleans())
     def take(self, kind: SnapshotKind, name: str | None, kept: bool) -> str:
-        evicted = self.model.evicted(kind)
+        evicted = self.model.evicted(kind, self.held)
         if evicted == "":
             with pytest.raises(SnapshotFailed, match="snapshots already"):
                 self.tree.new_directory(kind)
