@@ -10,11 +10,14 @@ from emberbox.languages import bash, javascript, python, rust
 from emberbox.languages.spec import LanguageSpec, Restriction
 from emberbox.models import Language
 
-__all__ = ["LANGUAGES", "LanguageSpec", "Restriction", "get_language", "resolve"]
+__all__ = ["LANGUAGES", "RULES", "LanguageSpec", "Restriction", "get_language", "resolve"]
 
 LANGUAGES: dict[Language, LanguageSpec] = {
     spec.config.name: spec for spec in (python.SPEC, javascript.SPEC, bash.SPEC, rust.SPEC)
 }
+
+RULES: dict[str, Restriction] = {rule.id: rule for spec in LANGUAGES.values() for rule in spec.rules}
+"""Every rule that comes with Emberbox, by its id."""
 
 _NAMES: dict[str, Language] = {
     name: spec.config.name for spec in LANGUAGES.values() for name in (spec.config.name, *spec.config.aliases)

@@ -18,7 +18,7 @@ Word = tuple["Node", str | None]
 _DEPTH = 32
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{1,4}|0?[0-7]{1,3}|.)", re.DOTALL)
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
-_SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
+SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
 
 # Programs that run the command in their arguments, with those of their options that take a value.
 _WRAPPERS: dict[str, frozenset[str]] = {
@@ -70,13 +70,14 @@ class Words:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._variables: dict[str, str | None] = {}
+        self._variables: dict[str, str | None] = {"HOME": "~"}
         for node in walk(source.root):
             if node.type == "variable_assignment":
                 name, value = node.child_by_field_name("name"), node.child_by_field_name("value")
                 if name is not None:
                     key, text = source.text(name), self.constant(value)
-                    self._variables[key] = None if key in self._variables else text
+                    again = key in self._variables and key != "HOME"
+                    self._variables[key] = None if again else text
 
     def constant(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
         """The text of a word after quoting and expansion."""
@@ -188,6 +189,24 @@ def commands(source: Source, words: Words) -> Iterator[Command]:
         for part in _unwrapped(line):
             if part and part[0][1]:
                 yield Command(node, part[0][1].rpartition("/")[2], part[1:], own)
+
+
+def command_of(node: Node, words: Words) -> Command | None:
+    """The innermost command that a node runs, behind wrappers such as `sudo`; None for what is no simple command."""
+    if node.type == "redirected_statement":
+        body = node.child_by_field_name("body")
+        return None if body is None else command_of(body, words)
+    name = node.child_by_field_name("name") if node.type == "command" else None
+    if name is None:
+        return None
+    line = words.split(name)
+    for argument in node.children_by_field_name("argument"):
+        line += words.split(argument)
+    last: list[Word] | None = None
+    for part in _unwrapped(line):
+        if part and part[0][1]:
+            last = part
+    return None if last is None else Command(node, (last[0][1] or "").rpartition("/")[2], last[1:])
 
 
 def _unwrapped(line: list[Word]) -> Iterator[list[Word]]:

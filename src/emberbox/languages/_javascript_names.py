@@ -1,12 +1,12 @@
 """What names in JavaScript code mean: globals, aliases, modules, constant strings.
 
 Like its Python twin it follows names through the whole text without scopes or flow. A meaning is the path from a
-global name (`eval`, `process.mainModule.require`); modules are told by the calls and imports that load them.
+global name (`eval`, `process.mainModule.require`), or from a module by its name (`module:fs.rmSync`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from emberbox.languages._tree import Source, walk
@@ -27,26 +27,33 @@ _STRINGS = frozenset({"string", "template_string"})
 class Scope:
     """The names of one source text.
 
+    Args:
+        source: the code.
+        roots: global names that matter, beside those that always do.
+
     Attributes:
         modules: (node, module name) of every load of a module whose name can be read off.
         constructions: nodes that call or construct `Function`.
         timers_with_text: `setTimeout("code")` and its like.
+        nodes: all nodes, in the order of the text.
+        assignments: (target, value) of every declaration and assignment.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, roots: Collection[str] = ()) -> None:
         self._source = source
+        self._roots = _ROOTS.union(roots)
         self._aliases: dict[str, str] = {}
         self._constants: dict[str, str | None] = {}
         self._shadowed: set[str] = set()
         self.modules: list[tuple[Node, str]] = []
         self.constructions: list[Node] = []
         self.timers_with_text: list[Node] = []
-        self._nodes = list(walk(source.root))
-        assignments: list[tuple[Node, Node]] = []
-        for node in self._nodes:
-            self._collect(node, assignments)
-        self._follow(assignments)
-        for node in self._nodes:
+        self.nodes = list(walk(source.root))
+        self.assignments: list[tuple[Node, Node]] = []
+        for node in self.nodes:
+            self._collect(node, self.assignments)
+        self._follow(self.assignments)
+        for node in self.nodes:
             self._judge(node)
 
     # --- collection -------------------------------------------------------------------------------------------------
@@ -69,13 +76,19 @@ class Scope:
                 self._imports(node, module)
 
     def _imports(self, statement: Node, module: str) -> None:
+        name = module.removeprefix("node:")
+        # What these two export are the globals of the same names.
+        prefix = "" if name in {"module", "process"} else f"module:{name}."
         for node in walk(statement):
-            if node.type != "import_specifier":
-                continue
-            name = node.child_by_field_name("name")
-            alias = node.child_by_field_name("alias") or name
-            if name is not None and alias is not None and module.removeprefix("node:") in {"module", "process"}:
-                self._aliases[self._source.text(alias)] = self._source.text(name)
+            if node.type == "import_specifier":
+                named = node.child_by_field_name("name")
+                alias = node.child_by_field_name("alias") or named
+                if named is not None and alias is not None:
+                    self._aliases[self._source.text(alias)] = prefix + self._source.text(named)
+            elif node.type in {"import_clause", "namespace_import"}:
+                for child in node.named_children:
+                    if child.type == "identifier" and prefix:
+                        self._aliases[self._source.text(child)] = f"module:{name}"
 
     def _follow(self, assignments: list[tuple[Node, Node]]) -> None:
         for left, right in assignments:
@@ -102,6 +115,11 @@ class Scope:
             name = self._source.text(left)
             if name != path:
                 self._aliases.setdefault(name, path)
+        elif left.type == "member_expression":
+            member = self._property(left)
+            owner = self.path(left.child_by_field_name("object"))
+            if owner in _GLOBAL_OBJECTS and member is not None and member != path:
+                self._aliases.setdefault(member, path)
         elif left.type == "object_pattern":
             for child in left.named_children:
                 key = child.child_by_field_name("key")
@@ -169,7 +187,7 @@ class Scope:
 
     def uses(self) -> Iterator[tuple[Node, str]]:
         """(node, path) of references to `eval`: calls, and handing it on; not `typeof eval`, not its assignment."""
-        for node in self._nodes:
+        for node in self.nodes:
             for value in self._values(node):
                 if self.path(value) == "eval":
                     yield value, "eval"
@@ -186,6 +204,17 @@ class Scope:
             return [child for child in node.named_children if child.type in {"identifier", "member_expression"}]
         return []
 
+    def references(self) -> Iterator[tuple[Node, str]]:
+        """(node, path) of the outermost expressions whose meaning is known, in the order of the text."""
+        inside: set[int] = set()
+        for node in self.nodes:
+            if node.type not in {"identifier", "member_expression", "subscript_expression"} or node.id in inside:
+                continue
+            path = self.path(node)
+            if path is not None:
+                inside.update(inner.id for inner in walk(node))
+                yield node, path
+
     # --- meaning ----------------------------------------------------------------------------------------------------
 
     def path(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
@@ -197,7 +226,7 @@ class Scope:
                 name = self._source.text(node)
                 if name in self._aliases:
                     return self._aliases[name]
-                return name if name in _ROOTS | _GLOBAL_OBJECTS and name not in self._shadowed else None
+                return name if name in self._roots | _GLOBAL_OBJECTS and name not in self._shadowed else None
             case "member_expression" | "subscript_expression":
                 owner = self.path(node.child_by_field_name("object"), depth + 1)
                 return self._member(owner, self._property(node))
@@ -220,12 +249,11 @@ class Scope:
             return None if name is None else self._source.text(name)
         return self.constant(node.child_by_field_name("index"))
 
-    @staticmethod
-    def _member(owner: str | None, name: str | None) -> str | None:
+    def _member(self, owner: str | None, name: str | None) -> str | None:
         if owner is None or name is None:
             return None
         if owner in _GLOBAL_OBJECTS:
-            return name if name in _ROOTS | _GLOBAL_OBJECTS else None
+            return name if name in self._roots | _GLOBAL_OBJECTS else None
         return f"{owner}.{name}"
 
     def _call(self, node: Node, depth: int) -> str | None:
@@ -238,6 +266,10 @@ class Scope:
                 return self._member(self.path(given[0], depth), self.constant(given[1], depth))
         if function is not None and (path or self._source.text(function)).endswith("createRequire"):
             return "createRequire()"
+        loads = (path is not None and path.endswith(_LOADERS)) or (function is not None and function.type == "import")
+        if loads and arguments is not None and arguments.named_children:
+            module = self.constant(arguments.named_children[0], depth)
+            return None if module is None else f"module:{module.removeprefix('node:')}"
         return None
 
     def constant(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node

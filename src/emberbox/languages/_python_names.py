@@ -6,6 +6,7 @@ enough to run on every block. What it cannot decide has no meaning (None).
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from emberbox.languages._tree import Source, walk
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-_BUILTINS = frozenset({"eval", "exec", "__import__", "getattr", "vars", "globals", "locals", "__builtins__"})
+_BUILTINS = frozenset(name for name in dir(builtins) if name not in {"True", "False", "None", "Ellipsis"}) | {
+    "__builtins__"
+}
 _DEPTH = 64  # nesting of one expression that is still looked through
 _ROUNDS = 4  # how many aliases of aliases are followed
 _CLIMB = 32  # how far up a parameter of the same name is looked for
@@ -39,6 +42,8 @@ class Scope:
 
     Attributes:
         imports: (node, dotted name) of everything that an import statement names.
+        nodes: all nodes, in the order of the text.
+        assignments: (name, value) of every assignment to a plain name.
     """
 
     def __init__(self, source: Source, restricted: Callable[[str], object]) -> None:
@@ -50,11 +55,11 @@ class Scope:
         self._wildcards: list[str] = []
         self._shadowed: set[str] = set()
         self._not_loaded: set[int] = set()
-        self._nodes = list(walk(source.root))
-        assignments: list[tuple[Node, Node]] = []
-        for node in self._nodes:
-            self._collect(node, assignments)
-        self._follow(assignments)
+        self.nodes = list(walk(source.root))
+        self.assignments: list[tuple[Node, Node]] = []
+        for node in self.nodes:
+            self._collect(node, self.assignments)
+        self._follow(self.assignments)
 
     # --- collection -------------------------------------------------------------------------------------------------
 
@@ -153,7 +158,7 @@ class Scope:
     def references(self) -> Iterator[tuple[Node, str]]:
         """(node, dotted name) of the outermost expressions whose meaning is known, in the order of the text."""
         inside: set[int] = set()
-        for node in self._nodes:
+        for node in self.nodes:
             if node.type not in _REFERRING or node.id in self._not_loaded:
                 continue
             path = self.path(node)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from emberbox.languages._bash_dangers import DANGERS, dangers, tree_dangers
 from emberbox.languages._bash_syntax import find_problem
-from emberbox.languages._bash_words import Command, Words, commands
+from emberbox.languages._bash_words import SHELLS, Command, Words, commands
 from emberbox.languages._tree import Source, walk
 from emberbox.languages.spec import Hit, LanguageSpec, Restriction
 from emberbox.models import Finding, LanguageConfig
@@ -40,7 +41,6 @@ _DISK = re.compile(r"/dev/(?:[shv]d[a-z]|xvd|nvme|mmcblk|loop|dm-|md\d|mapper/|d
 _OPEN_MODE = re.compile(
     r"[0-7]?777|(?:[ugo]*a[ugoa]*|(?=[ugo]*u)(?=[ugo]*g)(?=[ugo]*o)[ugo]{3,}|)[+=](?=.*r)(?=.*w)[rwxXst]+"
 )
-_SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
 _CODE_FLAG = re.compile(r"-[a-zA-Z]*c[a-zA-Z]*")
 
 
@@ -54,8 +54,10 @@ def _check_code(source: Source, depth: int) -> Iterator[Hit]:
         rule = _violated(command)
         if rule is not None:
             yield Hit(rule, command.node.start_byte, command.node.end_byte)
+        yield from dangers(command)
         if depth < _DEPTH:
             yield from _nested(command, depth)
+    yield from tree_dangers(source, words)
     for node in walk(source.root):
         if node.type == "file_redirect" and _writes_device(node, words):
             yield Hit("bash.dd-device", node.start_byte, node.end_byte, "output goes to a disk")
@@ -143,7 +145,7 @@ def _nested(command: Command, depth: int) -> Iterator[Hit]:
 
 def _code_of(command: Command) -> Iterator[tuple[Node, str]]:
     name, arguments = command.name, command.arguments
-    if name in _SHELLS or name in {"su", "runuser"}:
+    if name in SHELLS or name in {"su", "runuser"}:
         for index, (_, text) in enumerate(arguments[:-1]):
             if text is not None and (_CODE_FLAG.fullmatch(text) or text == "--command"):
                 node, code = arguments[index + 1]
@@ -173,4 +175,4 @@ def _syntax(source: Source) -> list[Finding]:
     return [source.finding(len(Source.encode(source.code[: problem.offset])), problem.message)]
 
 
-SPEC = LanguageSpec(CONFIG, RESTRICTIONS, "tree_sitter_bash", _check, _syntax)
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_bash", _check, _syntax)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from emberbox.languages import _javascript_names as names
+from emberbox.languages._javascript_dangers import DANGERS, Dangers
 from emberbox.languages._tree import Source
 from emberbox.languages.spec import Hit, LanguageSpec, Restriction
 from emberbox.models import LanguageConfig
@@ -49,6 +50,7 @@ def _check(source: Source) -> Iterator[Hit]:
         yield Hit("javascript.eval", node.start_byte, node.end_byte, "a timer with text instead of a function")
     for node in scope.constructions:
         yield Hit("javascript.new-function", node.start_byte, node.end_byte)
+    yield from Dangers(source, scope).find()
 
 
-SPEC = LanguageSpec(CONFIG, RESTRICTIONS, "tree_sitter_javascript", _check)
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_javascript", _check)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 from emberbox.languages import _python_names as names
+from emberbox.languages._python_dangers import DANGERS, Dangers
 from emberbox.languages._tree import Source, generic_syntax_findings, walk
 from emberbox.languages.spec import Hit, LanguageSpec, Restriction
 from emberbox.models import Finding, LanguageConfig
@@ -46,6 +47,12 @@ _EXACT = {
 }
 
 
+_LOOKED_FOR = frozenset(
+    {"shutil.rmtree", "os.fork", "os.dup2", "os.path", "pathlib.Path", "socket.socket", "requests.get"}
+    | {"urllib.request.urlopen"}
+)
+
+
 def _rule(path: str) -> str | None:
     """The restriction that the use of a dotted name violates."""
     if path in _EXACT:
@@ -58,8 +65,13 @@ def _rule(path: str) -> str | None:
     return None
 
 
+def _matters(path: str) -> bool:
+    """Whether a wildcard import of the module is to bring this name in."""
+    return _rule(path) is not None or path in _LOOKED_FOR
+
+
 def _check(source: Source) -> Iterator[Hit]:
-    scope = names.Scope(source, _rule)
+    scope = names.Scope(source, _matters)
     imported: list[str] = []
     for node, path in scope.imports:
         rule = _rule(path)
@@ -72,6 +84,7 @@ def _check(source: Source) -> Iterator[Hit]:
         if rule is not None and not any(path == known or path.startswith(f"{known}.") for known in imported):
             shown = path.removeprefix("builtins.")
             yield Hit(rule, node.start_byte, node.end_byte, f"use of `{shown}`")
+    yield from Dangers(source, scope).find()
 
 
 def _syntax(source: Source) -> list[Finding]:
@@ -126,4 +139,4 @@ def _plain(error: BaseException) -> str:
     return str(error)
 
 
-SPEC = LanguageSpec(CONFIG, RESTRICTIONS, "tree_sitter_python", _check, _syntax)
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_python", _check, _syntax)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from emberbox.languages._rust_dangers import DANGERS, dangers
 from emberbox.languages._tree import Source, walk
 from emberbox.languages.spec import Hit, LanguageSpec, Restriction
 from emberbox.models import LanguageConfig
@@ -47,10 +48,16 @@ def _rule(path: tuple[str, ...]) -> str | None:
 
 
 class _Names:
-    """What the names in a source text mean, by its `use` declarations (all scopes taken together)."""
+    """What the names in a source text mean, by its `use` declarations (all scopes taken together).
 
-    def __init__(self, source: Source) -> None:
+    Args:
+        source: the code.
+        matters: whether a path is of interest; decides what a wildcard import brings in.
+    """
+
+    def __init__(self, source: Source, matters: Callable[[tuple[str, ...]], object]) -> None:
         self._source = source
+        self._matters = matters
         self.aliases: dict[str, tuple[str, ...]] = {}
         self.wildcards: list[tuple[str, ...]] = []
         self.imported: list[tuple[Node, tuple[str, ...]]] = []
@@ -110,7 +117,7 @@ class _Names:
             path = (*self.aliases[path[0]], *path[1:])
         if path and path[0] not in _LIBRARIES:
             candidates = ((*module, *path) for module in self.wildcards)
-            return next((full for full in candidates if _rule(full)), path)
+            return next((full for full in candidates if self._matters(full)), path)
         return path
 
 
@@ -118,9 +125,8 @@ def _plain(segment: str) -> str:
     return segment.removeprefix("r#")
 
 
-def _check(source: Source) -> Iterator[Hit]:
-    names = _Names(source)
-    nodes = list(walk(source.root))
+def _read(source: Source, names: _Names, nodes: list[Node]) -> set[int]:
+    """Takes in all declarations; the ids of their nodes, which are no uses."""
     declared: set[int] = set()
     for node in nodes:
         if node.type == "use_declaration":
@@ -131,15 +137,34 @@ def _check(source: Source) -> Iterator[Hit]:
             if name is not None and alias is not None:
                 names.aliases[source.text(alias)] = (source.text(name),)
             declared.update(inner.id for inner in walk(node))
+    return declared
+
+
+def used_paths(source: Source, matters: Callable[[tuple[str, ...]], object]) -> Iterator[tuple[Node, str]]:
+    """(node, full path) of everything that the code imports or names by a path."""
+    names = _Names(source, matters)
+    nodes = list(walk(source.root))
+    inside = _read(source, names, nodes)
+    for node, path in names.imported:
+        yield node, "::".join(path)
+    for node in nodes:
+        for place, written in _written_paths(names, node, inside):
+            yield place, "::".join(names.resolve(written))
+
+
+def _check(source: Source) -> Iterator[Hit]:
+    names = _Names(source, _rule)
+    nodes = list(walk(source.root))
+    inside = _read(source, names, nodes)
     imported: set[tuple[str, ...]] = set()
     for node, path in names.imported:
         rule = "rust.process" if path[1:] == ("process", "*") else _rule(path)
         if rule is not None:
             imported.add(path)
             yield Hit(rule, node.start_byte, node.end_byte, f"`{'::'.join(path)}`")
-    inside: set[int] = set(declared)
     for node in nodes:
         yield from _unsafe(node)
+        yield from dangers(source, node, lambda function: names.resolve(names.written(function)))
         for place, written in _written_paths(names, node, inside):
             path = names.resolve(written)
             rule = _rule(path)
@@ -201,4 +226,4 @@ def _token_paths(tree: Node) -> Iterator[tuple[Node, tuple[str, ...]]]:
         yield run[0], tuple((part.text or b"").decode("utf-8", "replace") for part in run)
 
 
-SPEC = LanguageSpec(CONFIG, RESTRICTIONS, "tree_sitter_rust", _check)
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_rust", _check)

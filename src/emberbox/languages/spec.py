@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from emberbox.languages._tree import Source, generic_syntax_findings
 from emberbox.models import Finding, LanguageConfig
 
 if TYPE_CHECKING:
+    from tree_sitter import Language as Grammar
     from tree_sitter import Parser, Tree
 
 
@@ -20,19 +21,22 @@ class Restriction:
     """Something that code may not do unless the configuration allows it.
 
     Attributes:
-        id: stable name, `language.topic`; what `disabled_restrictions` takes.
+        id: stable name, `language.topic`; what the settings' policy takes.
         description: what was found, as the beginning of a message.
         why: the reason for the rule, one clause.
+        group: `restriction` (what this language may not do), `danger` (the catalogue of dangerous patterns) or `own`
+            (from the settings).
     """
 
     id: str
     description: str
     why: str
+    group: Literal["restriction", "danger", "own"] = "restriction"
 
     @property
     def remediation(self) -> str:
         """How to allow it."""
-        return f'To allow it, add "{self.id}" to `disabled_restrictions` in the configuration.'
+        return f'To allow it, add "{self.id}" to `vm_execution.policy.disabled` in the settings.'
 
 
 class Hit(NamedTuple):
@@ -49,10 +53,17 @@ SyntaxChecker = Callable[[Source], list[Finding]]
 
 
 @cache
-def _parser(grammar: str) -> Parser:
-    from tree_sitter import Language, Parser
+def _grammar(name: str) -> Grammar:
+    from tree_sitter import Language
 
-    return Parser(Language(import_module(grammar).language()))
+    return Language(import_module(name).language())
+
+
+@cache
+def _parser(grammar: str) -> Parser:
+    from tree_sitter import Parser
+
+    return Parser(_grammar(grammar))
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,15 @@ class LanguageSpec:
     Attributes:
         config: names, file extension, run command, time-out multiplier.
         restrictions: what is not allowed by default.
+        dangers: the dangerous patterns that are looked for.
         grammar: module of the tree-sitter grammar.
-        checker: finds the places where restrictions apply.
+        checker: finds the places where restrictions and dangers are.
         syntax: a syntax check that is better than the grammar's own error nodes, if there is one.
     """
 
     config: LanguageConfig
     restrictions: tuple[Restriction, ...]
+    dangers: tuple[Restriction, ...]
     grammar: str
     checker: Checker
     syntax: SyntaxChecker | None = None
@@ -77,6 +90,11 @@ class LanguageSpec:
     def name(self) -> str:
         """The language's own name."""
         return self.config.name
+
+    @property
+    def tree_sitter(self) -> Grammar:
+        """The grammar, as tree-sitter has it."""
+        return _grammar(self.grammar)
 
     def parse(self, code: str) -> Tree:
         """The syntax tree. Never fails: what does not fit the grammar is an ERROR node in the tree."""
@@ -91,32 +109,52 @@ class LanguageSpec:
         source = self.source(code)
         return self.syntax(source) if self.syntax is not None else generic_syntax_findings(source)
 
+    @property
+    def rules(self) -> tuple[Restriction, ...]:
+        """Restrictions and dangers."""
+        return self.restrictions + self.dangers
+
+    def hits(self, source: Source) -> list[Hit]:
+        """All places where a rule applies, in order of position."""
+        return sorted(self.checker(source), key=lambda hit: (hit.start, hit.rule))
+
     def check(self, code: str, disabled: Collection[str] = ()) -> list[Finding]:
-        """Which restrictions the code violates, in order of position.
+        """Which rules the code violates, in order of position, with everything at its default.
 
         Args:
             code: source text; it need not be free of syntax errors.
-            disabled: ids of restrictions to leave out. Ids of other languages are ignored.
+            disabled: ids of rules to leave out. Ids of other languages are ignored.
         """
+        from emberbox.languages import RULES
+
+        rules = {name: rule for name, rule in RULES.items() if name not in disabled}
         source = self.source(code)
-        rules = {rule.id: rule for rule in self.restrictions if rule.id not in disabled}
-        seen: set[tuple[str, int]] = set()
-        findings: list[Finding] = []
-        for hit in sorted(self.checker(source), key=lambda hit: (hit.start, hit.rule)):
-            rule = rules.get(hit.rule)
-            line, column = source.position(hit.start)
-            if rule is None or (hit.rule, line) in seen:  # one finding per rule and line is enough to act on
-                continue
-            seen.add((hit.rule, line))
-            what = f": {hit.what}" if hit.what else ""
-            findings.append(
-                Finding(
-                    rule=rule.id,
-                    message=f"{rule.description}{what} ({rule.why})",
-                    line=line,
-                    column=column,
-                    snippet=source.line_text(line),
-                    remediation=rule.remediation,
-                )
+        return findings_of(source, self.hits(source), rules)
+
+
+def findings_of(source: Source, hits: Iterable[Hit], rules: Mapping[str, Restriction]) -> list[Finding]:
+    """Hits as findings, one for each rule and line: that is enough to act on. Rules that are not given are not looked
+    at."""
+    seen: set[tuple[str, int]] = set()
+    findings: list[Finding] = []
+    for hit in hits:
+        rule = rules.get(hit.rule)
+        if rule is None:
+            continue
+        line, column = source.position(hit.start)
+        if (hit.rule, line) in seen:
+            continue
+        seen.add((hit.rule, line))
+        what = f": {hit.what}" if hit.what else ""
+        findings.append(
+            Finding(
+                rule=rule.id,
+                message=f"{rule.description}{what} ({rule.why})",
+                line=line,
+                column=column,
+                snippet=source.line_text(line),
+                why=rule.why,
+                remediation=rule.remediation,
             )
-        return findings
+        )
+    return findings

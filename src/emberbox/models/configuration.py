@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from emberbox.models.base import ALL_LANGUAGES, Language, Model
+from emberbox.models.policy import PolicyConfig
 
 
 class HistoryConfig(Model):
@@ -61,7 +62,7 @@ class VmExecutionConfig(Model):
     auto_provision: bool = True
     code_validation: bool = True
     max_code_length: int = Field(default=10_000, ge=1, description="characters")
-    disabled_restrictions: list[str] = Field(default_factory=list, description="ids of language rules switched off")
+    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="which rules are in force for whom")
     history: HistoryConfig = HistoryConfig()
     security_settings: SecuritySettings = SecuritySettings()
 

@@ -37,4 +37,6 @@ class Finding(Model):
     line: int = Field(ge=1)
     column: int = Field(ge=1)
     snippet: str = ""
-    remediation: str = ""
+    why: str = Field(default="", description="the reason for the rule")
+    remediation: str = Field(default="", description="how to allow it, or to mend it")
+    action: Literal["block", "ask"] = Field(default="block", description="ask: a person may let it pass")

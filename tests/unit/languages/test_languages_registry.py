@@ -60,7 +60,7 @@ def test_every_restriction_says_what_why_and_how_to_allow_it() -> None:
             assert rule.description
             assert rule.why
             assert rule.id in rule.remediation
-            assert "disabled_restrictions" in rule.remediation
+            assert "vm_execution.policy.disabled" in rule.remediation
 
 
 def test_importing_the_languages_loads_no_parser() -> None:

@@ -1,0 +1,195 @@
+"""Dangerous patterns in JavaScript code, found on what its names mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from emberbox.languages import _dangers
+from emberbox.languages._javascript_names import Scope
+from emberbox.languages._tree import Source, walk
+from emberbox.languages.spec import Hit
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
+
+DANGERS = tuple(
+    _dangers.danger("javascript", topic)
+    for topic in ("wipe", "fork-bomb", "network-exec", "crypto-miner", "credentials")
+)
+
+_DEPTH = 12
+_DELETES = re.compile(
+    r"module:fs(?:-extra|/promises|\.promises)?\.(?:rm|rmdir|rmSync|rmdirSync|remove|removeSync|emptyDir)"
+)
+_STARTS = re.compile(r"module:(?:child_process\.(?:\w+)|cluster\.fork)")
+_SHELL_TEXT = re.compile(r"module:child_process\.(?:exec|execSync)")
+_LISTS = re.compile(r"module:child_process\.(?:spawn|spawnSync|execFile|execFileSync)")
+_HOMES = frozenset({"module:os.homedir", "process.env.HOME"})
+_JOINING = frozenset({"module:path.join", "module:path.resolve", "module:path.posix.join"})
+_FETCHERS = re.compile(
+    r"(?:await\s+)?(?:globalThis\.|window\.)?fetch|axios(?:\.\w+)?|got(?:\.\w+)?|https?\.(?:get|request)"
+)
+_EVALUATES = re.compile(r"eval|Function|module:vm\.run\w+|module:vm\.Script|module:vm\.compileFunction")
+_QUIET = re.compile(r"console\.\w+|(?:.*\.)?(?:includes|startsWith|endsWith|replace|split|test|match|indexOf|push)")
+
+
+class Dangers:
+    """The dangerous patterns of one source text."""
+
+    def __init__(self, source: Source, scope: Scope) -> None:
+        self._source = source
+        self._scope = scope
+        self._assigned: dict[str, Node] = {}
+        self._fetched: set[str] = set()
+        fetches = _FETCHERS.search(source.code) is not None
+        for left, right in scope.assignments:
+            if left.type == "identifier":
+                self._assigned[source.text(left)] = right
+                if fetches and self._comes_from_network(right):
+                    self._fetched.add(source.text(left))
+
+    def find(self) -> Iterator[Hit]:
+        """All of them, in no order."""
+        for node in self._scope.nodes:
+            if node.type in {"call_expression", "new_expression"}:
+                yield from self._call(node)
+            elif node.type in {"while_statement", "for_statement", "do_statement"} and self._forks_forever(node):
+                yield _hit("fork-bomb", node)
+            elif node.type in {"variable_declarator", "pair", "array"}:
+                for child in node.named_children:
+                    text = self._scope.constant(child) if child.type in {"string", "template_string"} else None
+                    if text and "stratum" in text and _dangers.is_miner(text):
+                        yield _hit("crypto-miner", child)
+
+    def _call(self, node: Node) -> Iterator[Hit]:
+        function = node.child_by_field_name("function") or node.child_by_field_name("constructor")
+        arguments = node.child_by_field_name("arguments")
+        if function is None or arguments is None:
+            return
+        given = [child for child in arguments.named_children if child.type != "comment"]
+        path = self._scope.path(function) or ""
+        if (_EVALUATES.fullmatch(path) and any(map(self._comes_from_network, given))) or self._then_evaluates(
+            function, given
+        ):
+            yield _hit("network-exec", node)
+        if _DELETES.fullmatch(path) and given and _dangers.is_everything(self.text(given[0]) or ""):
+            yield _hit("wipe", node)
+        if _QUIET.fullmatch(self._source.text(function)):
+            return
+        yield from self._shell(node, path, given)
+        for argument in given:
+            for part in argument.named_children if argument.type == "array" else [argument]:
+                text = self.text(part)
+                if text and _dangers.is_credential(text):
+                    yield _hit("credentials", part)
+                elif text and _dangers.is_miner(text):
+                    yield _hit("crypto-miner", part)
+
+    def _shell(self, node: Node, path: str, given: list[Node]) -> Iterator[Hit]:
+        """Texts and argument lists that a shell, or the system, gets."""
+        rules: Iterator[str] = iter(())
+        if _SHELL_TEXT.fullmatch(path) and given:
+            rules = _dangers.shell_rules(self.text(given[0]) or "")
+        elif _LISTS.fullmatch(path) and given:
+            words = [self.text(given[0])]
+            if len(given) > 1 and given[1].type == "array":
+                words += [self.text(child) for child in given[1].named_children]
+            rules = _dangers.argument_rules(words)
+        for rule in rules:
+            yield Hit(rule, node.start_byte, node.end_byte, "in the argument of `child_process`")
+
+    def _then_evaluates(self, function: Node, given: list[Node]) -> bool:
+        """`fetch(…).then(eval)`, `fetch(…).then(code => eval(code))`"""
+        if not self._source.text(function).endswith(".then") or not self._comes_from_network(function):
+            return False
+        called = [
+            inner.child_by_field_name("function") or inner.child_by_field_name("constructor")
+            for argument in given
+            for inner in walk(argument)
+            if inner.type in {"call_expression", "new_expression"}
+        ]
+        return any(_EVALUATES.fullmatch(self._scope.path(one) or "") for one in [*given, *called])
+
+    def _forks_forever(self, loop: Node) -> bool:
+        condition, body = loop.child_by_field_name("condition"), loop.child_by_field_name("body")
+        words = "" if condition is None else self._source.text(condition).strip("(); ")
+        if body is None or words not in {"", "true", "1"} or (loop.type != "for_statement" and not words):
+            return False
+        return any(
+            inner.type == "call_expression"
+            and _STARTS.fullmatch(self._scope.path(inner.child_by_field_name("function")) or "")
+            for inner in walk(body)
+        )
+
+    def _comes_from_network(self, node: Node) -> bool:
+        for inner in walk(node):
+            if inner.type == "call_expression":
+                function = inner.child_by_field_name("function")
+                path = self._scope.path(function) or ""
+                name = path.removeprefix("module:") or ("" if function is None else self._source.text(function))
+                if _FETCHERS.fullmatch(name):
+                    return True
+            if inner.type == "identifier" and self._source.text(inner) in self._fetched:
+                return True
+        return False
+
+    # --- texts ------------------------------------------------------------------------------------------------------
+
+    def text(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
+        """The text that an expression has, home directories as `~`, joined paths joined."""
+        if node is None or depth > _DEPTH:
+            return None
+        known = self._scope.constant(node)
+        if known is not None:
+            return known
+        path = self._scope.path(node)
+        if path in _HOMES:
+            return "~"
+        match node.type:
+            case "identifier":
+                return self.text(self._assigned.get(self._source.text(node)), depth + 1)
+            case "call_expression":
+                called = self._scope.path(node.child_by_field_name("function"))
+                arguments = node.child_by_field_name("arguments")
+                if called in _HOMES:
+                    return "~"
+                if called in _JOINING and arguments is not None:
+                    return self._joined(arguments.named_children, depth + 1)
+                return None
+            case "binary_expression":
+                left = self.text(node.child_by_field_name("left"), depth + 1)
+                right = self.text(node.child_by_field_name("right"), depth + 1)
+                return None if left is None or right is None else left + right
+            case "template_string":
+                return self._interpolated(node, depth + 1)
+            case "parenthesized_expression" if node.named_child_count == 1:
+                return self.text(node.named_children[0], depth + 1)
+            case _:
+                return None
+
+    def _joined(self, nodes: list[Node], depth: int) -> str | None:
+        whole = ""
+        for node in nodes:
+            part = self.text(node, depth)
+            if part is None:
+                return None
+            whole = f"{whole.rstrip('/')}/{part.lstrip('/')}" if whole else part
+        return whole or None
+
+    def _interpolated(self, node: Node, depth: int) -> str | None:
+        parts: list[str] = []
+        for child in node.named_children:
+            if child.type == "string_fragment":
+                parts.append(self._source.text(child))
+            elif child.type == "template_substitution" and child.named_children:
+                part = self.text(child.named_children[0], depth)
+                if part is None:
+                    return None
+                parts.append(part)
+        return "".join(parts)
+
+
+def _hit(topic: str, node: Node) -> Hit:
+    return Hit(f"javascript.{topic}", node.start_byte, node.end_byte)
