@@ -7,11 +7,15 @@ Blocks are found with a CommonMark parser; confidence and intent come from one s
 from __future__ import annotations
 
 from emberbox._extraction.blocks import Lines, RawBlock, find_blocks
+from emberbox._extraction.calls import find_calls, quoted_call
 from emberbox._extraction.inline import find_inline
 from emberbox._extraction.intent import judge_intent
-from emberbox._extraction.judge import Judge
-from emberbox.errors import PolicyBlocked, UnsupportedLanguage, ValidationFailed
-from emberbox.languages import LanguageSpec, get_language, resolve
+from emberbox._extraction.judge import Earlier, Judge
+from emberbox._extraction.stream import BlockStream
+from emberbox.errors import PolicyBlocked, ValidationFailed
+from emberbox.languages import get_language, resolve
+from emberbox.languages.policy import Policy
+from emberbox.languages.validation import allowed_language, unfit
 from emberbox.models import CodeBlock, ExecutionIntent, Finding, LanguageConfig, VmExecutionConfig
 
 __all__ = ["CodeBlockExtractor"]
@@ -22,12 +26,17 @@ class CodeBlockExtractor:
 
     Args:
         threshold: confidence from which a block counts as meant to be run.
-        config: allowed languages, limits and switches for `validate_code`; the defaults if None.
+        config: allowed languages, limits and policy for `validate_code`; the defaults if None.
+
+    Raises:
+        ConfigError: the policy of the configuration is wrong.
     """
 
     def __init__(self, threshold: float = 0.7, config: VmExecutionConfig | None = None) -> None:
         self.threshold = threshold
         self.config = config if config is not None else VmExecutionConfig()
+        self.policy = Policy(self.config.policy)
+        self._stream: BlockStream | None = None
 
     def extract_code_blocks(self, text: str) -> list[CodeBlock]:
         """All code blocks of a text, the surest first; blocks of equal confidence in the order of the text.
@@ -35,48 +44,82 @@ class CodeBlockExtractor:
         `code` is what stands between the fences with its line ends as they are, the last one included, less the
         block's own indent and quote marks. `text[start_pos:end_pos]` is the block with its fences.
 
-        `metadata`: `kind` (fence, indented, inline), `line`, `info`, `closed`, `why` (rule, weight, reason, cap), and
-        where they apply `attributes`, `looks_like` (json, diff, transcript, output), `code_start` and `code_end`
-        (where the code is one slice of the text).
+        `metadata`: `kind` (fence, indented, inline, tag, tool-call), `line`, `info`, `closed`, `why` (rule, weight,
+        reason, cap), and where they apply `attributes`, `looks_like` (json, diff, transcript, output), `tool` (name of
+        the tool that is called), `code_start` and `code_end` (where the code is one slice of the text).
         """
-        return Judge(text, self._find(text)).judge()
+        return sorted(self._judged(text), key=lambda block: (-block.execution_confidence, block.start_pos))
+
+    def feed(self, chunk: str) -> list[CodeBlock]:
+        """The next piece of a text that is still being written: the blocks that closed with it, in the order of the
+        text, so that they can run while the model goes on. `finish` gives the rest.
+
+        What is said behind a block cannot count for it here. One extractor follows one text at a time.
+        """
+        if self._stream is None:
+            self._stream = BlockStream(self._judged)
+        return self._stream.feed(chunk)
+
+    def finish(self) -> list[CodeBlock]:
+        """The text given to `feed` has ended: the blocks that are left, in the order of the text. The next `feed`
+        begins another text."""
+        stream, self._stream = self._stream, None
+        return [] if stream is None else stream.finish()
+
+    def _judged(self, text: str, earlier: Earlier | None = None) -> list[CodeBlock]:
+        return Judge(text, self._find(text), earlier).judge()
 
     def _find(self, text: str) -> list[RawBlock]:
         lines = Lines(text)
-        blocks = find_blocks(lines)
+        found = [quoted_call(block) if block.kind == "fence" else block for block in find_blocks(lines)]
+        calls = find_calls(lines, [block for block in found if block.kind != "indented"])
+        blocks = sorted([*found, *calls], key=lambda block: block.start)
+        if calls:
+            blocks = [block for block in blocks if block.kind != "indented" or not _within(block, calls)]
         return sorted([*blocks, *find_inline(lines, blocks)], key=lambda block: block.start)
 
     def detect_execution_intent(self, text: str) -> ExecutionIntent:
         """How strongly a text asks for code to be run, and what to do about it."""
         return judge_intent(text, self.extract_code_blocks(text), self.threshold)
 
-    def validate_code(self, block: CodeBlock, *, syntax: bool = True) -> None:
+    def validate_code(
+        self,
+        block: CodeBlock,
+        *,
+        syntax: bool = True,
+        agent_id: str | None = None,
+        role: str | None = None,
+        asking: bool = False,
+    ) -> list[Finding]:
         """Raises unless the configuration lets the block run.
 
         Args:
             block: the code.
             syntax: refuse what does not parse; False leaves that to the interpreter, whose message is the best.
+            agent_id, role: for whom the policy is asked; None: as for everybody.
+            asking: the caller asks a person about what the policy leaves to one: these findings do not raise, they are
+                returned.
 
         Raises:
             UnsupportedLanguage: the language is unknown or not allowed.
             ValidationFailed: the code is empty, too long or not valid; `details["findings"]` lists every reason.
             PolicyBlocked: it is valid, and does something restricted (a kind of ValidationFailed).
         """
-        spec = self._allowed(block.language)
+        spec = allowed_language(block.language, self.config)
         if not self.config.code_validation:
-            return
-        findings = self._findings(spec, block.code, syntax=syntax)
-        if findings:
-            restricted = {restriction.id for restriction in spec.restrictions}
-            refusal = PolicyBlocked if all(f.rule in restricted for f in findings) else ValidationFailed
-            raise refusal(
-                _summary(spec, findings),
-                remediation=findings[0].remediation or None,
-                details={
-                    "language": spec.config.name,
-                    "findings": [finding.model_dump() for finding in findings],
-                },
-            )
+            return []
+        bad = unfit(block.code, self.config.max_code_length)
+        if bad is not None:
+            raise refusal(ValidationFailed, spec.config.name, [bad])
+        wrong = spec.syntax_findings(block.code) if syntax else []
+        found: list[Finding] = []
+        if self.config.security_settings.dangerous_patterns_check:
+            found = self.policy.check(block.code, spec.config.name, agent_id=agent_id, role=role)
+        left = [finding for finding in found if asking and finding.action == "ask"]
+        refused = wrong + [finding for finding in found if finding not in left]
+        if refused:
+            raise refusal(ValidationFailed if wrong else PolicyBlocked, spec.config.name, refused)
+        return left
 
     def get_language_config(self, name: str) -> LanguageConfig:
         """The configuration of a language by name or alias.
@@ -91,41 +134,18 @@ class CodeBlockExtractor:
         language = resolve(name)
         return language is not None and language in self.config.allowed_languages
 
-    def _allowed(self, name: str) -> LanguageSpec:
-        spec = get_language(name)
-        if spec.config.name not in self.config.allowed_languages:
-            allowed = ", ".join(self.config.allowed_languages) or "none"
-            raise UnsupportedLanguage(
-                f"language {name!r} is not allowed by the configuration; allowed are: {allowed}",
-                remediation=f'Add "{spec.config.name}" to `allowed_languages` in the configuration.',
-                details={"language": name, "allowed": list(self.config.allowed_languages)},
-            )
-        return spec
 
-    def _findings(self, spec: LanguageSpec, code: str, *, syntax: bool) -> list[Finding]:
-        if not code.strip():
-            return [Finding(rule="empty", message="there is no code", line=1, column=1)]
-        limit = self.config.max_code_length
-        if len(code) > limit:
-            # Not parsed: the limit is also what protects the parser.
-            return [
-                Finding(
-                    rule="length",
-                    message=f"the code has {len(code)} characters, {limit} are allowed",
-                    line=1,
-                    column=1,
-                    remediation="Shorten the code, or raise `max_code_length` in the configuration.",
-                )
-            ]
-        findings = spec.syntax_findings(code) if syntax else []
-        if self.config.security_settings.dangerous_patterns_check:
-            findings += spec.check(code, disabled=self.config.disabled_restrictions)
-        return findings
+def _within(block: RawBlock, calls: list[RawBlock]) -> bool:
+    return any(call.start <= block.start < call.end for call in calls)
 
 
-def _summary(spec: LanguageSpec, findings: list[Finding]) -> str:
+def refusal(kind: type[ValidationFailed], language: str, findings: list[Finding]) -> ValidationFailed:
+    """The error that says why code was refused, with the first of the findings in its message."""
     first = findings[0]
     more = len(findings) - 1
     rest = f" (and {more} more)" if more else ""
-    place = f"line {first.line}, column {first.column}"
-    return f"{spec.config.name} code refused: {place}: {first.message} [{first.rule}]{rest}"
+    return kind(
+        f"{language} code refused: line {first.line}, column {first.column}: {first.message} [{first.rule}]{rest}",
+        remediation=first.remediation or None,
+        details={"language": language, "findings": [finding.model_dump() for finding in findings]},
+    )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from emberbox._extraction import blocks
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.errors import UnsupportedLanguage, ValidationFailed
-from emberbox.models import CodeBlock, SecuritySettings, VmExecutionConfig
+from emberbox.models import CodeBlock, PolicyConfig, SecuritySettings, VmExecutionConfig
 
 SCRIPT = "import math\n\nfor i in range(3):\n    print(math.sqrt(i))\n"
 EXTRACTOR = CodeBlockExtractor()
@@ -374,7 +374,7 @@ def test_unknown_and_forbidden_languages_are_refused_by_name() -> None:
 
 def test_restrictions_can_be_switched_off_one_by_one_or_all() -> None:
     block = block_of("eval('1')")
-    CodeBlockExtractor(config=VmExecutionConfig(disabled_restrictions=["python.eval"])).validate_code(block)
+    CodeBlockExtractor(config=VmExecutionConfig(policy=PolicyConfig(disabled=["python.eval"]))).validate_code(block)
     relaxed = VmExecutionConfig(security_settings=SecuritySettings(dangerous_patterns_check=False))
     CodeBlockExtractor(config=relaxed).validate_code(block)
     with pytest.raises(ValidationFailed):

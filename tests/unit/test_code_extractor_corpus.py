@@ -1,55 +1,136 @@
-"""Realistic answers (tests/corpus) with what a reader would run: precision and recall of the default threshold."""
+"""Realistic answers (tests/corpus) with what a reader would run and what the policy must say of it: a table with
+precision and recall, and the same answers as a stream."""
 
 from __future__ import annotations
 
+import random
 import tomllib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emberbox.code_extractor import CodeBlockExtractor
+from emberbox.languages import RULES, resolve
 from emberbox.models import CodeBlock
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 EXPECTED: dict[str, dict[str, Any]] = tomllib.loads((CORPUS / "expected.toml").read_text(encoding="utf-8"))
 THRESHOLD = 0.7
+EXTRACTOR = CodeBlockExtractor(THRESHOLD)
 
 
-def _read(name: str) -> str:
+def read(name: str) -> str:
     return (CORPUS / f"{name}.md").read_bytes().decode("utf-8")
 
 
-def _blocks(name: str) -> list[CodeBlock]:
-    return sorted(CodeBlockExtractor().extract_code_blocks(_read(name)), key=lambda block: block.start_pos)
+def in_order(blocks: list[CodeBlock]) -> list[CodeBlock]:
+    return sorted(blocks, key=lambda block: block.start_pos)
 
 
 def test_every_answer_has_expectations() -> None:
     assert {path.stem for path in CORPUS.glob("*.md")} == set(EXPECTED)
+    assert len(EXPECTED) >= 150
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_finds_the_blocks_of_the_answer(name: str) -> None:
-    assert [block.language for block in _blocks(name)] == [want["language"] for want in EXPECTED[name]["blocks"]]
+    blocks = in_order(EXTRACTOR.extract_code_blocks(read(name)))
+    assert [block.language for block in blocks] == [want["language"] for want in EXPECTED[name]["blocks"]]
 
 
 @pytest.mark.parametrize("name", [name for name, want in EXPECTED.items() if "intent" in want])
 def test_reads_the_intent_of_the_answer(name: str) -> None:
-    intent = CodeBlockExtractor().detect_execution_intent(_read(name))
+    intent = EXTRACTOR.detect_execution_intent(read(name))
     assert intent.suggested_action == EXPECTED[name]["intent"], intent
 
 
-def test_precision_and_recall_of_what_would_run() -> None:
-    right, needless, missed = 0, [], []
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_policy_finds_what_it_must_and_nothing_else(name: str) -> None:
+    found = {
+        index: sorted({finding.rule for finding in EXTRACTOR.policy.check(block.code, language)})
+        for index, block in enumerate(in_order(EXTRACTOR.extract_code_blocks(read(name))))
+        if (language := resolve(block.language)) is not None
+    }
+    wanted = {index: sorted(EXPECTED[name]["blocks"][index].get("rules", [])) for index in found}
+    assert found == wanted
+
+
+def test_every_rule_is_met_somewhere() -> None:
+    met = {rule for want in EXPECTED.values() for block in want["blocks"] for rule in block.get("rules", [])}
+    assert met == set(RULES)
+
+
+@dataclass
+class Row:
+    """Counts for one language."""
+
+    right: int = 0
+    left: int = 0
+    needless: list[Any] = field(default_factory=list)
+    missed: list[Any] = field(default_factory=list)
+
+    def line(self, name: str) -> str:
+        run, meant = self.right + len(self.needless), self.right + len(self.missed)
+        precision = self.right / run if run else 1.0
+        recall = self.right / meant if meant else 1.0
+        return f"{name:<12}{run + self.left + len(self.missed):>7}{meant:>7}{run:>7}{precision:>11.3f}{recall:>8.3f}"
+
+
+def test_precision_and_recall_of_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    rows: dict[str, Row] = {}
     for name, want in EXPECTED.items():
-        for block, expected in zip(_blocks(name), want["blocks"], strict=True):
+        blocks = in_order(EXTRACTOR.extract_code_blocks(read(name)))
+        for block, expected in zip(blocks, want["blocks"], strict=True):
+            language = resolve(block.language) or "other"
             runs = block.execution_confidence >= THRESHOLD
-            right += runs and expected["run"]
-            if runs and not expected["run"]:
-                needless.append((name, block.execution_confidence, block.metadata["why"]))
-            if not runs and expected["run"]:
-                missed.append((name, block.execution_confidence, block.metadata["why"]))
-    precision, recall = right / (right + len(needless)), right / (right + len(missed))
-    print(f"precision {precision:.3f}, recall {recall:.3f} of {right + len(missed)} blocks to run")
-    assert precision >= 0.98, needless
-    assert recall >= 0.97, missed
+            case = (name, block.execution_confidence, [entry["rule"] for entry in block.metadata["why"]])
+            for row in (rows.setdefault(language, Row()), rows.setdefault("all", Row())):
+                row.right += runs and expected["run"]
+                row.left += not runs and not expected["run"]
+                if runs and not expected["run"]:
+                    row.needless.append(case)
+                if not runs and expected["run"]:
+                    row.missed.append(case)
+    with capsys.disabled():
+        print(
+            f"\n{len(EXPECTED)} answers\n{'language':<12}{'blocks':>7}{'meant':>7}{'run':>7}{'precision':>11}{'recall':>8}"
+        )
+        for name in sorted(rows, key=lambda name: (name == "all", name)):
+            print(rows[name].line(name))
+    whole = rows["all"]
+    assert whole.right / (whole.right + len(whole.needless)) >= 0.98, whole.needless
+    assert whole.right / (whole.right + len(whole.missed)) >= 0.97, whole.missed
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_stream_gives_the_same_blocks_as_the_whole(name: str) -> None:
+    text, pick = read(name), random.Random(name)
+    stream = CodeBlockExtractor(THRESHOLD)
+    given: list[CodeBlock] = []
+    position = 0
+    while position < len(text):
+        size = pick.randint(1, 60)
+        given += stream.feed(text[position : position + size])
+        position += size
+    given += stream.finish()
+    whole = in_order(EXTRACTOR.extract_code_blocks(text))
+
+    def places(block: CodeBlock) -> tuple[object, ...]:
+        return (block.start_pos, block.end_pos, block.language, block.code, block.metadata["line"])
+
+    assert [places(block) for block in given] == [places(block) for block in whole]
+
+
+def test_what_is_only_said_afterwards_is_all_that_a_stream_judges_otherwise() -> None:
+    otherwise = set()
+    for name in EXPECTED:
+        stream = CodeBlockExtractor(THRESHOLD)
+        given = [block for line in read(name).splitlines(keepends=True) for block in stream.feed(line)]
+        given += stream.finish()
+        whole = in_order(EXTRACTOR.extract_code_blocks(read(name)))
+        runs = [[block.execution_confidence >= THRESHOLD for block in blocks] for blocks in (given, whole)]
+        if runs[0] != runs[1]:
+            otherwise.add(name)
+    assert otherwise == {"never-execute-after", "ignore-the-first-script", "correction-at-the-end"}

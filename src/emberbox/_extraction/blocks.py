@@ -1,8 +1,9 @@
 """Text → raw blocks, with offsets into the text as it was given.
 
 A CommonMark parser (markdown-it-py, block rules only) says where blocks are; their code is then taken from the
-original lines, because the parser rewrites line ends and NUL characters. Texts that would take it long (tens of
-thousands of list items or quote marks) go to `scan`, a plain scan for fences that needs one look at each line.
+original lines, because the parser rewrites line ends and NUL characters. Texts that would take it long (hundreds of
+thousands of lines, tens of thousands of list items or quote marks) go to `scan`, a plain scan for fences that needs one
+look at each line.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 MAX_MARKERS = 15_000  # list, quote, fence and indent markers of a text that markdown-it may still parse
+MAX_LINES = 200_000  # of a text that markdown-it may still parse; it takes two microseconds for each
 _NESTING = 40
-_REPARSED = 300_000  # characters that may be parsed again after repairs
-_LOOKAHEAD = 2_000  # lines within which a repaired block must end
-_FENCE_RUN = re.compile(r"`{3,}|~{3,}")
+_REPARSED, _TIMES_REPARSED = 300_000, 20  # characters, and times, that a text may be parsed again after repairs
 _LINE_END = re.compile(r"\r\n?|\n")
 _MARKER = re.compile(r"^[ \t>]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t]|```|~~~| {4})", re.MULTILINE)
 _OPENING = re.compile(
@@ -34,13 +34,15 @@ class RawBlock:
     """A piece of code as it stands in the text, not yet judged.
 
     Attributes:
-        kind: fence, indented or inline.
+        kind: fence, indented, inline, tag or tool-call.
         start, end: the slice of the text, with the fences.
         code: what stood between the fences, less the block's own indent.
         code_start, code_end: the slice that is exactly the code, if there is one.
-        info: what follows the opening fence.
+        info: what follows the opening fence; the language of a tag or a tool call.
         line: line (from 1) on which it starts.
-        closed: whether a closing fence was found; true for other kinds.
+        closed: whether a closing fence or tag was found; true for other kinds.
+        tool: name of the tool that a tool call calls.
+        quoted: a tool call that stands in a fence, as something to be looked at.
     """
 
     kind: str
@@ -52,6 +54,8 @@ class RawBlock:
     info: str
     line: int
     closed: bool = True
+    tool: str = ""
+    quoted: bool = False
 
 
 class Lines:
@@ -95,13 +99,15 @@ def _parser() -> MarkdownIt:
 def find_blocks(lines: Lines) -> list[RawBlock]:
     """All fenced and indented blocks, in the order of the text.
 
-    Two slips that models make are repaired where the next lines prove them (`repair`); the rest of the text is then
+    Slips that models make are repaired where the lines around prove them (`repairs`); the rest of the text is then
     parsed again, as often as the budget for that lasts.
     """
-    if sum(1 for _ in _MARKER.finditer(lines.text)) > MAX_MARKERS:
+    from emberbox._extraction.repairs import repair
+
+    if len(lines) > MAX_LINES or sum(1 for _ in _MARKER.finditer(lines.text)) > MAX_MARKERS:
         return scan(lines)
     blocks: list[RawBlock] = []
-    base, budget = 0, max(_REPARSED, len(lines.text))
+    base, budget = 0, max(len(lines.text), min(_REPARSED, _TIMES_REPARSED * len(lines.text)))
     while base < len(lines):
         rest = lines.text[lines.starts[base] :]
         next_base = len(lines)
@@ -109,7 +115,8 @@ def find_blocks(lines: Lines) -> list[RawBlock]:
             if token.type not in {"fence", "code_block"} or token.map is None:
                 continue
             raw = _raw(lines, token, base)
-            fixed = repair(lines, raw) if budget > 0 and raw.kind == "fence" else None
+            floor = lines.number(blocks[-1].end) + 1 if blocks else 0
+            fixed = repair(lines, raw, floor) if budget > 0 and raw.kind == "fence" else None
             if fixed is not None:
                 block, next_base = fixed
                 blocks.append(block)
@@ -118,50 +125,6 @@ def find_blocks(lines: Lines) -> list[RawBlock]:
         base = next_base
         budget -= len(rest)
     return blocks
-
-
-def repair(lines: Lines, raw: RawBlock) -> tuple[RawBlock, int] | None:
-    """The block as its author meant it, and the line behind it; None if it stands as the parser has it.
-
-    Dedented: a fence inside a list whose code begins further left ends there for CommonMark, and its closing fence
-    opens another one. Nested: a Markdown file within a fence that is no longer than the fences of the file.
-    """
-    opening = raw.line - 1
-    prefix = lines.text[lines.starts[opening] : raw.start]
-    if ">" in prefix:
-        return None
-    fence = _FENCE_RUN.match(lines.line(opening), len(prefix))
-    if fence is None:
-        return None
-    nested = raw.info.split(None, 1)[0].lower() in {"markdown", "md", "mdx"} if raw.info else False
-    if not nested and (raw.closed or not prefix):
-        return None
-    end = _meant_end(lines, opening + 1, fence[0], nested=nested)
-    if end is None or lines.starts[end] < raw.end:
-        return None
-    content = [lines.line(index) for index in range(opening + 1, end)]
-    indents = [len(line) - len(line.lstrip(" \t")) for line in content if line.strip()]
-    cut = min([len(prefix), *indents])
-    stripped = [line[min(cut, len(line)) :] for line in content]
-    return _fence(lines, (raw.start, opening, stripped, True), raw.info), end + 1
-
-
-def _meant_end(lines: Lines, first: int, fence: str, *, nested: bool) -> int | None:
-    """The line of the closing fence; fences within a Markdown file come in pairs, elsewhere there are none."""
-    depth = 0
-    for index in range(first, min(len(lines), first + _LOOKAHEAD)):
-        line = lines.line(index).strip()
-        if not line.startswith(fence):
-            continue
-        if line.strip(fence[0]):
-            if not nested:
-                return None
-            depth += 1
-        elif depth:
-            depth -= 1
-        else:
-            return index
-    return None
 
 
 def _raw(lines: Lines, token: Token, base: int) -> RawBlock:
@@ -174,10 +137,10 @@ def _raw(lines: Lines, token: Token, base: int) -> RawBlock:
     begin = lines.starts[first] + max(lines.line(first).find(token.markup), 0)
     count = min(len(stripped), beyond - first - 1)
     closed = beyond - first - 1 > count
-    return _fence(lines, (begin, first, stripped[:count], closed), token.info.strip())
+    return fenced(lines, (begin, first, stripped[:count], closed), token.info.strip())
 
 
-def _fence(lines: Lines, place: tuple[int, int, list[str], bool], info: str) -> RawBlock:
+def fenced(lines: Lines, place: tuple[int, int, list[str], bool], info: str) -> RawBlock:
     """A fenced block from: offset of the fence, its line, the stripped lines within, whether it was closed."""
     begin, opening, stripped, closed = place
     block = _assemble(lines, "fence", opening + 1, stripped, info)
@@ -241,7 +204,7 @@ def scan(lines: Lines) -> list[RawBlock]:
         prefix, fence = opening[1], opening[2]
         content, index, closed = _scan_body(lines, first + 1, fence, prefix)
         info = lines.line(first)[len(prefix) + len(fence) :].strip()
-        blocks.append(_fence(lines, (opening.start(2), first, content, closed), info))
+        blocks.append(fenced(lines, (opening.start(2), first, content, closed), info))
         opening = _OPENING.search(lines.text, lines.starts[index]) if index < len(lines) else None
     return blocks
 

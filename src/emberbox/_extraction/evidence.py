@@ -16,6 +16,8 @@ _JSON_MAX = 50_000
 _ATTRIBUTE = re.compile(r"""([A-Za-z_][\w-]{0,40})=("[^"]*"|'[^']*'|[^\s}"']+)""")
 _LANGUAGE_PREFIX = re.compile(r"^(?:language|lang)-", re.IGNORECASE)
 
+# What models write instead of a language's name, beyond the aliases that callers may use.
+_OTHER_NAMES = {"tool_code": "python", "ipython": "python", "ipython3": "python", "mjs": "javascript", "zsh": "bash"}
 _TAGGED_AS = {
     "json": {"json", "jsonc", "json5", "jsonl", "ndjson"},
     "diff": {"diff", "patch", "udiff"},
@@ -119,7 +121,7 @@ def read_info(info: str) -> Info:
             language = head
             if tail:
                 attributes.setdefault("filename", tail)
-    return Info(language, attributes, frozenset(word.lower() for word in flags))
+    return Info(_OTHER_NAMES.get(language.lower(), language), attributes, frozenset(word.lower() for word in flags))
 
 
 def looks_like(code: str, language: str) -> str | None:  # noqa: PLR0911 - one return per kind

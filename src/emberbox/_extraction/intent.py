@@ -34,6 +34,8 @@ def judge_intent(text: str, blocks: Sequence[CodeBlock], threshold: float) -> Ex
             score.add("more-requests")
     elif mentions:
         score.add("mention")
+    if any(entry["rule"] == "tool-call" for block in runnable for entry in block.metadata["why"]):
+        score.add("tool-call")
     if runnable:
         score.add("code-strong")
         clues.append(f"{len(runnable)} block(s) ready to run: {', '.join(sorted({b.language for b in runnable}))}")

@@ -38,7 +38,7 @@ FORBIDDEN = _any(
     r"не запуска|لا تشغ",
 )
 EVERYTHING = _any(
-    r"\b(?:any of|none of|these|all of|either of|anything|any code)\b",
+    r"\b(?:any of|none of|these|them|all of|either of|anything|any code)\b",
     r"\bthe (?:code|snippets|examples|commands|blocks)\b|\bcode (?:below|above)\b",
     r"\bin this (?:answer|message|response)\b",
 )
@@ -59,17 +59,33 @@ REFERENCE = _any(
     r"\bfor (?:educational|illustrat\w+|demonstration|information(?:al)?) purposes\b|\billustrat(?:ive|ion) only\b",
     r"\b(?:just|only|purely) (?:an? )?(?:example|illustration|illustrative|for reference|sketch|demo)\b",
     rf"\bwon{_AP}t (?:run|work|compile)\b|\b(?:does|will|would)(?:n{_AP}t| not) (?:run|work|compile)\b",
+    r"\b(?:contained|consisted of|looked like this|used to be)\s*:\s*$",
     r"\bnothing to run\b|\bread-only\b",
 )
 OUTPUT = _any(
     r"\b(?:example|sample|expected|typical|possible|resulting|console|terminal|program) (?:output|result|response)s?\b",
-    r"\b(?:prints?|outputs?|returns?|produces?|shows?|displays?|yields?)"
+    r"(?<!what it )\b(?:prints?|outputs?|returns?|produces?|shows?|displays?|yields?)"
     r"(?: (?:the following|this|something like|out))?:\s*$",
     rf"\b(?:would|will|should|you{_AP}ll) (?:see|print|output|get|produce|return|show|display)\b[^.\n]{{0,60}}:\s*$",
-    r"\b(?:error message|stack ?trace|traceback|the (?:output|result|error|log)s?)\b[^.\n]{0,60}:\s*$",
     r"^\W{0,8}(?:outputs?|results?)\W{0,8}$",
 )
+# Only where the same sentence does not ask to run what follows: "run it and look at the results:".
+OUTPUT_NAMED = _any(
+    r"\b(?:error message|stack ?trace|traceback|the (?:output|result|error|log)s?)\b[^.,;\n]{0,60}:\s*$"
+)
+ADVISED_AGAINST = _any(
+    r"\b(?:advise|recommend|warn|caution|counsel)(?:s|ed)? (?:you |people |everyone )?(?:strongly )?against"
+    r" (?:it|this|that|running|doing|executing)\b",
+    rf"\bi (?:really )?(?:would not|wouldn{_AP}t) (?:run|do|execute) (?:it|this|that)\b",
+)
+RETRACTED = _any(
+    r"\b(?:ignore|disregard|forget|scrap|discard|skip|don['\u2019]?t use|do not use) (?:about )?(?:the|that|my)"
+    r" (?P<which>first|previous|above|earlier|original|last) (?:\w+ )?"
+    r"(?:script|code|version|snippet|answer|one|block|attempt|draft|command|program|function)\b",
+)
 WRONG = _any(
+    r"\btricks? like (?:this|these)\b",
+    r"(?<!\bno )(?<!\bnot )(?<!\bwithout )"
     r"\b(?:wrong|incorrect|bad|buggy|broken|vulnerable|insecure|unsafe|problematic|anti-?pattern|naive)"
     r" (?:way|approach|code|example|version|practice|implementation|solution)s?\b",
     rf"\b(?:never|don{_AP}t|do not|avoid) (?:do(?:ing)?|writ(?:e|ing)|us(?:e|ing))"
@@ -84,6 +100,8 @@ PLACEHOLDER = _any(
     r"[:{][ \t]*(?:\.\.\.|\u2026)[ \t]*\}?[ \t]*(?:#.*)?$",
     r"(?:#|//)[ \t]*(?:your (?:code|logic|implementation)|add your|insert your|rest of|the rest|existing code)\b",
     r"(?:#|//)[ \t]*(?:implementation (?:goes )?here|implement (?:this|me|here)|same as (?:before|above)|omitted)\b",
+    r"[\"'<](?:your|insert|replace|enter|add)[-_](?:\w+[-_])*(?:key|token|password|secret|id|url|name|here|domain)[\"'>]",
+    r"[\"'<]your (?:\w+ ){0,3}(?:key|token|secret|here)[\"'>]",
     r"(?:#|//)[ \t]*other (?:code|methods|imports)\b|(?:#[ \t]|//[ \t]*)\[.{1,40}\]$",
 )
 # Where `...` is what the language wants.
@@ -92,6 +110,12 @@ NO_PLACEHOLDER = re.compile(r"\b(?:Protocol|ABC|abstractmethod|overload|Ellipsis
 _COMMENT_START = re.compile(r"^\s*(?:#|//|/\*|\"\"\"|--)")
 _PARAGRAPH = re.compile(r"\n[ \t>]*\n")
 _BACKWARD = _any(r"\b(?:above|previous|preceding|that (?:code|script|command))\b")
+_FORWARD = _any(r"\b(?:below|following|next (?:code|script|command|snippet|block))\b")
+# "don't run it as root" forbids a way of running it.
+_ONLY_SO = _any(
+    r"\W*(?:it|this|them|these|that|the \w+)?\W*"
+    r"(?:as root|twice|more than once|at the same time|in parallel|concurrently)\b"
+)
 _BEFORE, _AFTER, _WINDOW = 400, 250, 1_200
 
 
@@ -125,7 +149,35 @@ def forbids_everything(intro: str) -> bool:
     return any(
         EVERYTHING.search(intro[match.start() : match.end() + 60].split(".", 1)[0])
         for match in FORBIDDEN.finditer(intro[:4_000])
+        if not _ONLY_SO.match(intro, match.end())
     )
+
+
+def forbidding(before: str, after: str, comment: str) -> str | None:
+    """The words that forbid to run a block, if there are some: in front of it not those about the one above, behind it
+    not those about the one below."""
+    for text, elsewhere in ((before, _BACKWARD), (after, _FORWARD), (comment, None)):
+        for match in FORBIDDEN.finditer(text):
+            if _ONLY_SO.match(text, match.end()):
+                continue
+            if elsewhere is None or not elsewhere.search(_sentence(text, match)):
+                return match[0]
+    return None
+
+
+def announces_output(paragraph: str) -> bool:
+    """Whether a paragraph introduces what follows as output."""
+    if OUTPUT.search(paragraph):
+        return True
+    named = OUTPUT_NAMED.search(paragraph)
+    return named is not None and not REQUEST.search(_sentence(paragraph, named))
+
+
+def _sentence(text: str, match: re.Match[str]) -> str:
+    """The sentence around a match."""
+    begin = max(text.rfind(end, 0, match.start()) for end in (". ", "! ", "? ", "\n\n"))
+    stops = [stop for stop in (text.find(end, match.end()) for end in (". ", "! ", "? ", "\n\n")) if stop >= 0]
+    return text[begin + 1 : min(stops, default=len(text))]
 
 
 def first_comment(code: str) -> str:

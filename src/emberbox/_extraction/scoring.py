@@ -35,6 +35,8 @@ BLOCK_RULES: dict[str, Rule] = {
     "unclosed": Rule("its fence is never closed; the text may be cut off", -0.10, cap=0.65),
     "indented": Rule("it is set off by indentation only", -0.15, cap=0.65),
     "inline": Rule("it is a command in the running text", -0.20, cap=0.65),
+    "tool-call": Rule("it is given to a tool that runs code", 0.30),
+    "quoted-call": Rule("it is a tool call that is shown, not made", -0.20, cap=0.65),
     "not-examined": Rule("too long, or one of too many, to be looked at closely", 0.0, cap=0.60),
     # what it looks like
     "looks-like": Rule("it is data or output, not a program", -0.20, cap=0.30),
@@ -46,6 +48,9 @@ BLOCK_RULES: dict[str, Rule] = {
     "output": Rule("it is introduced as output", -0.30, cap=0.30),
     "wrong": Rule("it is shown as the wrong way", -0.20, cap=0.40),
     "pseudo-code": Rule("it is called pseudo-code or a sketch", -0.20, cap=0.40),
+    "advised-against": Rule("the text advises against it", -0.30, cap=0.40),
+    "retracted": Rule("the text takes it back later", -0.30, cap=0.40),
+    "thinking": Rule("it stands in the model's reasoning, not in its answer", -0.30, cap=0.40),
     "commented-out": Rule("it stands in an HTML comment", -0.20, cap=0.20),
     "forbidden": Rule("the text says not to run it", -0.40, cap=0.20),
 }
@@ -54,6 +59,7 @@ INTENT_RULES: dict[str, Rule] = {
     "request": Rule("it asks for code to be run", 0.50),
     "more-requests": Rule("it asks in more than one way", 0.10),
     "mention": Rule("it speaks of running or of a script", 0.20),
+    "tool-call": Rule("it calls a tool that runs code", 0.85),
     "code-strong": Rule("it has code that is ready to run", 0.35),
     "code-weak": Rule("it has code that may be run", 0.15),
     "example": Rule("it speaks of examples", -0.05),

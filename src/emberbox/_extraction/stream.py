@@ -1,0 +1,122 @@
+"""Blocks of a text that is still being written: each is given out as soon as its fence or tag closes.
+
+A small machine follows the lines and knows when something closes; the block itself is then found and judged by the
+same code as in a whole text, from a little before the block that came before it. So the work is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from emberbox._extraction.judge import Earlier
+from emberbox._extraction.repairs import ends_with_a_slip, is_markdown
+from emberbox.models import CodeBlock
+
+_OPENING = re.compile(r"[ \t>]*(?:(?:[-+*]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^`\n]*)")
+_CLOSING_TAG = re.compile(r"</(?:execute(?:_\w{1,20})?|code|tool_call|function(?:_calls?)?)>")
+_CLOSING = frozenset({"fence", "tag", "tool-call"})
+_CONTEXT = 3_000  # characters before a block that may say something about it
+_CONTEXT_LINES = 50  # that are looked back through for where a list or quote begins
+_TOP_LEVEL = re.compile(r"(?![ \t>]|[-+*][ \t]|\d{1,9}[.)][ \t])\S")
+
+
+class BlockStream:
+    """One text, piece by piece.
+
+    Args:
+        extract: finds and judges the blocks of a text in the order of the text, given what was said before it.
+    """
+
+    def __init__(self, extract: Callable[[str, Earlier], list[CodeBlock]]) -> None:
+        self._extract = extract
+        self._text = ""
+        self._offset = 0
+        """Of `_text` in the whole; what is before it is not needed any more."""
+        self._lines = 0
+        """Line ends before `_text`."""
+        self._read = 0
+        """How far the lines of `_text` have been followed."""
+        self._given = 0
+        """Blocks that begin before this offset of the whole have been given out."""
+        self._earlier = Earlier()
+        self._fence: str | None = None
+        self._markdown = False
+        self._depth = 0
+
+    def feed(self, chunk: str) -> list[CodeBlock]:
+        """The next piece of the text; the blocks that closed with it, in the order of the text."""
+        self._text += chunk
+        closed = False
+        while (end := self._text.find("\n", self._read)) >= 0:
+            line = self._text[self._read : end]
+            self._read = end + 1
+            closed = self._follow(line) or closed
+        return self._closed_blocks() if closed else []
+
+    def finish(self) -> list[CodeBlock]:
+        """The text has ended: the blocks that are left, those that were never closed included."""
+        return [self._placed(block) for block in self._extract(self._text, self._earlier) if self._is_new(block)]
+
+    def _follow(self, line: str) -> bool:
+        """Take one line; whether something closed."""
+        if self._fence is None:
+            opening = _OPENING.match(line)
+            if opening is None:
+                return _CLOSING_TAG.search(line) is not None
+            self._fence, self._markdown, self._depth = opening[1], is_markdown(opening[2].strip()), 0
+            return False
+        text = line.strip(" \t\r>")
+        if not text.startswith(self._fence) and not text.endswith(self._fence):
+            return False
+        bare = text.startswith(self._fence) and not text.strip(self._fence[0])
+        if self._markdown and not bare:
+            self._depth += 1
+        elif self._markdown and self._depth:
+            self._depth -= 1
+        elif bare or ends_with_a_slip(text, self._fence, closed=True):
+            self._fence = None
+            return True
+        return False
+
+    def _is_new(self, block: CodeBlock) -> bool:
+        return block.start_pos + self._offset >= self._given
+
+    def _closed_blocks(self) -> list[CodeBlock]:
+        """What is certain by now: the blocks that are closed, and those that stand before one that is."""
+        every = self._extract(self._text[: self._read], self._earlier)
+        found = [block for block in every if self._is_new(block)]
+        closed = [block.metadata["closed"] and block.metadata["kind"] in _CLOSING for block in found]
+        certain = found[: len(found) - closed[::-1].index(True)] if True in closed else []
+        placed = [self._placed(block) for block in certain]
+        self._earlier = replace(self._earlier, blocks=self._earlier.blocks + len(placed))
+        if placed:
+            self._given = placed[-1].end_pos
+        last = certain[-1].start_pos if certain else self._read
+        self._forget(max(0, last - _CONTEXT), every[0].start_pos if every else len(self._text))
+        return placed
+
+    def _placed(self, block: CodeBlock) -> CodeBlock:
+        """The block with its places in the whole text."""
+        metadata = dict(block.metadata, line=block.metadata["line"] + self._lines)
+        for key in ("code_start", "code_end"):
+            if key in metadata:
+                metadata[key] += self._offset
+        places = {"start_pos": block.start_pos + self._offset, "end_pos": block.end_pos + self._offset}
+        return block.model_copy(update={**places, "metadata": metadata})
+
+    def _forget(self, start: int, intro: int) -> None:
+        """Drop what is before the list, quote or paragraph that holds an offset, but for what it said of all blocks."""
+        keep = self._text.rfind("\n", 0, start) + 1
+        for _ in range(_CONTEXT_LINES):
+            if keep == 0 or _TOP_LEVEL.match(self._text, keep):
+                break
+            keep = self._text.rfind("\n", 0, keep - 1) + 1
+        if keep == 0:
+            return
+        self._earlier = self._earlier.after(self._text[:keep], self._text[:intro])
+        self._lines += self._text.count("\n", 0, keep)
+        self._text = self._text[keep:]
+        self._offset += keep
+        self._read -= keep
