@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import ClassVar, Self
@@ -11,6 +11,8 @@ from typing import ClassVar, Self
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
 from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.hooks.approval import Approver
+from emberbox.hooks.contract import Hook
 from emberbox.inside import AsyncCommands, AsyncFiles
 from emberbox.models import (
     CommandHistoryEntry,
@@ -102,6 +104,8 @@ class AsyncSandbox:
         metadata: Mapping[str, str] | None = None,
         limits: MachineLimits | None = None,
         snapshot: str | None = None,
+        hooks: Iterable[Hook] = (),
+        approver: Approver | None = None,
         engine: Engine | None = None,
         settings: Settings | None = None,
     ) -> Self:
@@ -116,6 +120,8 @@ class AsyncSandbox:
             snapshot: id of a kept snapshot (`snapshot(keep=True)`) to go on from: files, variables and processes are as
                 they were then. Not together with `template` or `limits`, which are the snapshot's. What `envs` adds is
                 for what starts from now on.
+            hooks: policy around each execution, after the hooks that the settings name; makes an engine of its own.
+            approver: asks a person where a hook or a rule wants it; makes an engine of its own.
             engine: use this one; else one is shared by all sandboxes of this event loop.
             settings: make an engine of this sandbox's own with these settings.
 
@@ -124,11 +130,16 @@ class AsyncSandbox:
             ImageError: the template's image could not be built.
             SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
         """
-        if engine is not None and settings is not None:
-            raise ValidationFailed("Give either `engine` or `settings`, not both.", remediation="Drop one of them.")
+        hooks = tuple(hooks)
+        own = settings is not None or hooks != () or approver is not None
+        if engine is not None and own:
+            raise ValidationFailed(
+                "Give either `engine`, or `settings`, `hooks` and `approver`: an engine has its own.",
+                remediation="Drop one of them.",
+            )
         share, making = None, object()
         if engine is None:
-            share = _common_share() if settings is None else _Share(Engine(settings))
+            share = _Share(Engine(settings, hooks=hooks, approver=approver)) if own else _common_share()
             engine = share.engine
             share.take(making)
         try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings
@@ -22,13 +22,19 @@ from emberbox.errors import (
     VmExecutionError,
 )
 from emberbox.fleet import Fleet
+from emberbox.gate import Asker, FilteredOutput, Gate
 from emberbox.history import entries
+from emberbox.hooks.approval import Approver
+from emberbox.hooks.contract import Hook, PostLlmContext, PreLlmContext
+from emberbox.hooks.loading import manager_of
+from emberbox.hooks.manager import HookManager
 from emberbox.images.requirements import check_requirements
 from emberbox.languages import get_language
 from emberbox.models import (
     BlockError,
     CodeBlock,
     CommandHistoryEntry,
+    DecisionRecord,
     Execution,
     Language,
     ParseExecuteResponse,
@@ -48,14 +54,14 @@ class ExecuteRequest:
     options: RunOptions = field(default_factory=RunOptions)
     requirements: Sequence[str] = ()
     agent_id: str | None = None
-    """Who asks, for the history; None: the agent whose sandbox it is."""
+    """Who asks, for history and policy; None: the agent whose sandbox it is."""
+    role: str | None = None
+    """As what the agent asks, for the policy."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """For hooks."""
 
 
-class ExecutionHook(Protocol):
-    """Policy around an execution. It may change what passes through, or raise PolicyBlocked."""
-
-    async def pre_tool(self, request: ExecuteRequest) -> ExecuteRequest: ...
-    async def post_tool(self, request: ExecuteRequest, execution: Execution) -> Execution: ...
+C = TypeVar("C", PreLlmContext, PostLlmContext)
 
 
 class Recorder(Protocol):
@@ -78,7 +84,9 @@ class Engine(Fleet):
 
     Args:
         settings: in force; read from file and environment by default.
-        hooks: policy around each execution, in this order.
+        hooks: policy around each execution: a manager, used as it is, or hooks, which run after those that the settings
+            name.
+        approver: asks a person where a hook or a rule wants it; without one that counts as no.
         recorders: told of each execution, beside the history.
         durable: sandboxes outlive this engine. `close()` puts them aside; the next durable engine of the same
             `state_dir` finds them again, also after a crash (`recovered` says how). One at a time.
@@ -88,14 +96,30 @@ class Engine(Fleet):
         self,
         settings: Settings | None = None,
         *,
-        hooks: Sequence[ExecutionHook] = (),
+        hooks: HookManager | Iterable[Hook] = (),
+        approver: Approver | None = None,
         recorders: Sequence[Recorder] = (),
         durable: bool = False,
     ) -> None:
         super().__init__(settings, durable=durable)
-        self._hooks = tuple(hooks)
         self._recorders = (*recorders, self._history) if self._history else tuple(recorders)
         self._extractor = CodeBlockExtractor(self.settings.auto_execute_threshold, self.settings.vm_execution)
+        self._gate = Gate(self._manager(hooks, approver), self._extractor)
+
+    def _manager(self, hooks: HookManager | Iterable[Hook], approver: Approver | None) -> HookManager:
+        if isinstance(hooks, HookManager):
+            hooks.approver = approver or hooks.approver
+            return hooks
+        settings = self.settings
+        manager = manager_of(settings.hooks, settings.vm_execution, self._extractor.policy, approver=approver)
+        for hook in hooks:
+            manager.add_hook(hook)
+        return manager
+
+    @property
+    def hooks(self) -> HookManager:
+        """The hooks in force."""
+        return self._gate.hooks
 
     @property
     def extractor(self) -> CodeBlockExtractor:
@@ -119,30 +143,60 @@ class Engine(Fleet):
             code=request.code,
             parent_id=request.sandbox.path[-1] if request.sandbox.path else None,
         )
+        asker = Asker(
+            agent_id=entry.agent_id,
+            execution_id=entry.execution_id,
+            vm_id=request.sandbox.id,
+            template=request.sandbox.image.name,
+            role=request.role,
+            metadata=request.metadata,
+        )
+        trail: list[DecisionRecord] = []
         try:
-            request, language = await self._admitted(request)
+            request, language = await self._admitted(request, asker, trail)
         except VmExecutionError as exc:
-            await self._record(entries.refused(entry, exc))
+            await self._record(entries.refused(entry, exc, trail))
             raise
-        entry = entries.admitted(entry, language, request.code)
+        entry = entries.admitted(entry, language, request.code, trail)
         track = self._history is not None and self.settings.vm_execution.history.track_files
         options = replace(request.options, execution_id=entry.execution_id, track_files=track)
         execution: Execution | None = None
         try:
             before, notes = await self.undo.before(request.sandbox)
             await self._record(entry.model_copy(update={"snapshot_before_id": before}))
-            execution = await self._run(request.sandbox, language, request.code, options, listeners or Listeners())
+            filtered = self._gate.listeners(asker, language, request.code, listeners or Listeners())
+            execution = await self._heard(request.sandbox, language, request.code, options, listeners, filtered)
             execution.notes += notes
             await self.undo.after(request.sandbox, execution, before)
-            for hook in self._hooks:
-                execution = await hook.post_tool(request, execution)
+            execution = await self._gate.release(asker, request.code, execution, filtered, trail)
         except HistoryError:
             raise
         except BaseException as exc:
             with contextlib.suppress(HistoryError):  # the caller gets an error in any case
-                await asyncio.shield(asyncio.ensure_future(self._record(entries.failed(entry, exc, execution))))
+                ended = entries.failed(entry, exc, execution, trail)
+                await asyncio.shield(asyncio.ensure_future(self._record(ended)))
             raise
-        await self._record(entries.finished(entry, execution))
+        await self._record(entries.finished(entry, execution, trail))
+        return execution
+
+    async def _heard(
+        self,
+        sandbox: Session,
+        language: Language,
+        code: str,
+        options: RunOptions,
+        listeners: Listeners | None,
+        filtered: FilteredOutput | None,
+    ) -> Execution:
+        """Run it, with what streams going through the hooks' filters where there are some."""
+        if filtered is None:
+            return await self._run(sandbox, language, code, options, listeners or Listeners())
+        ended = False
+        try:
+            execution = await self._run(sandbox, language, code, options, filtered.listeners)
+            ended = True
+        finally:
+            await filtered.close(ended=ended)
         return execution
 
     async def _run(
@@ -161,26 +215,19 @@ class Engine(Fleet):
             sandbox.good = False
             raise
 
-    async def _admitted(self, request: ExecuteRequest) -> tuple[ExecuteRequest, Language]:
+    async def _admitted(
+        self, request: ExecuteRequest, asker: Asker, trail: list[DecisionRecord]
+    ) -> tuple[ExecuteRequest, Language]:
         """The request after hooks and checks; raises where it is refused."""
         language = self.runnable_language(request.language, request.sandbox)
-        for hook in self._hooks:
-            request = await hook.pre_tool(request)
-        self._check(request, language)
+        code = await self._gate.admit(asker, language, request.code, trail)
         check_requirements(request.requirements, language, request.sandbox.image.manifest)
         timeout = self.timeout_for(language, request.options.timeout)
-        return replace(request, options=replace(request.options, timeout=timeout)), language
+        return replace(request, code=code, options=replace(request.options, timeout=timeout)), language
 
     async def _record(self, entry: CommandHistoryEntry) -> None:
         for recorder in self._recorders:
             await recorder.record(entry)
-
-    def _check(self, request: ExecuteRequest, language: Language) -> None:
-        """The settings' own policy, after the hooks, so that what a hook wrote is checked as well. Syntax is left to
-        the interpreter here: its message is better, and an SDK's user expects it as the execution's error."""
-        size = len(request.code)
-        block = CodeBlock(language=language, code=request.code, execution_confidence=1, start_pos=0, end_pos=size)
-        self._extractor.validate_code(block, syntax=False)
 
     def runnable_language(self, name: str, sandbox: Session) -> Language:
         """The language behind a name or alias, if the settings and the sandbox's template have it."""
@@ -214,6 +261,41 @@ class Engine(Fleet):
             )
         return seconds
 
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    async def check_prompt(self, context: PreLlmContext) -> str:
+        """The prompt to send to a model, after the hooks; every decision goes to the history.
+
+        Raises:
+            PolicyBlocked: a hook or a person refused it.
+        """
+        return await self._checked("prompt", context, context.prompt, self._gate.prompt)
+
+    async def check_response(self, context: PostLlmContext) -> str:
+        """The answer to take from a model, after the hooks; every decision goes to the history.
+
+        Raises:
+            PolicyBlocked: a hook or a person refused it.
+        """
+        return await self._checked("response", context, context.response, self._gate.answer)
+
+    async def _checked(
+        self, kind: str, context: C, text: str, check: Callable[[C, list[DecisionRecord]], Awaitable[str]]
+    ) -> str:
+        trail: list[DecisionRecord] = []
+        entry = entries.started(vm_id=context.vm_id, agent_id=context.agent_id, backend=None, language=kind, code=text)
+        try:
+            passed = await check(context, trail)
+        except VmExecutionError as exc:
+            await self._record(entries.refused(entry, exc, trail))
+            raise
+        if trail:
+            await self._record(entry)
+            await self._record(entries.passed(entry, passed, trail))
+        return passed
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
     async def run_answer(
         self,
         blocks: Sequence[CodeBlock],
@@ -222,12 +304,14 @@ class Engine(Fleet):
         threshold: float,
         timeout: float | None = None,
         listener: BlockListener | None = None,
+        agent_id: str = "local",
+        role: str | None = None,
     ) -> tuple[list[VmExecuteResponse], list[BlockError]]:
         """Run the blocks of an answer, in the order of the text, in one sandbox (state carries over per language).
 
         Blocks below `threshold` are left out. A block that fails or is refused does not stop the ones after it.
         `open_sandbox` is called once, for the first block that passes the checks: an answer that is refused as a whole
-        needs no machine.
+        needs no machine. `agent_id` and `role` say for whom the policy is asked.
         """
         results: list[VmExecuteResponse] = []
         errors: list[BlockError] = []
@@ -237,15 +321,16 @@ class Engine(Fleet):
             if block.execution_confidence < threshold:
                 continue
             try:
-                self._extractor.validate_code(block)
+                self._extractor.validate_code(block, agent_id=agent_id, role=role, asking=True)
             except VmExecutionError as exc:
-                await self._record_refusal(block, session, exc)
+                await self._record_refusal(block, session, agent_id, exc)
                 errors.append(await _refused(index, exc, listener))
                 continue
             session = session or await open_sandbox()
             try:
                 listeners = await listener.block_begins(index, block) if listener else Listeners()
-                request = ExecuteRequest(session, block.language, block.code, RunOptions(timeout=timeout))
+                options = RunOptions(timeout=timeout)
+                request = ExecuteRequest(session, block.language, block.code, options, agent_id=agent_id, role=role)
                 execution = await self.execute(request, listeners)
             except VmExecutionError as exc:
                 errors.append(await _refused(index, exc, listener))
@@ -255,9 +340,11 @@ class Engine(Fleet):
                 await listener.block_ran(index, execution)
         return results, errors
 
-    async def _record_refusal(self, block: CodeBlock, session: Session | None, error: VmExecutionError) -> None:
+    async def _record_refusal(
+        self, block: CodeBlock, session: Session | None, agent_id: str, error: VmExecutionError
+    ) -> None:
         """Of a block that did not come as far as `execute`."""
-        vm_id, agent_id = (None, "local") if session is None else (session.id, session.agent_id)
+        vm_id = None if session is None else session.id
         entry = entries.started(vm_id=vm_id, agent_id=agent_id, backend=None, language=block.language, code=block.code)
         await self._record(entries.refused(entry, error))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import datetime
@@ -20,6 +20,8 @@ from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 from emberbox.aio import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
 from emberbox.config import Settings
 from emberbox.errors import ForkFailed, VmNotAvailable
+from emberbox.hooks.approval import Approver
+from emberbox.hooks.contract import Hook
 from emberbox.inside import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle
 from emberbox.models import (
     CommandHistoryEntry,
@@ -133,6 +135,8 @@ class Sandbox:
         metadata: Mapping[str, str] | None = None,
         limits: MachineLimits | None = None,
         snapshot: str | None = None,
+        hooks: Iterable[Hook] = (),
+        approver: Approver | None = None,
         settings: Settings | None = None,
     ) -> Self:
         """Start a sandbox. Arguments and errors as of `AsyncSandbox.create`."""
@@ -146,6 +150,8 @@ class Sandbox:
                 metadata=metadata,
                 limits=limits,
                 snapshot=snapshot,
+                hooks=hooks,
+                approver=approver,
                 settings=settings,
             )
             return cls(loop, loop.call(work))

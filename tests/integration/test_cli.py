@@ -83,8 +83,8 @@ def test_a_refusal_by_policy_is_exit_code_3_and_says_how_to_allow_it() -> None:
     done = emberbox("run", "examples/blocked.md")
     assert done.returncode == 3
     assert "bash.rm-rf" in done.stdout
-    assert "disabled_restrictions" in done.stdout
-    allowed = emberbox("run", "examples/blocked.md", EMBERBOX_VM_EXECUTION__DISABLED_RESTRICTIONS='["bash.rm-rf"]')
+    assert "vm_execution.policy.disabled" in done.stdout
+    allowed = emberbox("run", "examples/blocked.md", EMBERBOX_VM_EXECUTION__POLICY__DISABLED='["bash.rm-rf"]')
     assert allowed.returncode == 0, allowed.stdout + allowed.stderr
 
 

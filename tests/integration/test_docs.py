@@ -1,4 +1,5 @@
-"""The documentation is true: its Python blocks run, its links and its table of rules are right."""
+"""The documentation is true: its Python blocks run, its settings load, its links and tables are right, and the policy
+catches what it says, no more and no less."""
 
 from __future__ import annotations
 
@@ -10,11 +11,17 @@ from pathlib import Path
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from emberbox import CodeBlockExtractor
-from emberbox.languages import LANGUAGES
+from emberbox import CodeBlockExtractor, load_settings
+from emberbox._extraction.scoring import BLOCK_RULES, INTENT_RULES
+from emberbox.languages import RULES, resolve
+from emberbox.languages.policy import Policy
+from emberbox.models import CodeBlock
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/sdk.md", "docs/limits.md", "docs/history.md", "docs/durable.md", "docs/undo.md"]
+PAGES = [
+    "README.md", "docs/sdk.md", "docs/limits.md", "docs/history.md", "docs/durable.md", "docs/undo.md",
+    "docs/extraction.md", "docs/policy.md", "docs/hooks.md",
+]  # fmt: skip
 
 
 def python_blocks() -> list[ParameterSet]:
@@ -25,7 +32,7 @@ def python_blocks() -> list[ParameterSet]:
         found += [
             pytest.param(block.code, id=f"{page}:{block.metadata['line']}")
             for block in sorted(blocks, key=lambda b: b.start_pos)
-            if block.language == "python"
+            if block.language == "python" and "caught" not in block.metadata.get("attributes", {})
         ]
     return found
 
@@ -45,12 +52,57 @@ ALL_PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), 
 @pytest.mark.parametrize("page", ALL_PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", prose):
         assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
-def test_the_table_of_rules_is_complete() -> None:
-    text = (ROOT / "docs/sdk.md").read_text()
-    for spec in LANGUAGES.values():
-        for restriction in spec.restrictions:
-            assert f"`{restriction.id}`" in text
+def blocks_of(page: str) -> list[CodeBlock]:
+    found = CodeBlockExtractor().extract_code_blocks((ROOT / page).read_text(encoding="utf-8"))
+    return sorted(found, key=lambda block: block.start_pos)
+
+
+def examples_of_the_policy() -> list[ParameterSet]:
+    return [
+        pytest.param(block, id=f"{block.language}:{block.metadata['line']}")
+        for block in blocks_of("docs/policy.md")
+        if "caught" in block.metadata.get("attributes", {})
+    ]
+
+
+@pytest.mark.parametrize("block", examples_of_the_policy())
+def test_the_policy_catches_what_the_page_says(block: CodeBlock) -> None:
+    language = resolve(block.language)
+    assert language is not None
+    found = {finding.rule for finding in Policy().check(block.code, language)}
+    assert found == set(block.metadata["attributes"]["caught"].split())
+
+
+def settings_on_the_pages() -> list[ParameterSet]:
+    return [
+        pytest.param(block.code, id=f"{page}:{block.metadata['line']}")
+        for page in ("docs/policy.md", "docs/hooks.md")
+        for block in blocks_of(page)
+        if block.language == "toml"
+    ]
+
+
+@pytest.mark.parametrize("text", settings_on_the_pages())
+def test_settings_on_the_pages_load(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "emberbox.toml"
+    path.write_text(text)
+    monkeypatch.setenv("EMBERBOX_CONFIG", str(path))
+    Policy(load_settings().vm_execution.policy)
+
+
+def test_the_tables_of_rules_are_complete() -> None:
+    text = (ROOT / "docs/policy.md").read_text()
+    for rule in RULES:
+        assert f"`{rule}`" in text or f"`*.{rule.partition('.')[2]}`" in text, rule
+
+
+def test_the_tables_of_weights_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/extraction.md").read_text()
+    told = re.findall(r"^\| `([\w-]+)` \| ([+-][\d.]+) \| ([\d.]*) ?\|", text, re.MULTILINE)
+    rules = [(name, rule) for table in (BLOCK_RULES, INTENT_RULES) for name, rule in table.items()]
+    assert told == [(name, f"{rule.weight:+.2f}", "" if rule.cap == 1 else f"{rule.cap:.2f}") for name, rule in rules]

@@ -11,6 +11,7 @@ import pytest
 from emberbox import AsyncSandbox, Engine, MachineLimits, Sandbox, Settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import ConfigError, ExecutionFailed, SessionNotFound, ValidationFailed, VmNotAvailable
+from emberbox.hooks import Allow, Hook, HookDecision, Modify, PostToolContext, PreToolContext
 from emberbox.models import CommandHistoryEntry, Execution, TerminationReason
 
 MINIMAL = "minimal"
@@ -235,21 +236,19 @@ def test_unknown_contexts_templates_and_languages(nothing_left: None) -> None:
             sandbox.run_code("1", "bash", context=context)
 
 
-class Log:
+class Log(Hook):
     """A hook and a recorder that write down when they are called."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
 
-    async def pre_tool(self, request: ExecuteRequest) -> ExecuteRequest:
-        from dataclasses import replace
-
+    async def pre_tool(self, context: PreToolContext) -> HookDecision:
         self.steps.append("pre_tool")
-        return replace(request, code=request.code.replace("1", "2"))
+        return Modify(value=context.code.replace("1", "2"))
 
-    async def post_tool(self, request: ExecuteRequest, execution: Execution) -> Execution:
-        self.steps.append(f"post_tool {execution.text}")
-        return execution
+    async def post_tool(self, context: PostToolContext) -> HookDecision:
+        self.steps.append(f"post_tool {context.parts.results[0].text}")
+        return Allow()
 
     async def record(self, entry: CommandHistoryEntry) -> None:
         self.steps.append(f"{entry.state} {entry.command}")

@@ -12,8 +12,7 @@ from emberbox.bench.results import Aim, Figure, Report, Row
 _SAME = 1.05
 """A smaller difference is not worth a word."""
 _MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[dim]·[/]"}
-_WORDS = {"ms": ("faster", "slower"), "s": ("faster", "slower"), "1/s": ("faster", "slower"),
-          "MiB": ("smaller", "larger")}  # fmt: skip
+_WORDS = dict.fromkeys(("ms", "s", "1/s", "MB/s"), ("faster", "slower")) | {"MiB": ("smaller", "larger")}
 
 
 def show(report: Report, console: Console) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emberbox import __version__
-from emberbox.bench import cost, facts, live, starts
+from emberbox.bench import cost, facts, judging, live, starts
 from emberbox.bench.alternatives import host_python
 from emberbox.bench.lab import POOL, WORKERS, Lab, folders
 from emberbox.bench.measure import Clock
@@ -46,6 +46,9 @@ MEASUREMENTS = (
     Measurement("many forks", ("forks",), live.forks, 45),
     Measurement("idle memory", ("memory",), cost.memory, 15),
     Measurement("idle CPU", ("cpu", "cpu-open", "cpu-pooled"), cost.cpu, 35),
+    Measurement("extraction", ("extract", "extract-hostile"), judging.extraction, 8),
+    Measurement("policy", ("policy",), judging.policy, 2),
+    Measurement("redaction", ("redact",), judging.redaction, 5),
     Measurement("growth", _GROWTH, cost.growth, 50),
 )
 ROW_KEYS = tuple(key for measurement in MEASUREMENTS for key in measurement.keys)

@@ -21,6 +21,8 @@ image_app = typer.Typer(help="What sandboxes start from: list, build, show, remo
 app.add_typer(image_app, name="image")
 history_app = typer.Typer(help="What was executed: list, show, verify.", no_args_is_help=True)
 app.add_typer(history_app, name="history")
+policy_app = typer.Typer(help="Rules that code must keep: list them, check a file.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
 snapshot_app = typer.Typer(help="Kept snapshots: list, show, delete, export, import.", no_args_is_help=True)
 app.add_typer(snapshot_app, name="snapshot")
 
@@ -31,6 +33,9 @@ _EXITS = (
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text for people.")]
 Template = Annotated[str | None, typer.Option("--template", "-t", help="Template name, or path of its .toml file.")]
+Hooks = Annotated[
+    list[str] | None, typer.Option("--hook", metavar="NAME", help="A hook for this run, such as output-sanitizer.")
+]
 Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds each execution may take.", min=0.001)]
 
 
@@ -66,6 +71,7 @@ def run(
     timeout: Timeout = None,
     template: Template = None,
     save: Annotated[Path | None, typer.Option("--save", help="Folder to write figures and tables to.")] = None,
+    hook: Hooks = None,
 ) -> None:
     """Find the code in a model's answer and run it in a fresh sandbox."""
     from emberbox.cli.run import RunOptions, run_answer
@@ -81,6 +87,7 @@ def run(
             timeout=timeout,
             template=template,
             save=save,
+            hooks=tuple(hook or ()),
         )
     )
 
@@ -93,11 +100,65 @@ def exec_(
     as_json: Json = False,
     timeout: Timeout = None,
     template: Template = None,
+    hook: Hooks = None,
 ) -> None:
     """Run one piece of code in a fresh sandbox; its output and exit status are the answer."""
     from emberbox.cli.execute import execute_code
 
-    execute_code(file=file, language=language, code=code, as_json=as_json, timeout=timeout, template=template)
+    execute_code(
+        file=file,
+        language=language,
+        code=code,
+        as_json=as_json,
+        timeout=timeout,
+        template=template,
+        hooks=tuple(hook or ()),
+    )
+
+
+@app.command("extract")
+def extract_(
+    file: Annotated[str, typer.Argument(help="A file with a model's answer, or - for standard input.")],
+    as_json: Json = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Confidence from which a block would run.", min=0, max=1)
+    ] = None,
+) -> None:
+    """Show the blocks of a model's answer, how sure each is meant to be run, and why."""
+    from emberbox.cli.extract import extract
+
+    extract(file, as_json=as_json, threshold=threshold)
+
+
+Agent = Annotated[str | None, typer.Option("--agent", help="As they are for this agent.")]
+Role = Annotated[str | None, typer.Option("--role", help="As they are for this role.")]
+
+
+@policy_app.command("list")
+def policy_list(
+    language: Annotated[str | None, typer.Option("--language", "-l", help="Only of this language.")] = None,
+    agent: Agent = None,
+    role: Role = None,
+    as_json: Json = False,
+) -> None:
+    """All rules, with what they do: block, ask, or nothing."""
+    from emberbox.cli.policy import list_rules
+
+    list_rules(language=language, agent=agent, role=role, as_json=as_json)
+
+
+@policy_app.command("check", epilog="Exit codes: 0 nothing found, 2 it does not parse, 3 a rule objects.")
+def policy_check(
+    file: Annotated[str, typer.Argument(help="A source file, or - for standard input.")],
+    language: Annotated[str | None, typer.Option("--language", "-l", help="python, javascript, bash or rust.")] = None,
+    agent: Agent = None,
+    role: Role = None,
+    as_json: Json = False,
+) -> None:
+    """What the syntax check and the rules say of a source file; it is not run."""
+    from emberbox.cli.policy import check_file
+
+    check_file(file, language=language, agent=agent, role=role, as_json=as_json)
 
 
 @app.command()

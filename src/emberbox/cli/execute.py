@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
 
+from emberbox.cli.approve import terminal_approver
 from emberbox.cli.exits import Exit, run_async
-from emberbox.cli.inputs import read_input
+from emberbox.cli.inputs import language_of, read_input, with_hooks
+from emberbox.cli.printing import printable
 from emberbox.cli.progress import build_progress
-from emberbox.cli.run import printable
 from emberbox.config import load_settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import UnsupportedLanguage, ValidationFailed
-from emberbox.languages import LANGUAGES
+from emberbox.errors import ValidationFailed
 from emberbox.models import Execution, TerminationReason, VmExecuteResponse
 from emberbox.sandbox.work import Listeners, RunOptions
 
@@ -27,22 +27,29 @@ def execute_code(
     as_json: bool,
     timeout: float | None,
     template: str | None,
+    hooks: Sequence[str] = (),
 ) -> None:
     """The command; leaves the process."""
-    run_async(lambda: _execute(file, language, code, as_json, timeout, template), as_json=as_json)
+    run_async(lambda: _execute(file, language, code, as_json, timeout, template, hooks), as_json=as_json)
 
 
 async def _execute(
-    file: str | None, language: str | None, code: str | None, as_json: bool, timeout: float | None, template: str | None
+    file: str | None,
+    language: str | None,
+    code: str | None,
+    as_json: bool,
+    timeout: float | None,
+    template: str | None,
+    hooks: Sequence[str],
 ) -> int:
-    settings = load_settings()
+    settings = with_hooks(load_settings(), hooks)
     if (file is None) == (code is None):
         raise ValidationFailed(
             "Give either a file (or -) or --code.", remediation="emberbox exec -l python -c 'print(1)'"
         )
-    language = language or _language_of(file)
+    language = language or language_of(file)
     source = code if code is not None else read_input(str(file), settings)
-    async with Engine(settings) as engine:
+    async with Engine(settings, approver=terminal_approver(as_json=as_json, reads_stdin=file == "-")) as engine:
         with build_progress("image", Console(stderr=True)) as progress:
             sandbox = await engine.create_sandbox(template, progress=progress)
         request = ExecuteRequest(sandbox, language, source, RunOptions(timeout=timeout))
@@ -55,16 +62,6 @@ async def _execute(
     if execution.termination_reason is TerminationReason.TIMEOUT:
         return int(Exit.TIMEOUT)
     return int(Exit.SUCCESS if execution.succeeded else Exit.FAILED)
-
-
-def _language_of(file: str | None) -> str:
-    suffix = Path(file or "").suffix
-    for name, spec in LANGUAGES.items():
-        if suffix and spec.config.file_extension == suffix:
-            return name
-    raise UnsupportedLanguage(
-        f"The language of {file or 'the code'} is not clear.", remediation="Name it: --language python"
-    )
 
 
 def _out(text: str) -> None:

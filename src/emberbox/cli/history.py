@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from emberbox.cli.exits import Exit, run_async
-from emberbox.cli.run import printable
+from emberbox.cli.printing import printable
 from emberbox.config import load_settings
 from emberbox.errors import HistoryError, ValidationFailed
 from emberbox.history.recorder import HistoryRecorder
-from emberbox.models import CommandHistoryEntry, FileChange, HistoryQueryRequest, HistoryVerification
+from emberbox.models import CommandHistoryEntry, DecisionRecord, FileChange, HistoryQueryRequest, HistoryVerification
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _SIGNS = {"created": "+", "changed": "~", "deleted": "-"}
@@ -155,6 +155,7 @@ def _show(entry: CommandHistoryEntry, console: Console) -> None:
         "went back to": entry.rolled_back_to,
         "files": _files(entry.changed_files),
         "cut short": ", ".join(cut) or None,
+        "decisions": _decisions(entry.decisions),
     }
     for name, value in rows.items():
         if value is not None:
@@ -164,6 +165,20 @@ def _show(entry: CommandHistoryEntry, console: Console) -> None:
         if text:
             console.rule(name, style="dim", align="left")
             console.print(Text(printable(text.rstrip("\n"))), soft_wrap=True)
+
+
+def _decisions(records: list[DecisionRecord]) -> str | None:
+    """Who decided what, one a line."""
+    lines = []
+    for record in records:
+        words = record.decision.replace("_", " ")
+        if record.decision == "ask_user":
+            said = "nobody answered" if record.approved is None else "approved" if record.approved else "refused"
+            who = f" by {record.approved_by}" if record.approved_by else ""
+            words = f"asked: {said}{who}{', edited' if record.edited else ''}"
+        reason = f" ({_first_line(record.reason)})" if record.reason else ""
+        lines.append(f"{record.stage} {record.hook}: {words}{reason}")
+    return "\n".join(lines) or None
 
 
 def _files(changes: list[FileChange] | None) -> str | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from emberbox.config import Settings
-from emberbox.errors import ValidationFailed
+from emberbox.errors import UnsupportedLanguage, ValidationFailed
+from emberbox.languages import LANGUAGES
+from emberbox.models import HookUse
 
 
 def read_input(name: str, settings: Settings) -> str:
@@ -40,3 +43,24 @@ def read_input(name: str, settings: Settings) -> str:
     if not text.strip():
         raise ValidationFailed(f"{label} is empty.", remediation="Give a text with code in it.")
     return text
+
+
+def language_of(file: str | None) -> str:
+    """The language of a file, by its name.
+
+    Raises:
+        UnsupportedLanguage: the name does not tell.
+    """
+    suffix = Path(file or "").suffix
+    for name, spec in LANGUAGES.items():
+        if suffix and spec.config.file_extension == suffix:
+            return name
+    raise UnsupportedLanguage(
+        f"The language of {file or 'the code'} is not clear.", remediation="Name it: --language python"
+    )
+
+
+def with_hooks(settings: Settings, names: Sequence[str]) -> Settings:
+    """The settings with more hooks, behind those that they name."""
+    uses = [*settings.hooks.use, *(HookUse(name=name) for name in names)]
+    return settings.model_copy(update={"hooks": settings.hooks.model_copy(update={"use": uses})})

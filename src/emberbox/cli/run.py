@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from rich.markup import escape
 from rich.rule import Rule
 from rich.text import Text
 
+from emberbox.cli.approve import terminal_approver
 from emberbox.cli.exits import Exit, exit_of_run, run_async
-from emberbox.cli.inputs import read_input
+from emberbox.cli.inputs import read_input, with_hooks
+from emberbox.cli.printing import printable
 from emberbox.cli.progress import build_progress
 from emberbox.config import load_settings
 from emberbox.engine import Engine
@@ -33,6 +35,7 @@ class RunOptions:
     timeout: float | None
     template: str | None
     save: Path | None = None
+    hooks: Sequence[str] = ()
 
 
 def run_answer(options: RunOptions) -> None:
@@ -41,11 +44,12 @@ def run_answer(options: RunOptions) -> None:
 
 
 async def _run(options: RunOptions) -> int:
-    settings = load_settings()
+    settings = with_hooks(load_settings(), options.hooks)
     text = read_input(options.file, settings)
     threshold = settings.auto_execute_threshold if options.threshold is None else options.threshold
     screen = None if options.as_json else Screen(Console(highlight=False), threshold)
-    async with Engine(settings) as engine:
+    approver = terminal_approver(as_json=options.as_json, reads_stdin=options.file == "-")
+    async with Engine(settings, approver=approver) as engine:
         blocks = engine.extractor.extract_code_blocks(text)
         intent = engine.extractor.detect_execution_intent(text)
         if screen:
@@ -239,12 +243,3 @@ def _files_of(result: Result) -> Iterator[tuple[str, bytes]]:
 def _first_line(code: str) -> str:
     line = next((line for line in code.splitlines() if line.strip()), "").strip()
     return printable(line[:48] + ("…" if len(line) > 48 else ""))
-
-
-def printable(text: str) -> str:
-    """Text from a sandbox, without what could control the terminal: of the C0 and C1 codes only tab and line end."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\N{REPLACEMENT CHARACTER}" for c in text
-    )

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from emberbox.cli.exits import fail
+from emberbox.cli.printing import printable
 from emberbox.cli.progress import build_progress
-from emberbox.cli.run import printable
 from emberbox.engine import Engine
 from emberbox.errors import ConfigError, SnapshotFailed, SnapshotNotFound, ValidationFailed, VmExecutionError
 from emberbox.sandbox.archive import export_snapshot, import_snapshot

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from asyncio import CancelledError
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from emberbox.errors import PolicyBlocked, VmExecutionError
-from emberbox.models import CommandHistoryEntry, Execution, TerminationReason
+from emberbox.models import CommandHistoryEntry, DecisionRecord, Execution, TerminationReason
 
 UNKNOWN = "Emberbox died while this was under way: how far it came, and what it printed, is unknown."
 WITHHELD = "(withheld)"
@@ -38,19 +39,30 @@ def started(
     )
 
 
-def admitted(entry: CommandHistoryEntry, language: str, code: str) -> CommandHistoryEntry:
+def admitted(
+    entry: CommandHistoryEntry, language: str, code: str, trail: Sequence[DecisionRecord] = ()
+) -> CommandHistoryEntry:
     """Hooks and checks let it pass, perhaps changed: what is recorded is what runs."""
-    return entry.model_copy(update={"language": language, "command": storable(code)})
+    update = {"language": language, "command": storable(code), "decisions": _stored(trail)}
+    return entry.model_copy(update=update)
 
 
-def refused(entry: CommandHistoryEntry, error: VmExecutionError) -> CommandHistoryEntry:
+def refused(
+    entry: CommandHistoryEntry, error: VmExecutionError, trail: Sequence[DecisionRecord] = ()
+) -> CommandHistoryEntry:
     """It never ran."""
-    return entry.model_copy(
-        update={"state": "refused", "blocked_by": rules_of(error), "error": storable(error.message)}
-    )
+    words = storable(error.message)
+    update = {"state": "refused", "blocked_by": rules_of(error), "error": words, "decisions": _stored(trail)}
+    return entry.model_copy(update=update)
 
 
-def finished(entry: CommandHistoryEntry, run: Execution) -> CommandHistoryEntry:
+def passed(entry: CommandHistoryEntry, text: str, trail: Sequence[DecisionRecord]) -> CommandHistoryEntry:
+    """A prompt or a model's answer, which hooks let pass, perhaps changed."""
+    update = {"state": "finished", "success": True, "command": storable(text), "decisions": _stored(trail)}
+    return entry.model_copy(update=update)
+
+
+def finished(entry: CommandHistoryEntry, run: Execution, trail: Sequence[DecisionRecord] = ()) -> CommandHistoryEntry:
     """It ran, and this came of it."""
     error = None if run.error is None else storable(f"{run.error.name}: {run.error.value}")
     return _ran(entry, run).model_copy(
@@ -59,13 +71,20 @@ def finished(entry: CommandHistoryEntry, run: Execution) -> CommandHistoryEntry:
             "error": error,
             "stdout": storable(run.stdout),
             "stderr": storable(run.stderr),
+            "decisions": _stored(trail),
         }
     )
 
 
-def failed(entry: CommandHistoryEntry, error: BaseException, run: Execution | None = None) -> CommandHistoryEntry:
+def failed(
+    entry: CommandHistoryEntry,
+    error: BaseException,
+    run: Execution | None = None,
+    trail: Sequence[DecisionRecord] = (),
+) -> CommandHistoryEntry:
     """It raised instead of giving an answer. When the code had run (`run`), a hook refused its answer: the output is
     withheld from the history too."""
+    entry = entry.model_copy(update={"decisions": _stored(trail)})
     if run is not None:
         return _ran(entry, run).model_copy(
             update={"blocked_by": rules_of(error), "error": _words(error), "stdout": WITHHELD, "stderr": WITHHELD}
@@ -110,7 +129,12 @@ def rules_of(error: BaseException) -> str:
         return type(error).__name__
     findings = error.details.get("findings", []) if isinstance(error, PolicyBlocked) else []
     rules = [finding["rule"] for finding in findings if isinstance(finding, dict) and "rule" in finding]
-    return ", ".join(dict.fromkeys(rules)) or error.code
+    hook = error.details.get("hook")
+    return ", ".join(dict.fromkeys(rules)) or (f"hook {hook}" if hook else error.code)
+
+
+def _stored(trail: Sequence[DecisionRecord]) -> list[DecisionRecord]:
+    return [record.model_copy(update={"reason": storable(record.reason)}) for record in trail]
 
 
 def _words(error: BaseException) -> str:

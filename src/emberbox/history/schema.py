@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, MetaData, String, Table, Text
 
-from emberbox.models import CommandHistoryEntry, FileChange
+from emberbox.models import CommandHistoryEntry, DecisionRecord, FileChange
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. A database that has it is opened without Alembic, which is slow to import."""
 
 metadata = MetaData()
@@ -46,6 +46,7 @@ ENTRIES = Table(
     Column("changed_files", Text),  # JSON; the order of keys is part of what is hashed
     Column("snapshot_before_id", String(64)),
     Column("rolled_back_to", String(64)),
+    Column("decisions", Text),  # JSON, likewise; NULL where there were none
     Index("history_entries_number", "number"),
     Index("history_entries_vm", "vm_id", "number"),
     Index("history_entries_state", "state"),
@@ -64,8 +65,9 @@ LINKS = Table(
 )
 
 _FILES = TypeAdapter(list[FileChange])
-_ONLY_IN_MODEL = {"id", "execution_id", "executed_at", "changed_files"}
-_ONLY_IN_ROW = {"number", "owner", "changed_files"}
+_DECISIONS = TypeAdapter(list[DecisionRecord])
+_ONLY_IN_MODEL = {"id", "execution_id", "executed_at", "changed_files", "decisions"}
+_ONLY_IN_ROW = {"number", "owner", "changed_files", "decisions"}
 
 
 def timestamp(moment: datetime) -> str:
@@ -84,6 +86,7 @@ def row_of(entry: CommandHistoryEntry, *, number: int, owner: str) -> dict[str, 
         "termination_reason": None if reason is None else reason.value,
         "executed_at": timestamp(entry.executed_at),
         "changed_files": None if entry.changed_files is None else _FILES.dump_json(entry.changed_files).decode(),
+        "decisions": _DECISIONS.dump_json(entry.decisions).decode() if entry.decisions else None,
     }
 
 
@@ -92,4 +95,5 @@ def entry_of(row: Mapping[str, Any]) -> CommandHistoryEntry:
     fields = {key: value for key, value in row.items() if key not in _ONLY_IN_ROW}
     files = row["changed_files"]
     changed = None if files is None else _FILES.validate_json(files)
-    return CommandHistoryEntry(execution_id=row["id"], changed_files=changed, **fields)
+    decided = _DECISIONS.validate_json(row["decisions"]) if row["decisions"] else []
+    return CommandHistoryEntry(execution_id=row["id"], changed_files=changed, decisions=decided, **fields)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from emberbox.models.base import Model, TerminationReason
 from emberbox.models.execution import FileChange
+from emberbox.models.hooks import DecisionRecord
 
 HistoryState = Literal["started", "finished", "refused", "unknown"]
 
@@ -45,6 +46,7 @@ class CommandHistoryEntry(Model):
     snapshot_id: str | None = Field(default=None, description="a snapshot of the state after it")
     rolled_back_to: str | None = Field(default=None, description="the snapshot that the sandbox was taken back to")
     changed_files: list[FileChange] | None = None
+    decisions: list[DecisionRecord] = Field(default_factory=list, description="of hooks, policy and people")
 
 
 class HistoryQueryRequest(Model):

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from emberbox.cli.run import Screen, printable, save_results
+from emberbox.cli.printing import printable
+from emberbox.cli.run import Screen, save_results
 from emberbox.errors import PolicyBlocked, ValidationFailed
 from emberbox.models import (
     CodeBlock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,12 @@ def test_a_hang_up_ends_it_and_what_it_runs(tmp_path: Path) -> None:
     client.wait(0, "hello")
     client.call("configure", **configuration(tmp_path))
     ident = client.begin_exec("/bin/sleep", "1000")
-    pid = client.wait(ident, "started").events[0][0]["pid"]
-    client.close()
-    assert not Path(f"/proc/{pid}/exe").exists()
+    child = os.pidfd_open(client.wait(ident, "started").events[0][0]["pid"])
+    try:
+        client.close()
+        assert select.select([child], [], [], PATIENCE)[0] == [child]  # readable when it has ended
+    finally:
+        os.close(child)
 
 
 def test_a_failing_warm_up_is_reported(bare_agent: Client, tmp_path: Path) -> None:

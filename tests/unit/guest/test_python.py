@@ -119,6 +119,68 @@ def test_syntax_errors_point_to_the_place(agent: Client, context: str) -> None:
     assert 'File "<cell 1>", line 2\n    y = (\n        ^\n' in error["traceback"]
 
 
+ADDED = "import json  # added by emberbox\nfrom math import sqrt  # added by emberbox\n"
+
+
+def test_added_imports_do_not_move_lines(agent: Client, context: str) -> None:
+    code = f'"""Doc."""\n{ADDED}def f():\n    return sqrt(4) / 0\n\nlen(\n    json.dumps(f())\n)'
+    error = agent.code(code, context=context).final["error"]
+    assert 'File "<cell 1>", line 6, in <module>\n    json.dumps(f())\n' in error["traceback"]
+    assert 'File "<cell 1>", line 3, in f\n    return sqrt(4) / 0\n' in error["traceback"]
+    source = "def f():\n    return sqrt(4) / 0\n"
+    assert run(agent, context, "import inspect\ninspect.getsource(f)") == repr(source)
+    assert run(agent, context, "json.dumps([sqrt(9)])") == "'[3.0]'"
+
+
+def test_added_imports_do_not_move_syntax_errors(agent: Client, context: str) -> None:
+    error = agent.code(f"{ADDED}x = 1\nif x:\n    y = (", context=context).final["error"]
+    assert 'File "<cell 1>", line 3\n    y = (\n        ^\n' in error["traceback"]
+    error = agent.code(f"{ADDED}x = [\n\n)", context=context).final["error"]
+    assert "does not match opening parenthesis '[' on line 1" in error["value"]
+    error = agent.code(f"{ADDED}\nreturn 1", context=context).final["error"]
+    assert 'File "<cell 3>", line 2\n' in error["traceback"]
+    assert "another exception" not in error["traceback"]
+
+
+def test_added_imports_give_way_to_earlier_variables(agent: Client, context: str) -> None:
+    agent.code("json = 5\ndef sqrt(x): return 'mine'\nwhere = 6", context=context)
+    assert run(agent, context, f"{ADDED}json, sqrt(4)") == "(5, 'mine')"
+    code = "import xml.dom  # added by emberbox\nimport os.path as where  # added by emberbox\n"
+    assert run(agent, context, f"{code}xml.dom.__name__, where") == "('xml.dom', 6)"
+    assert run(agent, context, "import json\njson.dumps(1)") == "'1'"
+
+
+def test_an_added_import_of_what_is_not_there_is_missed_where_it_is_used(agent: Client, context: str) -> None:
+    code = "import not_there as nt  # added by emberbox\ndef f():\n    return nt.x\n"
+    assert run(agent, context, f"{code}6") == "6"
+    error = agent.code(f"{code}f()", context=context).final["error"]
+    assert (error["name"], error["value"]) == ("NameError", "name 'nt' is not defined")
+    assert 'line 3, in <module>\n    f()\n  File "<cell 2>", line 2, in f\n' in error["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ('x = """\nimport json  # added by emberbox\n"""\nx', "'\\nimport json  # added by emberbox\\n'"),
+        ("x = 1  # added by emberbox\nx", "1"),
+        ("if True:\n    import json  # added by emberbox\njson.dumps(2)", "'2'"),
+        ("import json, math as m  # added by emberbox\r\n(json.dumps(3),\r\n m.pi > 3)", "('3', True)"),
+        ("import json  # added by emberbox\rjson.dumps(4)", "'4'"),
+        ("import json  # added by emberbox\njson.dumps(5);", None),
+        ("from __future__ import annotations\nimport json  # added by emberbox\ndef f(x: json): return 6\nf(7)", "6"),
+        ("import json  # added by emberbox\nf'''{\n  json.dumps(\n8)}'''", "'8'"),
+        ("'doc'\nimport json  # added by emberbox\n__doc__", "'doc'"),
+        ("# added by emberbox", None),
+    ],
+)
+def test_the_mark_of_an_added_import_changes_nothing_else(
+    agent: Client, context: str, code: str, expected: str | None
+) -> None:
+    outcome = agent.code(code, context=context)
+    assert outcome.final["error"] is None, outcome.final["error"]
+    assert outcome.main == (None if expected is None else {"text/plain": expected})
+
+
 @pytest.mark.parametrize(
     ("code", "exit_code", "stderr"),
     [

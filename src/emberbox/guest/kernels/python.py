@@ -12,6 +12,7 @@ import sys
 import types
 
 from ..protocol import FrameDecoder, encode  # noqa: TID252 - the package has another name in a machine
+from .added import MARKER, Added
 from .errors import Sources, cause_of, describe
 from .plots import Plots
 from .results import add, bundle, fit
@@ -208,12 +209,14 @@ class Kernel:
 
     def _run_cell(self, source: str) -> Dict[str, Any]:
         cell = f"<cell {self._count}>"
+        added = Added(source) if MARKER in source else None
+        source = source if added is None else added.rest
         self._sources.add(cell, source)
         code = 0
         error: Dict[str, str] | None = None
         cause: str | None = None
         try:
-            self._evaluate(source, cell)
+            self._evaluate(source, cell, added)
         except SystemExit as exc:
             code = self._exit_code(exc)
         except BaseException as exc:  # noqa: BLE001 - the user's exceptions are data here
@@ -223,8 +226,11 @@ class Kernel:
             self._plots.show()
         return {"exit_code": code, "error": error, "cause": cause}
 
-    def _evaluate(self, source: str, cell: str) -> None:
-        tree = compile(source, cell, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+    def _evaluate(self, source: str, cell: str, added: Added | None) -> None:
+        flags = self._flags | ast.PyCF_ONLY_AST
+        tree = compile(source, cell, "exec", flags, dont_inherit=True)
+        if added is not None:
+            tree = added.parse(cell, flags, self._module.__dict__)
         last = tree.body[-1] if tree.body else None
         if not isinstance(last, ast.Expr) or _silenced(source, last):
             self._call(compile(tree, cell, "exec", self._flags, dont_inherit=True))
