@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 MAX_MARKERS = 15_000  # list, quote, fence and indent markers of a text that markdown-it may still parse
+MAX_BLOCKS = 20_000  # that are given of one text; what comes behind is no answer that anybody wrote
 MAX_LINES = 200_000  # of a text that markdown-it may still parse; it takes two microseconds for each
 _NESTING = 40
 _REPARSED, _TIMES_REPARSED = 300_000, 20  # characters, and times, that a text may be parsed again after repairs
@@ -199,7 +200,7 @@ def scan(lines: Lines) -> list[RawBlock]:
     """Fences alone, found line by line. List and quote markers before a fence are taken off without being checked."""
     blocks: list[RawBlock] = []
     opening = _OPENING.search(lines.text)
-    while opening is not None:
+    while opening is not None and len(blocks) < MAX_BLOCKS:
         first = lines.number(opening.start())
         prefix, fence = opening[1], opening[2]
         content, index, closed = _scan_body(lines, first + 1, fence, prefix)
