@@ -13,6 +13,7 @@ from _pytest.mark.structures import ParameterSet
 
 from emberbox import CodeBlockExtractor, load_settings
 from emberbox._extraction.scoring import BLOCK_RULES, INTENT_RULES
+from emberbox.hooks._secrets import KINDS
 from emberbox.languages import RULES, resolve
 from emberbox.languages.policy import Policy
 from emberbox.models import CodeBlock
@@ -99,6 +100,11 @@ def test_the_tables_of_rules_are_complete() -> None:
     text = (ROOT / "docs/policy.md").read_text()
     for rule in RULES:
         assert f"`{rule}`" in text or f"`*.{rule.partition('.')[2]}`" in text, rule
+
+
+def test_the_list_of_kinds_is_complete() -> None:
+    text = (ROOT / "docs/hooks.md").read_text().partition("Kinds: ")[2].partition("\n\n")[0]
+    assert re.findall(r"`([\w-]+)`", text) == sorted(KINDS)
 
 
 def test_the_tables_of_weights_are_those_of_the_code() -> None:
