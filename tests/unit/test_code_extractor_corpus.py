@@ -95,7 +95,8 @@ def test_precision_and_recall_of_what_would_run(capsys: pytest.CaptureFixture[st
                     row.missed.append(case)
     with capsys.disabled():
         print(
-            f"\n{len(EXPECTED)} answers\n{'language':<12}{'blocks':>7}{'meant':>7}{'run':>7}{'precision':>11}{'recall':>8}"
+            f"\n{len(EXPECTED)} answers\n"
+            f"{'language':<12}{'blocks':>7}{'meant':>7}{'run':>7}{'precision':>11}{'recall':>8}"
         )
         for name in sorted(rows, key=lambda name: (name == "all", name)):
             print(rows[name].line(name))

@@ -75,8 +75,6 @@ LINES = st.sampled_from(
         "  ```bash\n",
         "  ls\n",
         "> q\n",
-    ]
-    + [
         "  ```\n",
         "    code\n",
         "<code>\n",
@@ -87,8 +85,6 @@ LINES = st.sampled_from(
         "<think>\n",
         "</think>\n",
         "é\r\n",
-    ]
-    + [
         '{"name": "python", "arguments": {"code": "1"}}\n',
         "<tool_call>\n",
         "</tool_call>\n",
