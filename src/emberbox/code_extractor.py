@@ -6,11 +6,12 @@ Blocks are found with a CommonMark parser; confidence and intent come from one s
 
 from __future__ import annotations
 
-from emberbox._extraction.blocks import Lines, RawBlock, find_blocks
+from emberbox._extraction.blocks import Lines, RawBlock
 from emberbox._extraction.calls import find_calls, quoted_call
 from emberbox._extraction.inline import find_inline
 from emberbox._extraction.intent import judge_intent
 from emberbox._extraction.judge import Earlier, Judge
+from emberbox._extraction.markdown import find_blocks
 from emberbox._extraction.stream import BlockStream
 from emberbox.errors import PolicyBlocked, ValidationFailed
 from emberbox.languages import get_language, resolve

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emberbox._extraction import blocks
+from emberbox._extraction import markdown
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.errors import UnsupportedLanguage, ValidationFailed
 from emberbox.models import CodeBlock, PolicyConfig, SecuritySettings, VmExecutionConfig
@@ -488,7 +488,7 @@ def test_texts_of_very_many_markers_do_not_reach_the_markdown_parser(monkeypatch
     def refuse() -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr(blocks, "_parser", refuse)
+    monkeypatch.setattr(markdown, "_parser", refuse)
     assert [block.code for block in extract("- a\n" * 20_000 + "\n```python\nx = 1\n```\n")] == ["x = 1\n"]
     with pytest.raises(AssertionError, match="parsed"):
         extract("- a\n")
@@ -501,7 +501,7 @@ def test_beyond_the_parsers_budget_a_fence_ends_with_its_quote() -> None:
 
 def test_repairs_do_not_parse_a_long_text_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = 0
-    parser = blocks._parser()
+    parser = markdown._parser()
 
     class Counting:
         def parse(self, text: str) -> Any:
@@ -509,7 +509,7 @@ def test_repairs_do_not_parse_a_long_text_again_and_again(monkeypatch: pytest.Mo
             parsed += len(text)
             return parser.parse(text)
 
-    monkeypatch.setattr(blocks, "_parser", Counting)
+    monkeypatch.setattr(markdown, "_parser", Counting)
     text = "1. a\n   ```python\nx = 1\n   ```\n" * 4_000
     extract(text)
     assert parsed < 2 * len(text) + 300_000

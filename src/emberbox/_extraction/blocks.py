@@ -1,9 +1,6 @@
-"""Text → raw blocks, with offsets into the text as it was given.
+"""Raw blocks, with offsets into the text as it was given.
 
-A CommonMark parser (markdown-it-py, block rules only) says where blocks are; their code is then taken from the
-original lines, because the parser rewrites line ends and NUL characters. Texts that would take it long (hundreds of
-thousands of lines, tens of thousands of list items or quote marks) go to `scan`, a plain scan for fences that needs one
-look at each line.
+A parser rewrites line ends and NUL characters; so the code of a block is taken from the original lines.
 """
 
 from __future__ import annotations
@@ -11,20 +8,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
-    from markdown_it.token import Token
-
-MAX_MARKERS = 15_000  # list, quote, fence and indent markers of a text that markdown-it may still parse
 MAX_BLOCKS = 20_000  # that are given of one text; what comes behind is no answer that anybody wrote
-MAX_LINES = 200_000  # of a text that markdown-it may still parse; it takes two microseconds for each
-_NESTING = 40
-_REPARSED, _TIMES_REPARSED = 300_000, 20  # characters, and times, that a text may be parsed again after repairs
 _LINE_END = re.compile(r"\r\n?|\n")
-_MARKER = re.compile(r"^[ \t>]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t]|```|~~~| {4})", re.MULTILINE)
 _OPENING = re.compile(
     r"^((?:[ \t]*(?:>|[-+*](?=[ \t])|\d{1,9}[.)](?=[ \t])))*[ \t]*)(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE
 )
@@ -87,64 +73,10 @@ class Lines:
         return bisect_right(self.starts, offset) - 1
 
 
-@cache
-def _parser() -> MarkdownIt:
-    from markdown_it import MarkdownIt
-
-    parser = MarkdownIt("zero", {"maxNesting": _NESTING})
-    parser.enable(["fence", "code", "blockquote", "list", "hr", "heading"])
-    parser.core.ruler.disable(["inline"])
-    return parser
-
-
-def find_blocks(lines: Lines) -> list[RawBlock]:
-    """All fenced and indented blocks, in the order of the text.
-
-    Slips that models make are repaired where the lines around prove them (`repairs`); the rest of the text is then
-    parsed again, as often as the budget for that lasts.
-    """
-    from emberbox._extraction.repairs import repair
-
-    if len(lines) > MAX_LINES or sum(1 for _ in _MARKER.finditer(lines.text)) > MAX_MARKERS:
-        return scan(lines)
-    blocks: list[RawBlock] = []
-    base, budget = 0, max(len(lines.text), min(_REPARSED, _TIMES_REPARSED * len(lines.text)))
-    while base < len(lines):
-        rest = lines.text[lines.starts[base] :]
-        next_base = len(lines)
-        for token in _parser().parse(rest):
-            if token.type not in {"fence", "code_block"} or token.map is None:
-                continue
-            raw = _raw(lines, token, base)
-            floor = lines.number(blocks[-1].end) + 1 if blocks else 0
-            fixed = repair(lines, raw, floor) if budget > 0 and raw.kind == "fence" else None
-            if fixed is not None:
-                block, next_base = fixed
-                blocks.append(block)
-                break
-            blocks.append(raw)
-        base = next_base
-        budget -= len(rest)
-    return blocks
-
-
-def _raw(lines: Lines, token: Token, base: int) -> RawBlock:
-    first, beyond = (base + offset for offset in token.map or (0, 0))
-    stripped = token.content.split("\n")
-    if stripped and not stripped[-1]:
-        stripped.pop()
-    if token.type == "code_block":
-        return _assemble(lines, "indented", first, stripped, "")
-    begin = lines.starts[first] + max(lines.line(first).find(token.markup), 0)
-    count = min(len(stripped), beyond - first - 1)
-    closed = beyond - first - 1 > count
-    return fenced(lines, (begin, first, stripped[:count], closed), token.info.strip())
-
-
 def fenced(lines: Lines, place: tuple[int, int, list[str], bool], info: str) -> RawBlock:
     """A fenced block from: offset of the fence, its line, the stripped lines within, whether it was closed."""
     begin, opening, stripped, closed = place
-    block = _assemble(lines, "fence", opening + 1, stripped, info)
+    block = assemble(lines, "fence", opening + 1, stripped, info)
     block.start, block.line, block.closed = begin, opening + 1, closed
     last = opening + len(stripped) + (1 if closed else 0)
     block.end = lines.starts[last] + len(lines.line(last).rstrip()) if closed else lines.ends[last]
@@ -153,7 +85,7 @@ def fenced(lines: Lines, place: tuple[int, int, list[str], bool], info: str) -> 
     return block
 
 
-def _assemble(lines: Lines, kind: str, first: int, stripped: list[str], info: str) -> RawBlock:
+def assemble(lines: Lines, kind: str, first: int, stripped: list[str], info: str) -> RawBlock:
     """A block from its lines as the parser stripped them; each is looked up at the end of its original line."""
     begin = end = lines.starts[first] if first < len(lines) else len(lines.text)
     last = first + len(stripped) - 1

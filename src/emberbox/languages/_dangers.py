@@ -1,12 +1,9 @@
-"""What the dangerous patterns of all languages share: files, hosts and programs by name, and texts for a shell."""
+"""What the dangerous patterns of all languages share: files, hosts and programs by name."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-import shlex
-from collections.abc import Iterator, Sequence
-from functools import cache
 
 from emberbox.languages.spec import Restriction
 
@@ -52,27 +49,6 @@ def is_everything(path: str) -> bool:
         plain = plain.removesuffix(ending) or "/"
     plain = "/" + plain.lstrip("/") if plain.startswith("/") else plain
     return _WIPED.fullmatch(plain.rstrip("/") or "/") is not None
-
-
-@cache
-def _shell_dangers() -> frozenset[str]:
-    from emberbox.languages import bash
-
-    return frozenset(rule.id for rule in bash.SPEC.dangers)
-
-
-def shell_rules(code: str) -> Iterator[str]:
-    """Ids of the dangerous patterns in a text that is handed to a shell."""
-    from emberbox.languages import bash
-
-    for rule in dict.fromkeys(hit.rule for hit in bash.SPEC.hits(bash.SPEC.source(code[:20_000]))):
-        if rule in _shell_dangers():
-            yield rule
-
-
-def argument_rules(words: Sequence[str | None]) -> Iterator[str]:
-    """The same of a program and its arguments, as they are handed to the system; None where only running tells."""
-    yield from shell_rules(shlex.join("x" if word is None else word for word in words))
 
 
 def danger(language: str, topic: str) -> Restriction:

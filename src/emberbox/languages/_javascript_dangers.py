@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from emberbox.languages import _dangers
 from emberbox.languages._javascript_names import Scope
+from emberbox.languages._shell import argument_rules, shell_rules
 from emberbox.languages._tree import Source, walk
 from emberbox.languages.spec import Hit
 
@@ -91,12 +92,12 @@ class Dangers:
         """Texts and argument lists that a shell, or the system, gets."""
         rules: Iterator[str] = iter(())
         if _SHELL_TEXT.fullmatch(path) and given:
-            rules = _dangers.shell_rules(self.text(given[0]) or "")
+            rules = shell_rules(self.text(given[0]) or "")
         elif _LISTS.fullmatch(path) and given:
             words = [self.text(given[0])]
             if len(given) > 1 and given[1].type == "array":
                 words += [self.text(child) for child in given[1].named_children]
-            rules = _dangers.argument_rules(words)
+            rules = argument_rules(words)
         for rule in rules:
             yield Hit(rule, node.start_byte, node.end_byte, "in the argument of `child_process`")
 

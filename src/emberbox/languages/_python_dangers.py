@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from emberbox.languages import _dangers
 from emberbox.languages._python_names import Scope
+from emberbox.languages._shell import argument_rules, shell_rules
 from emberbox.languages._tree import Source, walk
 from emberbox.languages.spec import Hit
 
@@ -122,9 +123,9 @@ class Dangers:
         first = self._resolved(given[0])
         if first.type in {"list", "tuple"}:
             words = [self.text(child) for child in first.named_children if child.type != "comment"]
-            rules = _dangers.argument_rules(words) if words else iter(())
+            rules = argument_rules(words) if words else iter(())
         else:
-            rules = _dangers.shell_rules(self.text(first) or "")
+            rules = shell_rules(self.text(first) or "")
         for rule in rules:
             yield Hit(rule, node.start_byte, node.end_byte, f"in the argument of `{path}`")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from emberbox.languages import _dangers
+from emberbox.languages._shell import shell_rules
 from emberbox.languages._tree import Source
 from emberbox.languages.spec import Hit
 
@@ -34,7 +35,7 @@ def dangers(source: Source, node: Node, path_of: Callable[[Node], tuple[str, ...
         elif _dangers.is_miner(text):
             yield _hit("crypto-miner", child)
         elif shell:
-            for rule in _dangers.shell_rules(text):
+            for rule in shell_rules(text):
                 yield Hit(rule, child.start_byte, child.end_byte, "in the argument of a shell")
 
 
