@@ -29,7 +29,7 @@ from emberbox.hooks.contract import (
 from emberbox.hooks.dangerous_pattern import question
 from emberbox.hooks.filters import FilterChain
 from emberbox.hooks.manager import HookManager, asked, refusal
-from emberbox.models import CodeBlock, DecisionRecord, Execution, Finding, Language, Logs, Result
+from emberbox.models import CodeBlock, DecisionRecord, Execution, Finding, HookStage, Language, Logs, Result
 from emberbox.sandbox.work import Listeners, OnResult, OnText
 
 IDLE_SECONDS = 0.2
@@ -151,6 +151,7 @@ class Gate:
         if filtered is not None and filtered.failed is not None:
             name, how = filtered.failed
             raise _blocked(f"The output was withheld: the filter of hook {name} {how}", Block(reason=how, hook=name))
+        execution.notes += _changes(trail, "pre_tool", "code")
         if not self.hooks.handles("post_tool"):
             return execution
         parts = ToolOutput(
@@ -281,11 +282,6 @@ def _refused(language: Language, findings: list[Finding], why: str, remediation:
 
 def _with(execution: Execution, output: ToolOutput, trail: list[DecisionRecord]) -> Execution:
     """The execution with another output, and notes of who changed it."""
-    notes = [
-        f"{record.hook} changed the output: {record.reason}"
-        for record in trail
-        if record.stage == "post_tool" and record.decision == "modify" and record.reason
-    ]
     return execution.model_copy(
         update={
             "logs": Logs(
@@ -293,6 +289,15 @@ def _with(execution: Execution, output: ToolOutput, trail: list[DecisionRecord])
             ),
             "results": output.results,
             "error": output.error,
-            "notes": execution.notes + notes,
+            "notes": execution.notes + _changes(trail, "post_tool", "output"),
         }
     )
+
+
+def _changes(trail: list[DecisionRecord], stage: HookStage, what: str) -> list[str]:
+    """What hooks changed and said why, for the caller."""
+    return [
+        f"{record.hook} changed the {what}: {record.reason}"
+        for record in trail
+        if record.stage == stage and record.decision == "modify" and record.reason
+    ]

@@ -105,7 +105,8 @@ async def test_what_a_hook_blocks_does_not_run_and_says_whose_decision_it_was(bo
 
 async def test_what_hooks_change_is_what_runs_and_what_is_recorded(boxes: Boxes) -> None:
     box = await boxes.make(Doubles(), Refuses())
-    assert (await box.run("21")).text == "42"
+    run = await box.run("21")
+    assert (run.text, run.notes) == ("42", ["doubles changed the code: twice as much"])
     (entry,) = await box.history()
     assert entry.command == "42"
     assert [(record.hook, record.decision, record.reason) for record in entry.decisions] == [
