@@ -19,7 +19,10 @@ MAX_PARSED = 400_000  # characters of a text that are parsed
 _MAX_BLOCK = 50_000
 _NOT_TO_RUN = frozenset({"no_run", "norun", "no-run", "ignore", "compile_fail", "should_panic", "skip", "noexec"})
 _COMMENT = re.compile(r"<!--|-->")
-_THOUGHT = re.compile(r"</?think(?:ing)?>")
+_THOUGHT = re.compile(
+    r"</?(?:think(?:ing)?|thoughts?|reasoning|scratchpad|analysis)>|<\|channel\|>analysis|<\|end\|>", re.IGNORECASE
+)
+_THOUGHT_OVER = ("</", "<|end")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Earlier:
 
     def after(self, text: str, intro: str) -> Earlier:
         """What is to be kept of a text, whose first block, if it has one, stands behind `intro`."""
-        opened, closed = text.rfind("<think"), text.rfind("</think")
-        thinking = opened > closed if (opened, closed) != (-1, -1) else self.thinking
+        marks = [match[0] for match in _THOUGHT.finditer(text)]
+        thinking = not marks[-1].startswith(_THOUGHT_OVER) if marks else self.thinking
         forbidden = self.forbidden or (self.first and phrases.forbids_everything(intro))
         return Earlier(forbidden, thinking, self.first and len(intro) >= len(text), self.blocks)
 
@@ -64,7 +67,7 @@ class Judge:
         self._forbidden = earlier.forbidden or (
             bool(fenced) and earlier.first and phrases.forbids_everything(text[: fenced[0].start])
         )
-        self._comments = self._spans(_COMMENT, "<!", to_end=True) if "<!--" in text else []
+        self._comments = self._spans(_COMMENT, ("--",), to_end=True) if "<!--" in text else []
         self._thoughts = self._find_thoughts(earlier.thinking)
         self._most = max(0, MAX_EXAMINED - earlier.blocks)
         self._retracted = self._find_retracted()
@@ -224,14 +227,14 @@ class Judge:
     def _find_thoughts(self, thinking: bool) -> list[tuple[int, int]]:
         """Spans of the model's reasoning; a closing mark alone ends what began with the text, an opening one alone goes
         to the end."""
-        if not thinking and "<think" not in self._text and "</think" not in self._text:
+        if not thinking and _THOUGHT.search(self._text) is None:
             return []
-        return self._spans(_THOUGHT, "<t", begin=0 if thinking else None, from_start=True, to_end=True)
+        return self._spans(_THOUGHT, _THOUGHT_OVER, begin=0 if thinking else None, from_start=True, to_end=True)
 
     def _spans(
         self,
         expression: re.Pattern[str],
-        opening: str,
+        closing: tuple[str, ...],
         *,
         begin: int | None = None,
         from_start: bool = False,
@@ -241,7 +244,7 @@ class Judge:
 
         Args:
             expression: finds both marks.
-            opening: how the opening one begins.
+            closing: how the closing one may begin.
             begin: where one is open already.
             from_start: a closing mark without an opening one closes what began with the text.
             to_end: an opening mark without a closing one opens what ends with the text.
@@ -253,7 +256,7 @@ class Judge:
                 index += 1
             if index < len(self._blocks) and self._blocks[index].start <= match.start():
                 continue
-            if match[0].startswith(opening):
+            if not match[0].startswith(closing):
                 begin = match.start() if begin is None else begin
             elif begin is not None or (from_start and not spans):
                 spans.append((begin or 0, match.end()))

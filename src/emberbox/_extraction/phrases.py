@@ -100,9 +100,10 @@ PLACEHOLDER = _any(
     r"[:{][ \t]*(?:\.\.\.|\u2026)[ \t]*\}?[ \t]*(?:#.*)?$",
     r"(?:#|//)[ \t]*(?:your (?:code|logic|implementation)|add your|insert your|rest of|the rest|existing code)\b",
     r"(?:#|//)[ \t]*(?:implementation (?:goes )?here|implement (?:this|me|here)|same as (?:before|above)|omitted)\b",
-    r"[\"'<](?:your|insert|replace|enter|add)[-_](?:\w+[-_])*(?:key|token|password|secret|id|url|name|here|domain)[\"'>]",
-    r"[\"'<]your (?:\w+ ){0,3}(?:key|token|secret|here)[\"'>]",
-    r"(?:#|//)[ \t]*other (?:code|methods|imports)\b|(?:#[ \t]|//[ \t]*)\[.{1,40}\]$",
+    r"[\"'<](?:insert|replace|enter|add)[-_](?:\w+[-_])*(?:key|token|password|secret|id|url|name|here|domain)[\"'>]",
+    r"\byour[-_](?:\w+[-_]){0,4}\w+\b(?=[\"'>@/:. ]|$)|<your[ _-][\w -]{1,40}>|/path/to/|\bsk-\.\.\.",
+    r"[\"'<]your (?:\w+ ){0,3}(?:key|token|secret|here)[\"'>]|TODO:? ?(?:add )?your\b",
+    r"(?:#|//)[ \t]*other (?:code|methods|imports)\b|(?:#[ \t]|//[ \t]*)\[[A-Za-z][^\[\],]{1,40} [^\[\],]{1,40}\]$",
 )
 # Where `...` is what the language wants.
 NO_PLACEHOLDER = re.compile(r"\b(?:Protocol|ABC|abstractmethod|overload|Ellipsis|TypedDict)\b")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from emberbox._extraction.blocks import MAX_BLOCKS
 from emberbox._extraction.judge import Earlier
 from emberbox._extraction.repairs import ends_with_a_slip, is_markdown
 from emberbox.models import CodeBlock
@@ -17,7 +18,7 @@ from emberbox.models import CodeBlock
 _OPENING = re.compile(r"[ \t>]*(?:(?:[-+*]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^`\n]*)")
 _CLOSING_TAG = re.compile(r"</(?:execute(?:_\w{1,20})?|code|tool_call|function(?:_calls?)?)>")
 _CLOSING = frozenset({"fence", "tag", "tool-call"})
-_CONTEXT = 3_000  # characters before a block that may say something about it
+_CONTEXT = 2_000  # characters before a block that may say something about it
 _CONTEXT_LINES = 50  # that are looked back through for where a list or quote begins
 _TOP_LEVEL = re.compile(r"(?![ \t>]|[-+*][ \t]|\d{1,9}[.)][ \t])\S")
 
@@ -48,12 +49,14 @@ class BlockStream:
     def feed(self, chunk: str) -> list[CodeBlock]:
         """The next piece of the text; the blocks that closed with it, in the order of the text."""
         self._text += chunk
-        closed = False
+        found: list[CodeBlock] = []
+        # Line by line, however many came at once: what stands behind a block must not count for it here.
         while (end := self._text.find("\n", self._read)) >= 0:
             line = self._text[self._read : end]
             self._read = end + 1
-            closed = self._follow(line) or closed
-        return self._closed_blocks() if closed else []
+            if self._follow(line) and self._earlier.blocks < MAX_BLOCKS:
+                found += self._closed_blocks()
+        return found
 
     def finish(self) -> list[CodeBlock]:
         """The text has ended: the blocks that are left, those that were never closed included."""
@@ -94,7 +97,7 @@ class BlockStream:
         if placed:
             self._given = placed[-1].end_pos
         last = certain[-1].start_pos if certain else self._read
-        self._forget(max(0, last - _CONTEXT), every[0].start_pos if every else len(self._text))
+        self._forget(max(0, last - _CONTEXT), every[0].start_pos if every else self._read)
         return placed
 
     def _placed(self, block: CodeBlock) -> CodeBlock:
