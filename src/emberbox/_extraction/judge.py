@@ -12,6 +12,7 @@ from emberbox._extraction import evidence, phrases
 from emberbox._extraction.blocks import RawBlock
 from emberbox._extraction.scoring import BLOCK_RULES, Score
 from emberbox.languages import resolve
+from emberbox.languages.destructive import is_destructive
 from emberbox.models import CodeBlock, Language
 
 MAX_EXAMINED = 1_500  # blocks of a text that are parsed and scored in full
@@ -135,7 +136,7 @@ class Judge:
         if known is not None:
             self._structure(known, raw, score)
         self._form(raw, info, score)
-        self._surroundings(index, raw, score)
+        self._surroundings(index, raw, known, score)
         return language, alike
 
     def _structure(self, language: Language, raw: RawBlock, score: Score) -> None:
@@ -172,14 +173,15 @@ class Judge:
 
     # --- what the text says -----------------------------------------------------------------------------------------
 
-    def _surroundings(self, index: int, raw: RawBlock, score: Score) -> None:
+    def _surroundings(self, index: int, raw: RawBlock, language: Language | None, score: Score) -> None:
         before, after = self._gaps(index, raw)
         comment = phrases.first_comment(raw.code)
         around = f"{before}\n\n{after}\n\n{comment}"
         forbidden = phrases.forbidding(before, after, comment)
         if forbidden is not None or self._forbidden:
             score.add("forbidden", forbidden or "")
-        elif phrases.REQUEST.search(before) or phrases.MENTION.search(before) or phrases.REQUEST.search(after):
+        asked = None if forbidden is not None or self._forbidden else phrases.asks(before, after)
+        if asked is not None:
             score.add("asked")
         said = {
             "output": phrases.announces_output(before.rsplit("\n\n", 1)[-1]),
@@ -196,6 +198,15 @@ class Judge:
             if applies:
                 score.add(rule)
         self._inherit(index, raw, score)
+        called = raw.kind in {"tag", "tool-call"} and not raw.quoted
+        if language is not None and asked != "request" and not called:
+            self._destructive(language, raw, score)
+
+    @staticmethod
+    def _destructive(language: Language, raw: RawBlock, score: Score) -> None:
+        """What cannot be taken back does not run unless somebody asks for it, whatever language the text is in."""
+        if score.value > BLOCK_RULES["destructive"].cap and is_destructive(language, raw.code):
+            score.add("destructive")
 
     def _inherit(self, index: int, raw: RawBlock, score: Score) -> None:
         """A block that follows another one without a word between them is there for the same reason."""

@@ -6,6 +6,7 @@ No expression here nests repetitions, and each looks at some hundred characters:
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 _AP = r"['\u2019]?"
 
@@ -47,7 +48,7 @@ REQUEST = _any(
     r"|now|then|to) (?:now |then |also |just |go ahead and )?(?:run|execut(?:e|ing)|launch|test|try)\b",
     r"\b(?:run|execute|launch|try) (?:this|it|the|these|that|my|following)\b",
     r"\b(?:running|executing) (?:this|the|it)\b",
-    r"^(?:run|execute)\b|\b(?:run|execute) (?:and|to)\b",
+    r"(?:^|[.!?:;] )(?:just |simply |then |now |please )?(?:run|execute)\b|\b(?:run|execute) (?:and|to)\b",
 )
 MENTION = _any(
     r"\b(?:run|runs|running|execute[sd]?|executing|script|program|command|try|test|launch)\b",
@@ -112,6 +113,12 @@ _COMMENT_START = re.compile(r"^\s*(?:#|//|/\*|\"\"\"|--)")
 _PARAGRAPH = re.compile(r"\n[ \t>]*\n")
 _BACKWARD = _any(r"\b(?:above|previous|preceding|that (?:code|script|command))\b")
 _FORWARD = _any(r"\b(?:below|following|next (?:code|script|command|snippet|block))\b")
+_VOID = _any(
+    r"^\W*(?:if|once|when|whenever|should|only|suppose|unless|shall|in case)\b|\?\W*$",
+    r"\b(?:idea|recommend\w*|advis\w+|tempt\w+|by mistake|accidental\w*|careful|danger\w*|never|nobody)\b",
+    r"\b(?:you|he|she|they|somebody|someone|who) (?:ran|executed|runs|executes|has run)\b",
+    r"\bwould (?:wipe|delete|destroy)\b",
+)
 # "don't run it as root" forbids a way of running it.
 _ONLY_SO = _any(
     r"\W*(?:it|this|them|these|that|the \w+)?\W*"
@@ -164,6 +171,16 @@ def forbidding(before: str, after: str, comment: str) -> str | None:
             if elsewhere is None or not elsewhere.search(_sentence(text, match)):
                 return match[0]
     return None
+
+
+def asks(before: str, after: str) -> Literal["request", "mention"] | None:
+    """Whether the words around a block ask to run it, or only speak of running. A condition, a question and a warning
+    do not ask."""
+    for text in (before, after):
+        if any(not _VOID.search(_sentence(text, match)) for match in REQUEST.finditer(text)):
+            return "request"
+    spoken = any(not _VOID.search(_sentence(before, match)) for match in MENTION.finditer(before))
+    return "mention" if spoken else None
 
 
 def announces_output(paragraph: str) -> bool:

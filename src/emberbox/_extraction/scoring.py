@@ -49,6 +49,7 @@ BLOCK_RULES: dict[str, Rule] = {
     "wrong": Rule("it is shown as the wrong way", -0.20, cap=0.40),
     "pseudo-code": Rule("it is called pseudo-code or a sketch", -0.20, cap=0.40),
     "advised-against": Rule("the text advises against it", -0.30, cap=0.40),
+    "destructive": Rule("it deletes, stops or forces something, and nobody asks to run it", -0.10, cap=0.65),
     "retracted": Rule("the text takes it back later", -0.30, cap=0.40),
     "thinking": Rule("it stands in the model's reasoning, not in its answer", -0.30, cap=0.40),
     "commented-out": Rule("it stands in an HTML comment", -0.20, cap=0.20),
