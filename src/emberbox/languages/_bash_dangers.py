@@ -31,6 +31,7 @@ _KEEP_KEYS = frozenset(
 )
 """Commands that name the file of a key without giving away what is in it."""
 _NETCAT = frozenset({"nc", "ncat", "netcat", "nc.traditional", "nc.openbsd"})
+_CLIMB = 40  # how far around a fetching command one is looked for that runs what it fetches
 _DEV_TCP = re.compile(r"/dev/(?:tcp|udp)/.+")
 _DISK = re.compile(r"/dev/(?:[shv]d[a-z]|xvd|nvme|mmcblk|disk/)\S*")
 _EXECUTES = re.compile(r"-[a-zA-Z]*[ec][a-zA-Z]*|--exec|--sh-exec|--lua-exec")
@@ -106,21 +107,47 @@ def _stops(name: str, words: list[str]) -> bool:
     return False
 
 
+class _Commands:
+    """The simple commands of a text, each looked at once."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self._known: dict[int, Command | None] = {}
+
+    def at(self, node: Node) -> Command | None:
+        """The command that a node runs, behind wrappers."""
+        if node.id not in self._known:
+            self._known[node.id] = command_of(node, self._words)
+        return self._known[node.id]
+
+
 def tree_dangers(source: Source, words: Words) -> Iterator[Hit]:
     """The patterns that several commands make together, or a command and its redirections."""
+    known = _Commands(words)
     for node in walk(source.root):
-        if node.type == "pipeline":
-            yield from _pipeline(node, words)
-        elif node.type == "command" and _runs_download(node, words):
-            yield _hit("network-shell", node)
+        if node.type == "pipeline" and not is_inner(node):
+            yield from _pipeline(node, known)
+        elif node.type == "command":
+            command = known.at(node)
+            runs = _runs_download(node, known) if command is not None and command.name in _FETCHERS else None
+            if runs is not None:
+                yield _hit("network-shell", runs)
         elif node.type == "redirected_statement":
-            yield from _redirected(node, words)
+            yield from _redirected(node, words, known)
 
 
-def _pipeline(node: Node, words: Words) -> Iterator[Hit]:
+def is_inner(pipeline: Node) -> bool:
+    """Whether it is the first part of a longer one: where a command has redirections, the grammar nests them."""
+    outer = pipeline.parent
+    if outer is not None and outer.type == "redirected_statement":
+        outer = outer.parent
+    return outer is not None and outer.type == "pipeline"
+
+
+def _pipeline(node: Node, known: _Commands) -> Iterator[Hit]:
     fetched = shell = False
     for part in _parts(node):
-        command = command_of(part, words)
+        command = known.at(part)
         if command is None:
             continue
         name = command.name
@@ -163,30 +190,25 @@ def _takes_code(name: str, command: Command) -> bool:
     return True
 
 
-def _runs_download(node: Node, words: Words) -> bool:
-    """`bash <(curl …)`, `source <(curl …)`, `eval "$(curl …)"`, `sh -c "$(curl …)"`, `bash <<< "$(curl …)"`."""
-    command = command_of(node, words)
-    if command is None:
-        return False
-    takes = command.name in SHELLS | _INTERPRETERS | {"source", ".", "eval"}
-    return takes and any(
-        inner.type in {"process_substitution", "command_substitution"} and _fetches(inner, words)
-        for inner in walk(node)
-        if inner.id != node.id
-    )
+def _runs_download(fetcher: Node, known: _Commands) -> Node | None:
+    """The command that runs as code what this one fetches: `bash <(curl …)`, `source <(curl …)`, `eval "$(curl …)"`,
+    `sh -c "$(curl …)"`, `bash <<< "$(curl …)"`."""
+    substituted = False
+    node = fetcher.parent
+    for _ in range(_CLIMB):
+        if node is None:
+            break
+        substituted = substituted or node.type in {"process_substitution", "command_substitution"}
+        command = known.at(node) if substituted and node.type == "command" else None
+        if command is not None and command.name in SHELLS | _INTERPRETERS | {"source", ".", "eval"}:
+            return node
+        node = node.parent
+    return None
 
 
-def _fetches(substitution: Node, words: Words) -> bool:
-    for inner in walk(substitution):
-        command = command_of(inner, words) if inner.type == "command" else None
-        if command is not None and command.name in _FETCHERS:
-            return True
-    return False
-
-
-def _redirected(node: Node, words: Words) -> Iterator[Hit]:
+def _redirected(node: Node, words: Words, known: _Commands) -> Iterator[Hit]:
     body = node.child_by_field_name("body")
-    command = None if body is None else command_of(body, words)
+    command = None if body is None else known.at(body)
     for redirect in node.named_children:
         target = words.constant(redirect.child_by_field_name("destination"))
         if redirect.type != "file_redirect" or target is None:

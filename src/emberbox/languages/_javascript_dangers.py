@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from emberbox.languages import _dangers
@@ -33,7 +34,9 @@ _FETCHERS = re.compile(
     r"(?:await\s+)?(?:globalThis\.|window\.)?fetch|axios(?:\.\w+)?|got(?:\.\w+)?|https?\.(?:get|request)"
 )
 _EVALUATES = re.compile(r"eval|Function|module:vm\.run\w+|module:vm\.Script|module:vm\.compileFunction")
-_QUIET = re.compile(r"console\.\w+|(?:.*\.)?(?:includes|startsWith|endsWith|replace|split|test|match|indexOf|push)")
+_QUIET = frozenset({"includes", "startsWith", "endsWith", "replace", "split", "test", "match", "indexOf", "push"})
+_LOOK = 150  # nodes of an expression that are looked at for where its value comes from
+_SHORT = 200  # bytes of the longest name of a function
 
 
 class Dangers:
@@ -77,7 +80,8 @@ class Dangers:
             yield _hit("network-exec", node)
         if _DELETES.fullmatch(path) and given and _dangers.is_everything(self.text(given[0]) or ""):
             yield _hit("wipe", node)
-        if _QUIET.fullmatch(self._source.text(function)):
+        owner, method = self._named(function)
+        if owner == "console" or method in _QUIET:
             return
         yield from self._shell(node, path, given)
         for argument in given:
@@ -87,6 +91,17 @@ class Dangers:
                     yield _hit("credentials", part)
                 elif text and _dangers.is_miner(text):
                     yield _hit("crypto-miner", part)
+
+    def _named(self, function: Node) -> tuple[str, str]:
+        """The plain object and the property that a call names; empty for what is none."""
+        if function.type != "member_expression":
+            return "", ""
+        owner, name = function.child_by_field_name("object"), function.child_by_field_name("property")
+        plain = owner is not None and owner.type == "identifier"
+        return (
+            self._source.text(owner) if owner is not None and plain else "",
+            "" if name is None else self._source.text(name),
+        )
 
     def _shell(self, node: Node, path: str, given: list[Node]) -> Iterator[Hit]:
         """Texts and argument lists that a shell, or the system, gets."""
@@ -103,12 +118,12 @@ class Dangers:
 
     def _then_evaluates(self, function: Node, given: list[Node]) -> bool:
         """`fetch(…).then(eval)`, `fetch(…).then(code => eval(code))`"""
-        if not self._source.text(function).endswith(".then") or not self._comes_from_network(function):
+        if self._named(function)[1] != "then" or not self._comes_from_network(function):
             return False
         called = [
             inner.child_by_field_name("function") or inner.child_by_field_name("constructor")
             for argument in given
-            for inner in walk(argument)
+            for inner in islice(walk(argument), _LOOK)
             if inner.type in {"call_expression", "new_expression"}
         ]
         return any(_EVALUATES.fullmatch(self._scope.path(one) or "") for one in [*given, *called])
@@ -125,11 +140,12 @@ class Dangers:
         )
 
     def _comes_from_network(self, node: Node) -> bool:
-        for inner in walk(node):
+        for inner in islice(walk(node), _LOOK):
             if inner.type == "call_expression":
                 function = inner.child_by_field_name("function")
                 path = self._scope.path(function) or ""
-                name = path.removeprefix("module:") or ("" if function is None else self._source.text(function))
+                short = function is not None and function.end_byte - function.start_byte <= _SHORT
+                name = path.removeprefix("module:") or (self._source.text(function) if function and short else "")
                 if _FETCHERS.fullmatch(name):
                     return True
             if inner.type == "identifier" and self._source.text(inner) in self._fetched:

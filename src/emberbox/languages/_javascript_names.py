@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tree_sitter import Node
 
 _DEPTH = 64
+_SHORT = 200  # bytes of the longest name of a function
 _ROUNDS = 4
 _GLOBAL_OBJECTS = frozenset({"globalThis", "window", "global", "self", "top", "frames"})
 _ROOTS = frozenset({"eval", "Function", "require", "module", "process", "setTimeout", "setInterval", "setImmediate"})
@@ -52,7 +53,11 @@ class Scope:
         self.assignments: list[tuple[Node, Node]] = []
         for node in self.nodes:
             self._collect(node, self.assignments)
+        self._paths: dict[int, str | None] = {}
+        """What is known, once no more aliases are found."""
+        self._settled = False
         self._follow(self.assignments)
+        self._settled = True
         for node in self.nodes:
             self._judge(node)
 
@@ -217,10 +222,18 @@ class Scope:
 
     # --- meaning ----------------------------------------------------------------------------------------------------
 
-    def path(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
+    def path(self, node: Node | None, depth: int = 0) -> str | None:
         """The path from a global name that an expression means."""
         if node is None or depth > _DEPTH:
             return None
+        if node.id in self._paths:
+            return self._paths[node.id]
+        path = self._path(node, depth)
+        if depth == 0 and self._settled:
+            self._paths[node.id] = path
+        return path
+
+    def _path(self, node: Node, depth: int) -> str | None:  # noqa: PLR0911 - one per kind of node
         match node.type:
             case "identifier":
                 name = self._source.text(node)
@@ -260,11 +273,12 @@ class Scope:
         function = node.child_by_field_name("function")
         arguments = node.child_by_field_name("arguments")
         path = self.path(function, depth)
-        if function is not None and self._source.text(function) == "Reflect.get" and arguments is not None:
+        short = function is not None and function.end_byte - function.start_byte <= _SHORT
+        if function is not None and short and self._source.text(function) == "Reflect.get" and arguments is not None:
             given = arguments.named_children
             if len(given) >= 2:
                 return self._member(self.path(given[0], depth), self.constant(given[1], depth))
-        if function is not None and (path or self._source.text(function)).endswith("createRequire"):
+        if function is not None and (path or (self._source.text(function) if short else "")).endswith("createRequire"):
             return "createRequire()"
         loads = (path is not None and path.endswith(_LOADERS)) or (function is not None and function.type == "import")
         if loads and arguments is not None and arguments.named_children:

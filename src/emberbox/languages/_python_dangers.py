@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from emberbox.languages import _dangers
@@ -20,6 +21,7 @@ DANGERS = tuple(
 )
 
 _DEPTH = 12
+_LOOK = 150  # nodes of an expression that are looked at for where its value comes from
 _JOINING = frozenset(
     {"pathlib.Path", "pathlib.PurePath", "pathlib.PosixPath", "os.path.join", "os.path.expanduser", "os.path.abspath"}
     | {"os.path.expandvars", "os.path.realpath", "os.path.normpath", "os.fspath", "builtins.str", "posixpath.join"}
@@ -152,7 +154,7 @@ class Dangers:
         return self._scope.path(call.child_by_field_name("function")) in {"os.fork", "posix.fork", "os.forkpty"}
 
     def _comes_from_network(self, node: Node) -> bool:
-        for inner in walk(node):
+        for inner in islice(walk(node), _LOOK):
             if inner.type == "call" and (self._scope.path(inner.child_by_field_name("function")) or "").startswith(
                 _FETCHERS
             ):

@@ -55,6 +55,7 @@ class Scope:
         self._wildcards: list[str] = []
         self._shadowed: set[str] = set()
         self._not_loaded: set[int] = set()
+        self._parameter_names: set[str] = set()
         self.nodes = list(walk(source.root))
         self.assignments: list[tuple[Node, Node]] = []
         for node in self.nodes:
@@ -100,6 +101,8 @@ class Scope:
             elif child.type in {"typed_parameter", "list_splat_pattern", "dictionary_splat_pattern"}:
                 target = child.named_children[0] if child.named_children else None
             self._mark(target)
+            if target is not None:
+                self._parameter_names.add(self._source.text(target))
 
     def _import(self, node: Node) -> None:
         for inner in walk(node):
@@ -170,7 +173,7 @@ class Scope:
 
     def _is_parameter(self, node: Node) -> bool:
         name = self._source.text(node)
-        if name not in _BUILTINS:
+        if name not in _BUILTINS or name not in self._parameter_names:
             return False
         outer = node.parent
         for _ in range(_CLIMB):

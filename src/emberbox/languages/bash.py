@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from emberbox.languages._bash_dangers import DANGERS, dangers, tree_dangers
+from emberbox.languages._bash_dangers import DANGERS, dangers, is_inner, tree_dangers
 from emberbox.languages._bash_syntax import find_problem
 from emberbox.languages._bash_words import SHELLS, Command, Words, commands
 from emberbox.languages._tree import Source, walk
-from emberbox.languages.spec import Hit, LanguageSpec, Restriction
-from emberbox.models import Finding, LanguageConfig
+from emberbox.languages.spec import Embedded, Hit, LanguageSpec, Restriction
+from emberbox.models import Finding, Language, LanguageConfig
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -108,7 +109,7 @@ def _writes_device(node: Node, words: Words) -> bool:
 def _is_bomb(source: Source, node: Node) -> bool:
     """A function, or a script, that starts itself twice over: through a pipe to itself, or in the background."""
     if node.type == "pipeline":
-        return _starts_itself(source, node)
+        return not is_inner(node) and _starts_itself(source, node)
     if node.type != "function_definition":
         return False
     name_node, body = node.child_by_field_name("name"), node.child_by_field_name("body")
@@ -168,6 +169,30 @@ def _code_of(command: Command) -> Iterator[tuple[Node, str]]:
                 yield node, text.partition("=")[2]
 
 
+_INTERPRETERS: dict[str, tuple[Language, frozenset[str]]] = {
+    **dict.fromkeys(("python", "python3", "python2"), ("python", frozenset({"-c"}))),
+    **dict.fromkeys(("node", "nodejs"), ("javascript", frozenset({"-e", "-p", "-pe", "--eval", "--print"}))),
+}
+
+
+def _embedded(source: Source, depth: int = 0) -> Iterator[Embedded]:
+    """`python3 -c "…"`, `node -e "…"`, and what an interpreter is given on its standard input."""
+    for command in commands(source, Words(source)):
+        for node, code in _code_of(command) if depth < _DEPTH else ():
+            for inner in _embedded(SPEC.source(code), depth + 1):
+                yield inner._replace(start=node.start_byte, end=node.end_byte)
+        if command.name not in _INTERPRETERS:
+            continue
+        language, flags = _INTERPRETERS[command.name]
+        given = [text for _, text in command.arguments]
+        for (_, flag), (node, text) in pairwise(command.arguments):
+            if flag in flags and text is not None:
+                yield Embedded(language, text, node.start_byte, node.end_byte)
+        if all(text == "-" for text in given):
+            for node, code in command.inputs:
+                yield Embedded(language, code, node.start_byte, node.end_byte)
+
+
 def _syntax(source: Source) -> list[Finding]:
     problem = find_problem(source.code)
     if problem is None:
@@ -175,4 +200,4 @@ def _syntax(source: Source) -> list[Finding]:
     return [source.finding(len(Source.encode(source.code[: problem.offset])), problem.message)]
 
 
-SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_bash", _check, _syntax)
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_bash", _check, _syntax, _embedded)

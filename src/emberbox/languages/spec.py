@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from emberbox.languages._tree import Source, generic_syntax_findings
-from emberbox.models import Finding, LanguageConfig
+from emberbox.models import Finding, Language, LanguageConfig
 
 if TYPE_CHECKING:
     from tree_sitter import Language as Grammar
@@ -48,6 +48,15 @@ class Hit(NamedTuple):
     what: str = ""
 
 
+class Embedded(NamedTuple):
+    """Code of another language in a text, with the bytes of the source that hold it."""
+
+    language: Language
+    code: str
+    start: int
+    end: int
+
+
 Checker = Callable[[Source], Iterable[Hit]]
 SyntaxChecker = Callable[[Source], list[Finding]]
 
@@ -76,6 +85,7 @@ class LanguageSpec:
         dangers: the dangerous patterns that are looked for.
         grammar: module of the tree-sitter grammar.
         checker: finds the places where restrictions and dangers are.
+        embedded: finds code of other languages, such as that of `python3 -c`.
         syntax: a syntax check that is better than the grammar's own error nodes, if there is one.
     """
 
@@ -85,6 +95,7 @@ class LanguageSpec:
     grammar: str
     checker: Checker
     syntax: SyntaxChecker | None = None
+    embedded: Callable[[Source], Iterable[Embedded]] | None = None
 
     @property
     def name(self) -> str:
@@ -115,8 +126,16 @@ class LanguageSpec:
         return self.restrictions + self.dangers
 
     def hits(self, source: Source) -> list[Hit]:
-        """All places where a rule applies, in order of position."""
-        return sorted(self.checker(source), key=lambda hit: (hit.start, hit.rule))
+        """All places where a rule applies, in order of position; those of code of other languages in it as well."""
+        found = list(self.checker(source))
+        if self.embedded is not None:
+            from emberbox.languages import LANGUAGES
+
+            for inner in self.embedded(source):
+                other = LANGUAGES[inner.language]
+                hits = other.hits(other.source(inner.code))
+                found += [Hit(hit.rule, inner.start, inner.end, f"in {inner.language} code") for hit in hits]
+        return sorted(found, key=lambda hit: (hit.start, hit.rule))
 
     def check(self, code: str, disabled: Collection[str] = ()) -> list[Finding]:
         """Which rules the code violates, in order of position, with everything at its default.
