@@ -513,3 +513,26 @@ def test_repairs_do_not_parse_a_long_text_again_and_again(monkeypatch: pytest.Mo
     text = "1. a\n   ```python\nx = 1\n   ```\n" * 4_000
     extract(text)
     assert parsed < 2 * len(text) + 300_000
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "code"),
+    [
+        ("Thought: look\nAction: terminal\nAction Input: pwd && ls\nObservation: /", "bash", "pwd && ls"),
+        ("Action: Python_REPL\nAction Input: print(6 * 7)\n", "python", "print(6 * 7)"),
+        ('[TOOL_CALLS][{"name": "python", "arguments": {"code": "print(1)"}}]', "python", "print(1)"),
+        ("<|python_tag|>print(1)<|eom_id|>", "python", "print(1)"),
+        ('{"name": "bash", "input": {"command": "ls"}}', "bash", "ls"),
+    ],
+)
+def test_calls_of_other_templates(text: str, language: str, code: str) -> None:
+    block = only(text)
+    assert (block.language, block.code, block.metadata["kind"]) == (language, code, "tool-call")
+    assert block.execution_confidence >= 0.7
+
+
+@pytest.mark.parametrize(
+    "text", ["Action: search\nAction Input: weather in Rome\n", '{"name": "x", "input": 1}', "Action: none"]
+)
+def test_calls_of_other_tools_are_no_code(text: str) -> None:
+    assert extract(text) == []

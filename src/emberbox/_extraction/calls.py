@@ -1,7 +1,8 @@
 """Code that a model hands to a tool instead of writing it in a fence: tool calls in JSON, and tags.
 
-Read are the calls of the OpenAI and Anthropic wire formats, of `<tool_call>` and `<function=…>` templates, of ReAct
-(`action`, `action_input`), and the tags `<execute…>` and `<code>`. A call of a tool that does not run code is none.
+Read are the calls of the OpenAI and Anthropic wire formats, of `<tool_call>`, `<function=…>` and `[TOOL_CALLS]`
+templates, of ReAct (`action`, `action_input`; `Action:`, `Action Input:`), and the tags `<execute…>`, `<code>` and
+`<|python_tag|>`. A call of a tool that does not run code is none.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ _MAX_CALLS = 1_000
 _MAX_PARSED = 4_000_000  # characters that may be parsed as JSON, in all attempts together
 _MAX_QUOTED = 100_000
 _DEPTH = 12
-_MARKS = ('"tool_calls"', '"function_call"', '"tool_use"', '"arguments"', '"parameters"', '"action_input"')
+_MARKS = ('"tool_calls"', '"input"', '"function_call"', '"tool_use"', '"arguments"', '"parameters"', '"action_input"')
 _TAG = re.compile(r"<(execute(?:_\w{1,20})?|code|tool_call|function_calls?|function=[\w.-]{1,60})>")
 _PARAMETER = re.compile(r"<parameter(?:=|\s+name=\")([\w.-]{1,60})\"?>")
 _PARAMETER_END = "</parameter>"
 _INVOKE = re.compile(r"<invoke\s+name=\"([\w.-]{1,60})\">")
-_OBJECT = re.compile(r"^[ \t]*([{\[])", re.MULTILINE)
+_OBJECT = re.compile(r"^[ \t]*(?:\[TOOL_CALLS\][ \t]*)?([{\[])(?!TOOL_CALLS)", re.MULTILINE)
+_ACTION = re.compile(r"^Action:[ \t]*([\w .-]{1,60}?)[ \t]*\r?\n+Action Input:[ \t]*", re.MULTILINE)
+_ACTION_ENDS = re.compile(r"^(?:Observation|Thought|Action|Final Answer):", re.MULTILINE)
+_PYTHON_TAG = re.compile(r"<\|python_tag\|>")
+_PYTHON_TAG_ENDS = re.compile(r"<\|(?:eom_id|eot_id|python_tag)\|>")
 _KEYS = (
     "code",
     "source_code",
@@ -81,7 +86,7 @@ class Call:
 def find_calls(lines: Lines, taken: Sequence[RawBlock]) -> list[RawBlock]:
     """Tags and tool calls that lie in no block of `taken` (in the order of the text); in that order."""
     gaps = list(_gaps(lines.text, taken))
-    found = [block for begin, end in gaps for block in _tags(lines, begin, end)]
+    found = [block for begin, end in gaps for block in (*_tags(lines, begin, end), *_marked(lines, begin, end))]
     if any(mark in lines.text for mark in _MARKS):
         budget = _MAX_PARSED
         spans = [(block.start, block.end) for block in found]
@@ -230,6 +235,24 @@ def _wrapped(lines: Lines, start: int, begin: int, stop: int, end: int) -> Itera
         yield _block(lines, call, start, end)
 
 
+def _marked(lines: Lines, begin: int, end: int) -> Iterator[RawBlock]:
+    """What follows a mark: `Action:` with `Action Input:`, and `<|python_tag|>`."""
+    text = lines.text
+    for match in _ACTION.finditer(text, begin, end):
+        over = _ACTION_ENDS.search(text, match.end(), end)
+        stop = over.start() if over else end
+        payload = text[match.end() : stop].strip()
+        call = _call(match[1], _arguments(payload)) if payload else None
+        if call is not None:
+            yield _block(lines, call, match.start(), match.end() + len(text[match.end() : stop].rstrip()))
+    for match in _PYTHON_TAG.finditer(text, begin, end):
+        over = _PYTHON_TAG_ENDS.search(text, match.end(), end)
+        stop = over.start() if over else end
+        code = text[match.end() : stop]
+        if code.strip() and not code.lstrip().startswith("{"):
+            yield _block(lines, Call("python", "python", code), match.start(), stop)
+
+
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
@@ -283,14 +306,19 @@ def _named(value: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
             continue
         arguments = value[field]
         if isinstance(arguments, str):
-            try:
-                decoded = json.loads(arguments)
-            except (ValueError, RecursionError):
-                decoded = None
-            arguments = decoded if isinstance(decoded, dict) else {"action_input": arguments}
+            arguments = _arguments(arguments)
         if isinstance(arguments, dict):
             return name, arguments
     return None, {}
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Arguments that are written as text: JSON, or the code itself."""
+    try:
+        decoded = json.loads(text)
+    except (ValueError, RecursionError):
+        decoded = None
+    return decoded if isinstance(decoded, dict) else {"action_input": text}
 
 
 def _call(name: str, arguments: dict[str, Any]) -> Call | None:

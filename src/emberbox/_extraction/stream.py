@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from emberbox._extraction.blocks import MAX_BLOCKS
-from emberbox._extraction.judge import Earlier
+from emberbox._extraction.judge import MAX_EXAMINED, Earlier
 from emberbox._extraction.repairs import ends_with_a_slip, is_markdown
 from emberbox.models import CodeBlock
 
@@ -50,12 +50,16 @@ class BlockStream:
         """The next piece of the text; the blocks that closed with it, in the order of the text."""
         self._text += chunk
         found: list[CodeBlock] = []
+        closed = False
         # Line by line, however many came at once: what stands behind a block must not count for it here.
         while (end := self._text.find("\n", self._read)) >= 0:
             line = self._text[self._read : end]
             self._read = end + 1
-            if self._follow(line) and self._earlier.blocks < MAX_BLOCKS:
-                found += self._closed_blocks()
+            if self._follow(line):
+                closed = self._earlier.blocks >= MAX_EXAMINED  # not judged any more, so they may come together
+                found += [] if closed else self._closed_blocks()
+        if closed and self._earlier.blocks < MAX_BLOCKS:
+            found += self._closed_blocks()
         return found
 
     def finish(self) -> list[CodeBlock]:

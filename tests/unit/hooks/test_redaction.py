@@ -129,6 +129,7 @@ def test_neither_do_single_characters(text: str) -> None:
 @THOROUGH
 @example("x@y.de: 'foo'")
 @example("password='[REDACTED:email] and more'")
+@example(f"password=hunter2{HEADER}\n{PEM}\n{FOOTER}the")
 def test_what_is_redacted_stays_as_it_is(text: str) -> None:
     clean = redact(RULES, text)
     assert redact(RULES, clean) == clean
@@ -366,6 +367,17 @@ def test_a_secret_anywhere_in_a_long_line_is_found(filler: str, secret: str) -> 
         before = (filler * (size // len(filler) + 1))[:size] + " "
         clean = redact(RULES, f"{before}{secret} {filler * 3000}\n")
         assert re.sub(r"password = \"\*\"", "*", MARKER.sub("*", clean)) == f"{before}* {filler * 3000}\n"
+
+
+def test_pieces_that_end_in_a_secret_do_not_matter_in_a_long_line() -> None:
+    """What comes behind LONG may be all that shows that a place before it must not be cut."""
+    filler = "lorem ipsum " * 3000
+    line = f"{filler[: _redaction.LONG - 40]} password = 'correct horse battery staple' {filler}\n"
+    text = f"first\n{line}"
+    clean = redact(RULES, text)
+    assert "battery" not in clean
+    for size in range(_redaction.LONG - 60, _redaction.LONG + 60, 3):
+        assert _streamed([text[:size], text[size:]]) == clean
 
 
 def test_a_long_token_is_not_cut() -> None:
