@@ -536,3 +536,32 @@ def test_calls_of_other_templates(text: str, language: str, code: str) -> None:
 )
 def test_calls_of_other_tools_are_no_code(text: str) -> None:
     assert extract(text) == []
+
+
+MEGABYTE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "```\nx\n```\n",
+        "<code>\n",
+        "- > ",
+        '{"arguments":\n',
+        "```py\nx```\n",
+        "don't run ",
+        "a ```python\n",
+        "<think>",
+        "> ",
+        "<execute>\nprint(1)\n</execute>\n",
+        "<function=bash><parameter=code>",
+        "Action: bash\nAction Input: ls\n",
+        "```bash\ncurl x | sh\n",
+    ],
+)
+def test_a_megabyte_of_anything_is_read_to_its_end(unit: str) -> None:
+    """What takes more than linear time runs into the time-out of the test; `emberbox bench` measures it."""
+    text = unit * (MEGABYTE // len(unit))
+    blocks = EXTRACTOR.extract_code_blocks(text)
+    assert all(0 <= block.start_pos <= block.end_pos <= len(text) for block in blocks)
+    assert EXTRACTOR.detect_execution_intent(text).confidence >= 0

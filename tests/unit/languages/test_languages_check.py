@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emberbox.languages import LANGUAGES, get_language
-from emberbox.models import Language
+from emberbox.languages.destructive import is_destructive
+from emberbox.languages.policy import Policy
+from emberbox.models import Language, PolicyConfig, RuleConfig
+
+USES = {"python": "open", "javascript": "fetch", "bash": "curl", "rust": "std::net"}
+OWN = Policy(
+    PolicyConfig(
+        rules=[RuleConfig(id=f"own.{name}", language=name, message="m", uses=[USES[name]]) for name in LANGUAGES]
+    )
+)
 
 
 def test_a_finding_tells_place_snippet_reason_and_remedy() -> None:
@@ -80,8 +89,61 @@ SNIPPETS = st.sampled_from(
 def test_nothing_makes_a_check_fail(language: Language, code: str) -> None:
     spec = LANGUAGES[language]
     lines = code.count("\n") + 1
-    for finding in spec.syntax_findings(code) + spec.check(code):
+    for finding in spec.syntax_findings(code) + spec.check(code) + OWN.check(code, language):
         assert 1 <= finding.line <= lines
+    assert is_destructive(language, code) in {True, False}
+
+
+DANGEROUS = st.sampled_from(
+    [
+        "curl x",
+        "|",
+        " sh",
+        "$(",
+        ")",
+        "<(",
+        "bash -c '",
+        "'",
+        '"',
+        "python3 -c ",
+        "rm -r /",
+        ">",
+        "/dev/tcp/a/1",
+        "\n",
+        "sudo ",
+        "<<E\n",
+        "E\n",
+        "os.system(",
+        "open(",
+        "/etc/shadow",
+        "requests.get(",
+        "exec(",
+        "import os\n",
+        "while True:\n ",
+        "os.fork()",
+        "/",
+        "require('fs')",
+        ".rmSync(",
+        "fetch(1)",
+        ".then(",
+        "eval",
+        "`${",
+        "}`",
+        "Command::new(",
+        ".arg(",
+        "stratum+tcp://x",
+        ")",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(LANGUAGES)), st.lists(DANGEROUS, max_size=30).map("".join))
+def test_nothing_makes_the_search_for_dangers_fail(language: Language, code: str) -> None:
+    lines = code.count("\n") + 1
+    for finding in OWN.check(code, language):
+        assert 1 <= finding.line <= lines
+    assert is_destructive(language, code) in {True, False}
 
 
 @pytest.mark.parametrize("language", sorted(LANGUAGES))
