@@ -2,80 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 from emberbox.config import Settings
-from emberbox.engine import Engine, ExecuteRequest
+from emberbox.engine import Engine
 from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.handle import SandboxHandle
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook
 from emberbox.inside import AsyncCommands, AsyncFiles
+from emberbox.local import LocalSandbox
 from emberbox.models import (
     CommandHistoryEntry,
     ContextInfo,
     Execution,
     FileDiff,
-    HistoryQueryRequest,
     MachineLimits,
     RollbackResponse,
     SandboxInfo,
     SandboxMetrics,
     SnapshotInfo,
 )
-from emberbox.sandbox.session import Session
+from emberbox.remote import RemoteSandbox
 from emberbox.sandbox.work import Listeners, OnResult, OnText, RunOptions
 
 DEFAULT_SANDBOX_TIMEOUT = 300.0
 """Seconds after which a sandbox is killed unless `set_timeout` says otherwise."""
-
-
-class _Share:
-    """An engine that belongs to the sandboxes which use it; it goes with the last of them. By event loop, those in use
-    are where `connect` looks."""
-
-    in_use: ClassVar[dict[asyncio.AbstractEventLoop, list[_Share]]] = {}
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._users: set[object] = set()
-        """Ids of sandboxes, and a token for each that is being made."""
-
-    def take(self, user: object) -> None:
-        """The engine stays until the user releases it."""
-        others = self.in_use.setdefault(asyncio.get_running_loop(), [])
-        if self not in others:
-            others.append(self)
-        self._users.add(user)
-
-    async def release(self, user: object) -> None:
-        """Harmless when the user has done so."""
-        if user not in self._users:
-            return
-        self._users.remove(user)
-        if self._users:
-            return
-        loop = asyncio.get_running_loop()
-        self.in_use[loop].remove(self)
-        if not self.in_use[loop]:
-            del self.in_use[loop]
-        if _engines.get(loop) is self:
-            del _engines[loop]
-        await self.engine.close()
-
-
-_engines: dict[asyncio.AbstractEventLoop, _Share] = {}
-"""One engine per event loop, for all sandboxes that name none."""
-
-
-def _common_share() -> _Share:
-    for loop in [loop for loop in _engines if loop.is_closed()]:
-        _engines.pop(loop).engine.abandon()  # its sandboxes were not killed, and nothing else would
-        _Share.in_use.pop(loop, None)
-    return _engines.setdefault(asyncio.get_running_loop(), _Share(Engine()))
 
 
 class AsyncSandbox:
@@ -87,12 +42,10 @@ class AsyncSandbox:
         commands: run programs (see `AsyncCommands`).
     """
 
-    def __init__(self, session: Session, engine: Engine, share: _Share | None) -> None:
-        self._session = session
-        self._engine = engine
-        self._share = share
-        self.files = AsyncFiles(session)
-        self.commands = AsyncCommands(session)
+    def __init__(self, handle: SandboxHandle) -> None:
+        self._handle = handle
+        self.files = AsyncFiles(handle.files)
+        self.commands = AsyncCommands(handle.commands)
 
     @classmethod
     async def create(
@@ -104,10 +57,13 @@ class AsyncSandbox:
         metadata: Mapping[str, str] | None = None,
         limits: MachineLimits | None = None,
         snapshot: str | None = None,
+        agent_id: str | None = None,
         hooks: Iterable[Hook] = (),
         approver: Approver | None = None,
         engine: Engine | None = None,
         settings: Settings | None = None,
+        base_url: str | None = None,
+        token: str | None = None,
     ) -> Self:
         """Start a sandbox.
 
@@ -120,63 +76,72 @@ class AsyncSandbox:
             snapshot: id of a kept snapshot (`snapshot(keep=True)`) to go on from: files, variables and processes are as
                 they were then. Not together with `template` or `limits`, which are the snapshot's. What `envs` adds is
                 for what starts from now on.
+            agent_id: for whom it is, in history and policy; `local`, or the token's agent, unless given.
             hooks: policy around each execution, after the hooks that the settings name; makes an engine of its own.
             approver: asks a person where a hook or a rule wants it; makes an engine of its own.
             engine: use this one; else one is shared by all sandboxes of this event loop.
             settings: make an engine of this sandbox's own with these settings.
+            base_url: make it on the server of this address (`emberbox serve`), which has its own settings and hooks.
+            token: of that server; the variable EMBERBOX_TOKEN unless given.
 
         Raises:
             VmNotAvailable: no back end is usable, or the machine did not start (`emberbox doctor` explains).
+            ApiError, VmConnectionError: the server refuses, or cannot be reached.
             ImageError: the template's image could not be built.
             SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
         """
         hooks = tuple(hooks)
-        own = settings is not None or hooks != () or approver is not None
-        if engine is not None and own:
-            raise ValidationFailed(
-                "Give either `engine`, or `settings`, `hooks` and `approver`: an engine has its own.",
-                remediation="Drop one of them.",
+        if base_url is not None:
+            if hooks or approver is not None or engine is not None or settings is not None:
+                raise ValidationFailed(
+                    "A sandbox on a server has the hooks, the approver and the settings of that.",
+                    remediation="Leave out `hooks`, `approver`, `engine` and `settings`, or leave out `base_url`.",
+                )
+            remote = await RemoteSandbox.create(
+                base_url,
+                token,
+                template,
+                timeout=timeout,
+                envs=envs,
+                metadata=metadata,
+                limits=limits,
+                snapshot=snapshot,
+                agent_id=agent_id,
             )
-        share, making = None, object()
-        if engine is None:
-            share = _Share(Engine(settings, hooks=hooks, approver=approver)) if own else _common_share()
-            engine = share.engine
-            share.take(making)
-        try:
-            session = await engine.create_sandbox(
-                template, limits=limits, envs=envs, metadata=metadata, timeout=timeout, snapshot=snapshot
-            )
-            if share is not None:
-                share.take(session.id)
-        finally:
-            if share is not None:
-                await asyncio.shield(asyncio.ensure_future(share.release(making)))
-        return cls(session, engine, share)
+            return cls(remote)
+        local = await LocalSandbox.create(
+            template,
+            timeout=timeout,
+            envs=envs,
+            metadata=metadata,
+            limits=limits,
+            snapshot=snapshot,
+            agent_id=agent_id or "local",
+            hooks=hooks,
+            approver=approver,
+            engine=engine,
+            settings=settings,
+        )
+        return cls(local)
 
     @classmethod
-    async def connect(cls, sandbox_id: str, *, engine: Engine | None = None) -> Self:
+    async def connect(
+        cls, sandbox_id: str, *, engine: Engine | None = None, base_url: str | None = None, token: str | None = None
+    ) -> Self:
         """Another handle on a sandbox that lives, by its id. One that was paused, or put aside by a durable engine,
         goes on.
 
         Args:
             sandbox_id: of the sandbox.
             engine: look only there; else among all sandboxes of this event loop.
+            base_url, token: look on this server.
 
         Raises:
             SessionNotFound: there is none.
         """
-        shares = [] if engine is not None else _Share.in_use.get(asyncio.get_running_loop(), [])
-        share = next((share for share in shares if share.engine.has_sandbox(sandbox_id)), None)
-        if share is not None:
-            engine = share.engine
-        if engine is None:
-            raise SessionNotFound(
-                f"There is no sandbox {sandbox_id!r:.80} here.",
-                remediation="A sandbox ends with the process that made it, unless its engine is durable: name that.",
-            )
-        session = await engine.get_sandbox(sandbox_id)
-        await session.resume()
-        return cls(session, engine, share)
+        if base_url is not None:
+            return cls(await RemoteSandbox.connect(base_url, token, sandbox_id))
+        return cls(await LocalSandbox.connect(sandbox_id, engine))
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,12 +153,12 @@ class AsyncSandbox:
 
     @property
     def sandbox_id(self) -> str:
-        return self._session.id
+        return self._handle.id
 
     @property
     def backend(self) -> str:
         """Which isolation it runs in, such as `gvisor`."""
-        return self._session.machine.backend
+        return self._handle.backend
 
     # --- code -----------------------------------------------------------------------------------------------------
 
@@ -241,8 +206,8 @@ class AsyncSandbox:
             stdin=stdin.encode() if isinstance(stdin, str) else stdin,
             timeout=timeout,
         )
-        request = ExecuteRequest(self._session, language, code, options, requirements)
-        return await self._engine.execute(request, Listeners(on_stdout, on_stderr, on_result))
+        listeners = Listeners(on_stdout, on_stderr, on_result)
+        return await self._handle.run_code(language, code, options, requirements, listeners)
 
     async def _language_of(self, language: str | None, context: ContextInfo | str | None) -> tuple[str, str | None]:
         if context is None:
@@ -255,7 +220,7 @@ class AsyncSandbox:
                     remediation="Make one with create_code_context().",
                 )
             context = known[context]
-        if language is not None and self._engine.runnable_language(language, self._session) != context.language:
+        if language is not None and self._handle.runnable_language(language) != context.language:
             raise ValidationFailed(
                 f"Context {context.id} is for {context.language}, not {language}.",
                 remediation="Leave `language` out, or use another context.",
@@ -266,23 +231,22 @@ class AsyncSandbox:
         self, language: str = "python", *, cwd: str | None = None, envs: Mapping[str, str] | None = None
     ) -> ContextInfo:
         """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
-        name = self._engine.runnable_language(language, self._session)
-        return await self._session.contexts.create(name, cwd, envs or {})
+        return await self._handle.create_context(language, cwd, envs or {})
 
     async def list_code_contexts(self) -> list[ContextInfo]:
-        return await self._session.contexts.list()
+        return await self._handle.list_contexts()
 
     async def restart_code_context(self, context: ContextInfo | str) -> None:
         """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
-        await self._session.contexts.restart(context if isinstance(context, str) else context.id)
+        await self._handle.restart_context(context if isinstance(context, str) else context.id)
 
     async def remove_code_context(self, context: ContextInfo | str) -> None:
         """End its interpreter and whatever it runs."""
-        await self._session.contexts.remove(context if isinstance(context, str) else context.id)
+        await self._handle.remove_context(context if isinstance(context, str) else context.id)
 
     async def interrupt(self, context: ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
-        return await self._session.runner.interrupt(context.id if isinstance(context, ContextInfo) else context)
+        return await self._handle.interrupt(context.id if isinstance(context, ContextInfo) else context)
 
     async def history(
         self,
@@ -302,10 +266,7 @@ class AsyncSandbox:
         Raises:
             HistoryError: recording is switched off, or the history cannot be read.
         """
-        wanted = HistoryQueryRequest(
-            vm_id=self.sandbox_id, limit=limit, failures_only=failures_only, start_date=since, end_date=until
-        )
-        return (await self._engine.history.query(wanted)).history
+        return await self._handle.history(limit, failures_only=failures_only, since=since, until=until)
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
@@ -319,15 +280,15 @@ class AsyncSandbox:
         Raises:
             SnapshotFailed: code is running, there are too many, or the disk is full.
         """
-        return await self._engine.undo.snapshot(self._session, name, keep=keep)
+        return await self._handle.snapshot(name, keep=keep)
 
     async def list_snapshots(self) -> list[SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
-        return await self._engine.undo.snapshots(self._session)
+        return await self._handle.list_snapshots()
 
     async def delete_snapshot(self, snapshot: SnapshotInfo | str) -> None:
         """Remove a snapshot; the ones taken after it stay."""
-        await self._engine.undo.delete(self._session, _id_of(snapshot))
+        await self._handle.delete_snapshot(_id_of(snapshot))
 
     async def rollback(
         self, to: SnapshotInfo | Execution | str, *, paths: Sequence[str] | None = None, keep_current: bool = False
@@ -344,19 +305,19 @@ class AsyncSandbox:
             SnapshotNotFound: there is no snapshot of that state.
             RollbackFailed: nothing could be started from it; the sandbox is as it was.
         """
-        return await self._engine.undo.rollback(self._session, _id_of(to), paths=paths, keep_current=keep_current)
+        return await self._handle.rollback(_id_of(to), paths=paths, keep_current=keep_current)
 
     async def diff(
         self, before: SnapshotInfo | Execution | str, after: SnapshotInfo | Execution | str | None = None
     ) -> list[FileDiff]:
         """Files that differ between two points (as of `rollback`; None: now), text files with their lines."""
-        return await self._engine.undo.diff(self._session, _id_of(before), None if after is None else _id_of(after))
+        return await self._handle.diff(_id_of(before), None if after is None else _id_of(after))
 
     async def branch(
         self, point: SnapshotInfo | Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
     ) -> AsyncSandbox:
         """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
-        return self._beside(await self._engine.undo.branch(self._session, _id_of(point), timeout=timeout))
+        return AsyncSandbox(await self._handle.branch(_id_of(point), timeout))
 
     async def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[AsyncSandbox]:
         """`count` new sandboxes that go on from this moment, each on its own. Random numbers differ in each.
@@ -366,49 +327,38 @@ class AsyncSandbox:
             ForkFailed: some did not start; its `children` are the sandboxes that did.
         """
         try:
-            sessions = await self._engine.undo.fork(self._session, count, timeout=timeout)
+            return [AsyncSandbox(child) for child in await self._handle.fork(count, timeout)]
         except ForkFailed as exc:
-            exc.children = [self._beside(session) for session in exc.children]
+            exc.children = [AsyncSandbox(child) for child in exc.children]
             raise
-        return [self._beside(session) for session in sessions]
-
-    def _beside(self, session: Session) -> AsyncSandbox:
-        """A sandbox beside this one, which keeps the engine alive as well."""
-        if self._share is not None:
-            self._share.take(session.id)
-        return AsyncSandbox(session, self._engine, self._share)
 
     async def pause(self) -> None:
         """Stop everything in it: no CPU is used, memory stays. Calls are refused until `resume`."""
-        await self._session.pause()
+        await self._handle.pause()
 
     async def resume(self) -> None:
         """Let it go on after `pause`."""
-        await self._session.resume()
+        await self._handle.resume()
 
     # --- life -----------------------------------------------------------------------------------------------------
 
-    def set_timeout(self, seconds: float | None) -> None:
+    async def set_timeout(self, seconds: float | None) -> None:
         """Kill the sandbox this many seconds from now; None: never."""
-        self._session.set_timeout(seconds)
+        await self._handle.set_timeout(seconds)
 
-    def get_info(self) -> SandboxInfo:
-        return self._session.info()
+    async def get_info(self) -> SandboxInfo:
+        return await self._handle.info()
 
     async def get_metrics(self) -> SandboxMetrics:
         """Memory, CPU, disk and processes of now."""
-        return await self._session.metrics()
+        return await self._handle.metrics()
 
-    def is_running(self) -> bool:
-        return self._session.state.value == "running"
+    async def is_running(self) -> bool:
+        return await self._handle.is_running()
 
     async def kill(self) -> None:
         """End it and everything in it. Harmless when it has ended."""
-        try:
-            await self._session.kill()
-        finally:
-            if self._share is not None:
-                await asyncio.shield(asyncio.ensure_future(self._share.release(self.sandbox_id)))
+        await self._handle.kill()
 
 
 def _id_of(point: SnapshotInfo | Execution | str) -> str:

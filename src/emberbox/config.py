@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from emberbox.errors import ConfigError
 from emberbox.models import HistoryConfig, HooksConfig, VmExecutionConfig
+from emberbox.models.server import ServerConfig
 
 Backend = Literal["auto", "gvisor"]
 
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     auto_execute_threshold: float = Field(default=0.7, ge=0, le=1, description="confidence from which blocks run")
     max_input_bytes: int = Field(default=16 << 20, ge=1024, description="longest answer that is read")
     hooks: HooksConfig = Field(default_factory=HooksConfig, description="policy around every execution")
+    server: ServerConfig = Field(default_factory=ServerConfig, description="the service, `emberbox serve`")
     # A snapshot after every success costs more than most executions: here it is a choice. Keys that a file sets leave
     # the others as they are here.
     vm_execution: VmExecutionConfig = VmExecutionConfig(enabled=True, history=HistoryConfig(snapshot_on_failure=False))

@@ -7,6 +7,12 @@
     │   └── PolicyBlocked       a restriction or a hook refused valid code
     ├── VmNotAvailable          no back end, or the machine is gone
     │   └── NoCapacity          no place or no memory for one more sandbox
+    ├── ApiError                a server refused, or what answers is none
+    │   ├── Unauthorized        no token, or a wrong, expired or revoked one
+    │   ├── Forbidden           the token's scopes or agents do not cover it
+    │   ├── TooManyRequests
+    │   ├── RequestTooLarge
+    │   └── Conflict            a name or an idempotency key that is taken
     ├── VmConnectionError       the channel to a machine or a server broke
     ├── ExecutionTimeout        a deadline of Emberbox itself passed
     ├── ExecutionFailed         the machine could not carry out a request
@@ -215,8 +221,68 @@ class ImageError(VmExecutionError):
     default_retryable = True
 
 
+class ApiError(VmExecutionError):
+    """A server refused a request for a reason that none of the other errors has; `details["status"]` is the HTTP status."""
+
+    code = "api_error"
+    default_remediation = "Is this the address of an Emberbox server? `curl URL/health` answers on one."
+
+
+class Unauthorized(ApiError):
+    """The server wants a token, or does not know (any more) the one that it got."""
+
+    code = "unauthorized"
+    default_remediation = (
+        "Give a token that `emberbox token create` printed: `token=`, --token, or the variable EMBERBOX_TOKEN."
+    )
+    default_retryable = True
+
+
+class Forbidden(ApiError):
+    """The token may not do this."""
+
+    code = "forbidden"
+    default_remediation = "Use a token with the scope that the message names; `emberbox token list` shows them."
+    default_retryable = True
+
+
+class TooManyRequests(ApiError):
+    """The caller asks more at once, or more often, than it may."""
+
+    code = "too_many_requests"
+    default_remediation = "Wait as long as `Retry-After` says, then try again; the limits are in the server's settings."
+    default_retryable = True
+
+
+class RequestTooLarge(ApiError):
+    """The request is longer than the server's `max_body_bytes`."""
+
+    code = "too_large"
+    default_remediation = "Send less at once, or write large data as a file of the sandbox; or raise max_body_bytes."
+    default_retryable = True
+
+
+class Conflict(ApiError):
+    """What was asked for does not fit what there is: a name that is taken, a key that was used for something else."""
+
+    code = "conflict"
+    default_remediation = "Look at what there is, and choose another name or key."
+    default_retryable = True
+
+
 class Internal(VmExecutionError):
     """A defect of Emberbox. Please report it with the message."""
 
     code = "internal"
     default_remediation = "Please report this with the message and the output of `emberbox doctor --json`."
+
+
+def error_classes() -> dict[str, type[VmExecutionError]]:
+    """Every error by its code, as answers of the server name them."""
+    found: dict[str, type[VmExecutionError]] = {}
+    todo: list[type[VmExecutionError]] = [VmExecutionError]
+    while todo:
+        one = todo.pop()
+        found.setdefault(one.code, one)
+        todo += one.__subclasses__()
+    return found

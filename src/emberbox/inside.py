@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
-from emberbox.errors import ExecutionFailed, SessionNotFound, ValidationFailed
+from emberbox.errors import ValidationFailed
+from emberbox.handle import CommandsHandle, FilesHandle, RunningCommand
 from emberbox.models import CommandResult, EntryInfo, ProcessInfo
 from emberbox.sandbox.files import Data
-from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners, OnText
 
 DEFAULT_COMMAND_TIMEOUT = 60.0
@@ -18,8 +17,8 @@ DEFAULT_COMMAND_TIMEOUT = 60.0
 class AsyncFiles:
     """Files of a sandbox. Relative paths start in the work directory; errors are GuestFileError."""
 
-    def __init__(self, session: Session) -> None:
-        self._files = session.files
+    def __init__(self, files: FilesHandle) -> None:
+        self._files = files
 
     @overload
     async def read(self, path: str) -> str: ...
@@ -70,31 +69,28 @@ class AsyncFiles:
 class AsyncCommandHandle:
     """A command that runs in the background."""
 
-    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
-        self._session = session
-        self._task = task
-        self._request = request
-        self.pid = pid
+    def __init__(self, command: RunningCommand) -> None:
+        self._command = command
+        self.pid = command.pid
 
     async def wait(self) -> CommandResult:
         """Wait for its end. Being cancelled here leaves the command running."""
-        return await asyncio.shield(self._task)
+        return await self._command.wait()
 
     async def kill(self) -> bool:
         """Kill it and its children; False if it had ended."""
-        return not self._task.done() and await self._session.processes.kill(self.pid)
+        return await self._command.kill()
 
     async def send_stdin(self, data: str | bytes, *, eof: bool = False) -> None:
         """Write to its standard input; `eof` closes it afterwards."""
-        await self._session.runner.send_stdin(self._request, data.encode() if isinstance(data, str) else data, eof=eof)
+        await self._command.send_stdin(_bytes(data), eof=eof)
 
 
 class AsyncCommands:
     """Programs in a sandbox, run as its user. A string is run by `bash -c`, a list as it is."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._handles: dict[int, AsyncCommandHandle] = {}
+    def __init__(self, commands: CommandsHandle) -> None:
+        self._commands = commands
 
     @overload
     async def run(
@@ -136,40 +132,21 @@ class AsyncCommands:
         argv = ["/bin/bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)
         listeners = Listeners(on_stdout, on_stderr)
         if not background:
-            return await self._session.runner.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
-        started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        work = self._session.runner.exec(
-            argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
-            on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
-        )  # fmt: skip
-        task = asyncio.ensure_future(work)
-        both: list[asyncio.Future[Any]] = [started, task]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException:
-            task.cancel()  # which kills the command
-            raise
-        if not started.done():
-            started.cancel()
-            done = await task  # raises why it did not start
-            raise ExecutionFailed(f"{argv[0]} ended with {done.exit_code} before it began: {done.error or ''}")
-        request, pid = started.result()
-        handle = AsyncCommandHandle(self._session, task, request, pid)
-        self._handles[pid] = handle
-        task.add_done_callback(lambda _: self._handles.pop(pid, None))
-        return handle
+            return await self._commands.run(argv, cwd, envs or {}, timeout, listeners)
+        return AsyncCommandHandle(await self._commands.start(argv, cwd, envs or {}, timeout, listeners))
 
     async def list(self) -> list[ProcessInfo]:
         """Commands under way."""
-        return await self._session.processes.list()
+        return await self._commands.list()
 
     async def kill(self, pid: int) -> bool:
         """Kill a command; False if there is none of this pid."""
-        return await self._session.processes.kill(pid)
+        return await self._commands.kill(pid)
 
     async def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
         """Write to a background command's standard input."""
-        handle = self._handles.get(pid)
-        if handle is None:
-            raise SessionNotFound(f"There is no background command {pid}.", remediation="commands.list() shows them.")
-        await handle.send_stdin(data, eof=eof)
+        await self._commands.send_stdin(pid, _bytes(data), eof=eof)
+
+
+def _bytes(data: str | bytes) -> bytes:
+    return data.encode() if isinstance(data, str) else data

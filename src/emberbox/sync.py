@@ -68,11 +68,6 @@ class _Loop:
             future.cancel()
             raise
 
-    def now(self, work: Callable[[], T]) -> T:
-        """Run a plain function there."""
-        self._check()
-        return self._portal.call(work)
-
     def close(self) -> None:
         self._closed = True
         self._stack.close()
@@ -135,9 +130,12 @@ class Sandbox:
         metadata: Mapping[str, str] | None = None,
         limits: MachineLimits | None = None,
         snapshot: str | None = None,
+        agent_id: str | None = None,
         hooks: Iterable[Hook] = (),
         approver: Approver | None = None,
         settings: Settings | None = None,
+        base_url: str | None = None,
+        token: str | None = None,
     ) -> Self:
         """Start a sandbox. Arguments and errors as of `AsyncSandbox.create`."""
         loop = _Loop()
@@ -150,9 +148,12 @@ class Sandbox:
                 metadata=metadata,
                 limits=limits,
                 snapshot=snapshot,
+                agent_id=agent_id,
                 hooks=hooks,
                 approver=approver,
                 settings=settings,
+                base_url=base_url,
+                token=token,
             )
             return cls(loop, loop.call(work))
         except BaseException:
@@ -160,11 +161,12 @@ class Sandbox:
             raise
 
     @classmethod
-    def connect(cls, sandbox_id: str) -> Self:
-        """Another handle on a sandbox of this process, by its id; a paused one goes on. Raises SessionNotFound."""
+    def connect(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
+        """Another handle on a sandbox of this process (or of the server `base_url`), by its id; a paused one goes on.
+        Raises SessionNotFound."""
         loop = _Loop()
         try:
-            return cls(loop, loop.call(partial(AsyncSandbox.connect, sandbox_id)))
+            return cls(loop, loop.call(partial(AsyncSandbox.connect, sandbox_id, base_url=base_url, token=token)))
         except BaseException:
             loop.close()
             raise
@@ -310,17 +312,17 @@ class Sandbox:
 
     def set_timeout(self, seconds: float | None) -> None:
         """Kill the sandbox this many seconds from now; None: never."""
-        self._loop.now(partial(self._sandbox.set_timeout, seconds))
+        self._loop.call(partial(self._sandbox.set_timeout, seconds))
 
     def get_info(self) -> SandboxInfo:
-        return self._loop.now(self._sandbox.get_info)
+        return self._loop.call(self._sandbox.get_info)
 
     def get_metrics(self) -> SandboxMetrics:
         """Memory, CPU, disk and processes of now."""
         return self._loop.call(self._sandbox.get_metrics)
 
     def is_running(self) -> bool:
-        return not self._closed and self._loop.now(self._sandbox.is_running)
+        return not self._closed and self._loop.call(self._sandbox.is_running)
 
     def kill(self) -> None:
         """End it and everything in it. Harmless when it has ended."""

@@ -11,6 +11,7 @@ import pytest
 
 from emberbox import AsyncSandbox, Engine, load_settings
 from emberbox.models import MachineLimits
+from handles import session_of
 
 MINIMAL = "minimal"
 
@@ -43,7 +44,7 @@ async def test_a_thousand_executions_and_two_hundred_rollbacks(
 
 async def _rest(engine: Engine, sandbox: AsyncSandbox) -> None:
     """Until the machine that was replaced last is gone, and the one for the next rollback is there."""
-    await sandbox._session._replaced_is_gone()
+    await session_of(sandbox)._replaced_is_gone()
     async with asyncio.timeout(60):
         while any(kind.starting or not kind.blanks for kind in engine.pool_status()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # the pool tells nobody when it has filled itself

@@ -52,7 +52,7 @@ def test_one_with_settings_of_its_own_and_forks(nothing_left: None) -> None:
 async def test_in_an_engine(nothing_left: None, settings: Settings) -> None:
     async with Engine(settings) as engine, Engine(settings) as stranger:
         sandbox = await AsyncSandbox.create(MINIMAL, engine=engine)
-        assert (await AsyncSandbox.connect(sandbox.sandbox_id, engine=engine)).is_running()
+        assert await (await AsyncSandbox.connect(sandbox.sandbox_id, engine=engine)).is_running()
         with pytest.raises(SessionNotFound):
             await AsyncSandbox.connect(sandbox.sandbox_id, engine=stranger)
         with pytest.raises(SessionNotFound):

@@ -19,6 +19,7 @@ from emberbox import AsyncSandbox, Engine, Sandbox, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import ExecutionFailed, HistoryError, PolicyBlocked
 from emberbox.models import CommandHistoryEntry, HistoryQueryRequest, TerminationReason
+from handles import session_of
 
 MINIMAL = "minimal"
 
@@ -199,7 +200,7 @@ async def test_an_answer_that_cannot_be_recorded_is_not_given(state: Path, engin
         connection.close()
 
     with pytest.raises(HistoryError, match="cannot be written"):
-        await engine.execute(ExecuteRequest(sandbox._session, "python", "print(1)"), _listeners(spoil))
+        await engine.execute(ExecuteRequest(session_of(sandbox), "python", "print(1)"), _listeners(spoil))
     assert seen == ["1\n"]
 
 

@@ -130,7 +130,7 @@ async def test_the_time_of_listeners_does_not_count(nothing_left: None, monkeypa
             code = "print('x', flush=True)\nimport time; time.sleep(0.1)"
             run = await sandbox.run_code(code, timeout=1, on_stdout=listener)
             assert run.succeeded
-            assert sandbox.is_running()
+            assert await sandbox.is_running()
 
 
 async def test_cancelling_the_start_of_a_command_kills_it(nothing_left: None) -> None:

@@ -21,6 +21,7 @@ from emberbox.machines.gvisor import factory as gvisor_factory
 from emberbox.machines.gvisor import machine as gvisor_machine
 from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.models import TerminationReason
+from handles import session_of
 
 MINIMAL = "minimal"
 
@@ -346,10 +347,10 @@ async def test_a_kill_during_a_rollback_wins(nothing_left: None, snapshots: Path
         point = await sandbox.snapshot()
         rollback = asyncio.create_task(sandbox.rollback(point))
         await asyncio.sleep(0.03)
-        await sandbox._session.kill()
+        await session_of(sandbox).kill()
         with pytest.raises(VmNotAvailable, match="is gone"):
             await rollback
-        assert not sandbox.is_running()
+        assert not await sandbox.is_running()
         with pytest.raises(VmNotAvailable):
             await sandbox.run_code("1")
 
@@ -361,7 +362,7 @@ async def test_a_kill_during_a_fork_does_not_lose_the_children(nothing_left: Non
     async with asyncio.timeout(20):
         while not list(snapshots.glob("*/fork-*/checkpoint.img")):
             await sandbox.commands.list()
-    await sandbox._session.kill()
+    await session_of(sandbox).kill()
     (child,) = await forking
     assert (await child.run_code("x")).text == "42"
     await child.kill()

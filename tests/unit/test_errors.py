@@ -44,6 +44,10 @@ def test_what_the_caller_knows_better_replaces_the_default() -> None:
     assert VmConnectionError("m", retryable=True).retryable
 
 
+def test_every_error_is_found_by_its_code() -> None:
+    assert {kind.code: kind for kind in CLASSES} == errors.error_classes()
+
+
 def test_the_wire_form() -> None:
     error = ValidationFailed("m", remediation="r", details={"findings": [{"line": 1}]})
     wire = error.to_dict()
@@ -62,6 +66,7 @@ def test_only_what_certainly_never_ran_is_safe_to_repeat() -> None:
     assert {kind.__name__ for kind in CLASSES if kind("m").retryable} == {
         "ConfigError", "ValidationFailed", "UnsupportedLanguage", "PolicyBlocked", "VmNotAvailable", "NoCapacity",
         "SessionNotFound", "ImageError", "SnapshotFailed", "SnapshotNotFound", "RollbackFailed",
+        "Unauthorized", "Forbidden", "TooManyRequests", "RequestTooLarge", "Conflict",
     }  # fmt: skip
 
 

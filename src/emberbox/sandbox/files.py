@@ -90,7 +90,7 @@ class GuestFiles:
             under_way.append(asyncio.ensure_future(channel.call("write", chunk, timeout=_CALL_TIMEOUT, **fields)))
 
         try:
-            async for chunk in _chunks(data):
+            async for chunk in chunks(data):
                 send(chunk, final=False)
                 offset += len(chunk)
                 while len(under_way) >= _IN_FLIGHT:
@@ -180,7 +180,8 @@ def _checked(path: str) -> str:
     return path
 
 
-async def _chunks(data: Data) -> AsyncIterator[bytes]:
+async def chunks(data: Data) -> AsyncIterator[bytes]:
+    """What is to be written, in pieces; an open file is read in a thread."""
     if isinstance(data, str):
         data = data.encode()
     if isinstance(data, bytes | bytearray | memoryview):

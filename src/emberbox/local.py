@@ -1,0 +1,333 @@
+"""Sandboxes of this process, as the SDK uses them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Self
+
+from emberbox.config import Settings
+from emberbox.engine import Engine, ExecuteRequest
+from emberbox.errors import ExecutionFailed, ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.hooks.approval import Approver
+from emberbox.hooks.contract import Hook
+from emberbox.models import (
+    CommandHistoryEntry,
+    CommandResult,
+    ContextInfo,
+    Execution,
+    FileDiff,
+    HistoryQueryRequest,
+    MachineLimits,
+    ProcessInfo,
+    RollbackResponse,
+    SandboxInfo,
+    SandboxMetrics,
+    SnapshotInfo,
+)
+from emberbox.sandbox.files import GuestFiles
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners, RunOptions
+
+
+class _Share:
+    """An engine that belongs to the sandboxes which use it; it goes with the last of them. By event loop, those in use
+    are where `connect` looks."""
+
+    in_use: ClassVar[dict[asyncio.AbstractEventLoop, list[_Share]]] = {}
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._users: set[object] = set()
+        """Ids of sandboxes, and a token for each that is being made."""
+
+    def take(self, user: object) -> None:
+        """The engine stays until the user releases it."""
+        others = self.in_use.setdefault(asyncio.get_running_loop(), [])
+        if self not in others:
+            others.append(self)
+        self._users.add(user)
+
+    async def release(self, user: object) -> None:
+        """Harmless when the user has done so."""
+        if user not in self._users:
+            return
+        self._users.remove(user)
+        if self._users:
+            return
+        loop = asyncio.get_running_loop()
+        self.in_use[loop].remove(self)
+        if not self.in_use[loop]:
+            del self.in_use[loop]
+        if _engines.get(loop) is self:
+            del _engines[loop]
+        await self.engine.close()
+
+
+_engines: dict[asyncio.AbstractEventLoop, _Share] = {}
+"""One engine per event loop, for all sandboxes that name none."""
+
+
+def _common_share() -> _Share:
+    for loop in [loop for loop in _engines if loop.is_closed()]:
+        _engines.pop(loop).engine.abandon()  # its sandboxes were not killed, and nothing else would
+        _Share.in_use.pop(loop, None)
+    return _engines.setdefault(asyncio.get_running_loop(), _Share(Engine()))
+
+
+class LocalCommands:
+    """Programs in a sandbox of this process."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._running: dict[int, LocalCommand] = {}
+
+    async def run(
+        self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
+    ) -> CommandResult:
+        """Run a program to its end."""
+        return await self._session.runner.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
+
+    async def start(
+        self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
+    ) -> LocalCommand:
+        """Start a program and leave it running."""
+        started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        work = self._session.runner.exec(
+            argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
+            on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
+        )  # fmt: skip
+        task = asyncio.ensure_future(work)
+        both: list[asyncio.Future[Any]] = [started, task]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            task.cancel()  # which kills the command
+            raise
+        if not started.done():
+            started.cancel()
+            done = await task  # raises why it did not start
+            raise ExecutionFailed(f"{argv[0]} ended with {done.exit_code} before it began: {done.error or ''}")
+        request, pid = started.result()
+        command = LocalCommand(self._session, task, request, pid)
+        self._running[pid] = command
+        task.add_done_callback(lambda _: self._running.pop(pid, None))
+        return command
+
+    async def list(self) -> list[ProcessInfo]:
+        """Commands under way."""
+        return await self._session.processes.list()
+
+    async def kill(self, pid: int) -> bool:
+        """Kill a command; False if there is none of this pid."""
+        return await self._session.processes.kill(pid)
+
+    async def send_stdin(self, pid: int, data: bytes, *, eof: bool = False) -> None:
+        """Write to a background command's standard input."""
+        command = self._running.get(pid)
+        if command is None:
+            raise SessionNotFound(f"There is no background command {pid}.", remediation="commands.list() shows them.")
+        await command.send_stdin(data, eof=eof)
+
+
+class LocalCommand:
+    """A command that runs in the background of a sandbox of this process."""
+
+    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
+        self._session = session
+        self._task = task
+        self._request = request
+        self.pid = pid
+
+    async def wait(self) -> CommandResult:
+        """Wait for its end. Being cancelled here leaves the command running."""
+        return await asyncio.shield(self._task)
+
+    async def kill(self) -> bool:
+        """Kill it and its children; False if it had ended."""
+        return not self._task.done() and await self._session.processes.kill(self.pid)
+
+    async def send_stdin(self, data: bytes, *, eof: bool = False) -> None:
+        """Write to its standard input; `eof` closes it afterwards."""
+        await self._session.runner.send_stdin(self._request, data, eof=eof)
+
+
+class LocalSandbox:
+    """A sandbox of this process, or of an engine of this process."""
+
+    def __init__(self, session: Session, engine: Engine, share: _Share | None = None) -> None:
+        self.session = session
+        self._engine = engine
+        self._share = share
+        self.commands = LocalCommands(session)
+
+    @classmethod
+    async def create(
+        cls,
+        template: str | None,
+        *,
+        timeout: float | None,
+        envs: Mapping[str, str] | None,
+        metadata: Mapping[str, str] | None,
+        limits: MachineLimits | None,
+        snapshot: str | None,
+        agent_id: str,
+        hooks: Iterable[Hook],
+        approver: Approver | None,
+        engine: Engine | None,
+        settings: Settings | None,
+    ) -> Self:
+        """Start one; see `AsyncSandbox.create`."""
+        hooks = tuple(hooks)
+        own = settings is not None or hooks != () or approver is not None
+        if engine is not None and own:
+            raise ValidationFailed(
+                "Give either `engine`, or `settings`, `hooks` and `approver`: an engine has its own.",
+                remediation="Drop one of them.",
+            )
+        share, making = None, object()
+        if engine is None:
+            share = _Share(Engine(settings, hooks=hooks, approver=approver)) if own else _common_share()
+            engine = share.engine
+            share.take(making)
+        try:
+            session = await engine.create_sandbox(
+                template,
+                limits=limits,
+                envs=envs,
+                metadata=metadata,
+                timeout=timeout,
+                snapshot=snapshot,
+                agent_id=agent_id,
+            )
+            if share is not None:
+                share.take(session.id)
+        finally:
+            if share is not None:
+                await asyncio.shield(asyncio.ensure_future(share.release(making)))
+        return cls(session, engine, share)
+
+    @classmethod
+    async def connect(cls, sandbox_id: str, engine: Engine | None) -> Self:
+        """Another handle on one that lives; see `AsyncSandbox.connect`."""
+        shares = [] if engine is not None else _Share.in_use.get(asyncio.get_running_loop(), [])
+        share = next((share for share in shares if share.engine.has_sandbox(sandbox_id)), None)
+        if share is not None:
+            engine = share.engine
+        if engine is None:
+            raise SessionNotFound(
+                f"There is no sandbox {sandbox_id!r:.80} here.",
+                remediation="A sandbox ends with the process that made it, unless its engine is durable: name that.",
+            )
+        session = await engine.get_sandbox(sandbox_id)
+        await session.resume()
+        return cls(session, engine, share)
+
+    @property
+    def id(self) -> str:
+        return self.session.id
+
+    @property
+    def backend(self) -> str:
+        return self.session.machine.backend
+
+    @property
+    def files(self) -> GuestFiles:
+        return self.session.files
+
+    # --- code -----------------------------------------------------------------------------------------------------
+
+    def runnable_language(self, name: str) -> str:
+        return self._engine.runnable_language(name, self.session)
+
+    async def run_code(
+        self, language: str, code: str, options: RunOptions, requirements: Sequence[str], listeners: Listeners
+    ) -> Execution:
+        request = ExecuteRequest(self.session, language, code, options, requirements)
+        return await self._engine.execute(request, listeners)
+
+    async def create_context(self, language: str, cwd: str | None, envs: Mapping[str, str]) -> ContextInfo:
+        name = self._engine.runnable_language(language, self.session)
+        return await self.session.contexts.create(name, cwd, envs)
+
+    async def list_contexts(self) -> list[ContextInfo]:
+        return await self.session.contexts.list()
+
+    async def restart_context(self, context_id: str) -> None:
+        await self.session.contexts.restart(context_id)
+
+    async def remove_context(self, context_id: str) -> None:
+        await self.session.contexts.remove(context_id)
+
+    async def interrupt(self, context_id: str | None) -> int:
+        return await self.session.runner.interrupt(context_id)
+
+    async def history(
+        self, limit: int, *, failures_only: bool, since: datetime | None, until: datetime | None
+    ) -> list[CommandHistoryEntry]:
+        wanted = HistoryQueryRequest(
+            vm_id=self.id, limit=limit, failures_only=failures_only, start_date=since, end_date=until
+        )
+        return (await self._engine.history.query(wanted)).history
+
+    # --- undo -----------------------------------------------------------------------------------------------------
+
+    async def snapshot(self, name: str | None, *, keep: bool) -> SnapshotInfo:
+        return await self._engine.undo.snapshot(self.session, name, keep=keep)
+
+    async def list_snapshots(self) -> list[SnapshotInfo]:
+        return await self._engine.undo.snapshots(self.session)
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        await self._engine.undo.delete(self.session, snapshot)
+
+    async def rollback(self, to: str, *, paths: Sequence[str] | None, keep_current: bool) -> RollbackResponse:
+        return await self._engine.undo.rollback(self.session, to, paths=paths, keep_current=keep_current)
+
+    async def diff(self, before: str, after: str | None) -> list[FileDiff]:
+        return await self._engine.undo.diff(self.session, before, after)
+
+    async def branch(self, point: str, timeout: float | None) -> LocalSandbox:
+        return self._beside(await self._engine.undo.branch(self.session, point, timeout=timeout))
+
+    async def fork(self, count: int, timeout: float | None) -> list[LocalSandbox]:
+        try:
+            sessions = await self._engine.undo.fork(self.session, count, timeout=timeout)
+        except ForkFailed as exc:
+            exc.children = [self._beside(session) for session in exc.children]
+            raise
+        return [self._beside(session) for session in sessions]
+
+    def _beside(self, session: Session) -> LocalSandbox:
+        """A sandbox beside this one, which keeps the engine alive as well."""
+        if self._share is not None:
+            self._share.take(session.id)
+        return LocalSandbox(session, self._engine, self._share)
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        await self.session.pause()
+
+    async def resume(self) -> None:
+        await self.session.resume()
+
+    async def set_timeout(self, seconds: float | None) -> None:
+        self.session.set_timeout(seconds)
+
+    async def info(self) -> SandboxInfo:
+        return self.session.info()
+
+    async def metrics(self) -> SandboxMetrics:
+        return await self.session.metrics()
+
+    async def is_running(self) -> bool:
+        return self.session.state.value == "running"
+
+    async def kill(self) -> None:
+        try:
+            await self.session.kill()
+        finally:
+            if self._share is not None:
+                await asyncio.shield(asyncio.ensure_future(self._share.release(self.id)))

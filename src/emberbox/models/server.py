@@ -1,0 +1,62 @@
+"""Settings of the HTTP server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from emberbox.models.base import Model
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+
+
+class ServerConfig(Model):
+    """How `emberbox serve` listens, whom it lets in, and how much each may ask."""
+
+    host: str = Field(default=DEFAULT_HOST, description="address to listen on; others than loopback need tokens")
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="0: any free one")
+    token_file: Path | None = Field(
+        default=None, description="file of `emberbox token`; `tokens.json` in state_dir by default"
+    )
+    allowed_hosts: list[str] = Field(
+        default_factory=list,
+        description="names (without port) by which clients may call it, beside localhost and plain addresses",
+    )
+    allowed_origins: list[str] = Field(
+        default_factory=list, description="web pages that may call it, such as https://agents.example.com"
+    )
+    max_body_bytes: int = Field(default=16 << 20, ge=1024, description="longest request")
+    requests_per_second: float = Field(
+        default=500.0, gt=0, description="of each token (without tokens: of each client address), on average"
+    )
+    max_concurrent_executions: int = Field(default=64, ge=1, description="of each token at once")
+    max_sockets: int = Field(default=100, ge=1, description="open WebSockets and streams of each token")
+    slow_reader_seconds: float = Field(
+        default=30.0, gt=0, description="a stream whose reader takes nothing for so long is ended, and its execution"
+    )
+    drain_seconds: float = Field(
+        default=30.0, ge=0, description="how long a stop waits for executions that are under way"
+    )
+    idempotency_hours: float = Field(default=24.0, gt=0, description="how long an Idempotency-Key is remembered")
+    probe_seconds: float = Field(
+        default=30.0, gt=0, description="age from which /ready wants to see a machine answer again"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, pattern=r"^https?://", description="OpenTelemetry collector, such as http://localhost:4318"
+    )
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+    @field_validator("token_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+                raise ValueError(f"{origin!r:.80} is no origin: write scheme://host[:port], without a path")
+        return value

@@ -1,0 +1,438 @@
+"""Sandboxes of a server, as the SDK uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Self
+from urllib.parse import quote
+
+from emberbox._http import EXECUTION_SECONDS, HttpServer, ServerEvent, base64_of, parsed, parsed_text
+from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
+from emberbox.languages import get_language
+from emberbox.models import (
+    CommandHistoryEntry,
+    CommandResult,
+    ContextInfo,
+    EntryInfo,
+    Execution,
+    FileDiff,
+    HistoryQueryResponse,
+    MachineLimits,
+    ProcessInfo,
+    RollbackRequest,
+    RollbackResponse,
+    SandboxInfo,
+    SandboxMetrics,
+    SnapshotInfo,
+)
+from emberbox.models.service import (
+    CommandRequest,
+    CommandStarted,
+    ContextCreateRequest,
+    ContextList,
+    DiffRequest,
+    DiffResponse,
+    EntryList,
+    ForkRequest,
+    ForkResponse,
+    InterruptRequest,
+    InterruptResponse,
+    KeepRequest,
+    KillResponse,
+    MadeDir,
+    OutputEvent,
+    PathRequest,
+    PointRequest,
+    ProcessList,
+    RenameRequest,
+    ResultEvent,
+    RunCodeRequest,
+    SnapshotList,
+    StdinRequest,
+    TimeoutRequest,
+    VmCreateRequest,
+    VmInstance,
+)
+from emberbox.sandbox.files import Data, chunks
+from emberbox.sandbox.work import Listeners, RunOptions
+
+_GRACE_SECONDS = 60.0
+"""Beyond a time-out, for the server to say so."""
+
+
+class RemoteFiles:
+    """Files of a sandbox behind a server."""
+
+    def __init__(self, server: HttpServer, path: str) -> None:
+        self._server = server
+        self._path = path + "/files"
+
+    async def read_stream(self, path: str) -> AsyncIterator[bytes]:
+        """The file's bytes in pieces."""
+        async with self._server.download(self._path, path=path) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def read_bytes(self, path: str) -> bytes:
+        """The whole file."""
+        return (await self._server.request("GET", self._path, params={"path": path})).content
+
+    async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
+        """Write a file, whole or not at all."""
+        body: bytes | AsyncIterator[bytes]
+        if isinstance(data, str):
+            body = data.encode()
+        else:
+            body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else chunks(data)
+        answer = await self._server.request("PUT", self._path, params={"path": path, "mode": mode}, content=body)
+        return parsed(EntryInfo, answer)
+
+    async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
+        """Entries of a directory."""
+        return (await self._server.get(EntryList, f"{self._path}/list", path=path, depth=depth)).entries
+
+    async def get_info(self, path: str) -> EntryInfo:
+        """One file or directory."""
+        return await self._server.get(EntryInfo, f"{self._path}/info", path=path)
+
+    async def exists(self, path: str) -> bool:
+        """Whether something has this name."""
+        try:
+            await self.get_info(path)
+        except GuestFileError as exc:
+            if exc.details.get("errno") in ("ENOENT", "ENOTDIR"):
+                return False
+            raise
+        return True
+
+    async def make_dir(self, path: str) -> bool:
+        """Make a directory and its parents; False if it was there."""
+        return (await self._server.post(MadeDir, f"{self._path}/mkdir", PathRequest(path=path))).created
+
+    async def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all it holds."""
+        await self._server.request("DELETE", self._path, params={"path": path})
+
+    async def rename(self, path: str, new_path: str) -> EntryInfo:
+        """Rename or move."""
+        return await self._server.post(EntryInfo, f"{self._path}/rename", RenameRequest(path=path, new_path=new_path))
+
+
+class RemoteCommand:
+    """A command in the background of a sandbox behind a server. What it prints comes by a stream of its own."""
+
+    def __init__(self, commands: RemoteCommands, pid: int, end: asyncio.Task[CommandResult]) -> None:
+        self._commands = commands
+        self._end = end
+        self.pid = pid
+
+    async def wait(self) -> CommandResult:
+        """Wait for its end."""
+        return await asyncio.shield(self._end)
+
+    async def kill(self) -> bool:
+        """Kill it; False if it had ended."""
+        return not self._end.done() and await self._commands.kill(self.pid)
+
+    async def send_stdin(self, data: bytes, *, eof: bool = False) -> None:
+        """Write to its standard input."""
+        await self._commands.send_stdin(self.pid, data, eof=eof)
+
+
+class RemoteCommands:
+    """Programs of a sandbox behind a server."""
+
+    def __init__(self, server: HttpServer, path: str) -> None:
+        self._server = server
+        self._path = path + "/commands"
+        self._following: set[asyncio.Task[CommandResult]] = set()
+
+    async def run(
+        self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
+    ) -> CommandResult:
+        """Run a program to its end."""
+        request = CommandRequest(cmd=list(argv), cwd=cwd, envs=dict(envs), timeout_seconds=timeout)
+        async with self._server.events(self._path, request) as events:
+            return await _followed(events, listeners)
+
+    async def start(
+        self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
+    ) -> RemoteCommand:
+        """Start a program and leave it running."""
+        request = CommandRequest(
+            cmd=list(argv), cwd=cwd, envs=dict(envs), timeout_seconds=timeout, background=True
+        )
+        started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._follow(request, listeners, started))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+        both: list[asyncio.Future[Any]] = [started, task]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            task.cancel()
+            raise
+        if not started.done():
+            started.cancel()
+            await task  # raises why it did not start
+            raise VmConnectionError("The server did not say that the command began.")
+        return RemoteCommand(self, started.result(), task)
+
+    async def _follow(
+        self, request: CommandRequest, listeners: Listeners, started: asyncio.Future[int]
+    ) -> CommandResult:
+        async with self._server.events(self._path, request) as events:
+            return await _followed(events, listeners, started)
+
+    async def list(self) -> list[ProcessInfo]:
+        """Commands under way."""
+        return (await self._server.get(ProcessList, self._path)).processes
+
+    async def kill(self, pid: int) -> bool:
+        """Kill a command; False if there is none of this pid."""
+        return parsed(KillResponse, await self._server.request("DELETE", f"{self._path}/{int(pid)}")).killed
+
+    async def send_stdin(self, pid: int, data: bytes, *, eof: bool = False) -> None:
+        """Write to a background command's standard input."""
+        pieces = [data[at : at + _STDIN_PIECE] for at in range(0, len(data), _STDIN_PIECE)] or [b""]
+        for number, piece in enumerate(pieces, 1):
+            body = StdinRequest(data=base64_of(piece), eof=eof and number == len(pieces))
+            await self._server.request("POST", f"{self._path}/{int(pid)}/stdin", json=body, seconds=EXECUTION_SECONDS)
+
+    async def leave(self) -> None:
+        """Follow no command any more."""
+        for task in list(self._following):
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+
+
+_STDIN_PIECE = 1 << 20
+
+
+async def _followed(
+    events: AsyncIterator[ServerEvent], listeners: Listeners, started: asyncio.Future[int] | None = None
+) -> CommandResult:
+    async for event in events:
+        if event.name in ("stdout", "stderr"):
+            await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
+        elif event.name == "started" and started is not None and not started.done():
+            started.set_result(parsed_text(CommandStarted, event.data).pid)
+        elif event.name == "complete":
+            return parsed_text(CommandResult, event.data)
+    raise VmConnectionError("The server's stream ended before the command did.")
+
+
+class RemoteSandbox:
+    """A sandbox behind a server."""
+
+    def __init__(self, server: HttpServer, vm_id: str, backend: str, family: deque[str]) -> None:
+        self._server = server
+        self._path = f"/api/vms/{quote(vm_id, safe='')}"
+        self._family = family
+        """Sandboxes that share the connections; the last one that is killed closes them."""
+        family.append(vm_id)
+        self.id = vm_id
+        self.backend = backend
+        self.files = RemoteFiles(server, self._path)
+        self.commands = RemoteCommands(server, self._path)
+
+    @classmethod
+    async def create(
+        cls,
+        base_url: str,
+        token: str | None,
+        template: str | None,
+        *,
+        timeout: float | None,
+        envs: Mapping[str, str] | None,
+        metadata: Mapping[str, str] | None,
+        limits: MachineLimits | None,
+        snapshot: str | None,
+        agent_id: str | None,
+    ) -> Self:
+        """Start one; see `AsyncSandbox.create`."""
+        if timeout is not None and timeout <= 0:
+            raise ValidationFailed(f"A sandbox's timeout must be positive, not {timeout:g}.", remediation="Use kill().")
+        request = VmCreateRequest(
+            vm_type=template,
+            agent_id=agent_id,
+            envs=dict(envs or {}),
+            metadata=dict(metadata or {}),
+            limits=limits,
+            timeout_seconds=timeout,
+            snapshot_id=snapshot,
+        )
+        server = HttpServer(base_url, token)
+        try:
+            vm = await server.post(VmInstance, "/api/vms", request, seconds=EXECUTION_SECONDS)
+        except BaseException:
+            await server.aclose()
+            raise
+        return cls(server, vm.id, vm.backend, deque())
+
+    @classmethod
+    async def connect(cls, base_url: str, token: str | None, sandbox_id: str) -> Self:
+        """Another handle on one that lives; see `AsyncSandbox.connect`."""
+        server = HttpServer(base_url, token)
+        try:
+            sandbox = cls(server, sandbox_id, "", deque())
+            await sandbox.resume()
+            sandbox.backend = (await sandbox.info()).backend
+        except BaseException:
+            await server.aclose()
+            raise
+        return sandbox
+
+    # --- code -----------------------------------------------------------------------------------------------------
+
+    def runnable_language(self, name: str) -> str:
+        return get_language(name).config.name
+
+    async def run_code(
+        self, language: str, code: str, options: RunOptions, requirements: Sequence[str], listeners: Listeners
+    ) -> Execution:
+        if options.timeout is not None and options.timeout <= 0:
+            raise ValidationFailed(f"A timeout of {options.timeout:g} s is not possible.", remediation="Give another.")
+        request = RunCodeRequest(
+            code=code,
+            language=language,
+            context_id=options.context,
+            cwd=options.cwd,
+            envs=dict(options.env),
+            args=list(options.args),
+            stdin=base64_of(options.stdin),
+            timeout_seconds=options.timeout,
+            requirements=list(requirements),
+        )
+        if listeners == Listeners():
+            seconds = EXECUTION_SECONDS if options.timeout is None else options.timeout + EXECUTION_SECONDS
+            return await self._server.post(Execution, f"{self._path}/run", request, seconds=seconds)
+        async with self._server.events(f"{self._path}/run?stream=true", request) as events:
+            async for event in events:
+                if event.name in ("stdout", "stderr"):
+                    await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
+                elif event.name == "result":
+                    await listeners.result(parsed_text(ResultEvent, event.data).result)
+                elif event.name == "complete":
+                    return parsed_text(Execution, event.data)
+        raise VmConnectionError(
+            "The server's stream ended before the execution did.",
+            remediation="It may have run all the same: look at the history before you try again.",
+        )
+
+    async def create_context(self, language: str, cwd: str | None, envs: Mapping[str, str]) -> ContextInfo:
+        request = ContextCreateRequest(language=language, cwd=cwd, envs=dict(envs))
+        return await self._server.post(ContextInfo, f"{self._path}/contexts", request)
+
+    async def list_contexts(self) -> list[ContextInfo]:
+        return (await self._server.get(ContextList, f"{self._path}/contexts")).contexts
+
+    async def restart_context(self, context_id: str) -> None:
+        await self._server.request("POST", f"{self._path}/contexts/{quote(context_id, safe='')}/restart")
+
+    async def remove_context(self, context_id: str) -> None:
+        await self._server.request("DELETE", f"{self._path}/contexts/{quote(context_id, safe='')}")
+
+    async def interrupt(self, context_id: str | None) -> int:
+        request = InterruptRequest(context_id=context_id)
+        return (await self._server.post(InterruptResponse, f"{self._path}/interrupt", request)).reached
+
+    async def history(
+        self, limit: int, *, failures_only: bool, since: datetime | None, until: datetime | None
+    ) -> list[CommandHistoryEntry]:
+        answer = await self._server.get(
+            HistoryQueryResponse,
+            f"{self._path}/history",
+            limit=limit,
+            failures_only=failures_only,
+            start_date=None if since is None else since.astimezone().isoformat(),
+            end_date=None if until is None else until.astimezone().isoformat(),
+        )
+        return answer.history
+
+    # --- undo -----------------------------------------------------------------------------------------------------
+
+    async def snapshot(self, name: str | None, *, keep: bool) -> SnapshotInfo:
+        request = KeepRequest(name=name, keep=keep)
+        return await self._server.post(SnapshotInfo, f"{self._path}/checkpoint", request, seconds=EXECUTION_SECONDS)
+
+    async def list_snapshots(self) -> list[SnapshotInfo]:
+        return (await self._server.get(SnapshotList, f"{self._path}/snapshots")).snapshots
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        await self._server.request("DELETE", f"{self._path}/snapshots/{quote(snapshot, safe='')}")
+
+    async def rollback(self, to: str, *, paths: Sequence[str] | None, keep_current: bool) -> RollbackResponse:
+        if isinstance(paths, str) or (paths is not None and not paths):
+            raise ValidationFailed("paths must be a list of at least one path.", remediation="Leave it out for all.")
+        request = RollbackRequest(
+            target=to, paths=None if paths is None else list(paths), create_pre_rollback_snapshot=keep_current
+        )
+        return await self._server.post(
+            RollbackResponse, f"{self._path}/rollback", request, seconds=EXECUTION_SECONDS
+        )
+
+    async def diff(self, before: str, after: str | None) -> list[FileDiff]:
+        request = DiffRequest(before=before, after=after)
+        answer = await self._server.post(DiffResponse, f"{self._path}/diff", request, seconds=EXECUTION_SECONDS)
+        return answer.files
+
+    async def branch(self, point: str, timeout: float | None) -> RemoteSandbox:
+        request = PointRequest(point=point, timeout_seconds=timeout)
+        vm = await self._server.post(VmInstance, f"{self._path}/branch", _explicit(request), seconds=EXECUTION_SECONDS)
+        return self._beside(vm)
+
+    async def fork(self, count: int, timeout: float | None) -> list[RemoteSandbox]:
+        if count < 1:
+            raise ValidationFailed(f"count must be at least 1, not {count}.", remediation="Leave it out for one fork.")
+        request = ForkRequest(count=count, timeout_seconds=timeout)
+        answer = self._server.post(ForkResponse, f"{self._path}/fork", _explicit(request), seconds=EXECUTION_SECONDS)
+        made = await answer
+        return [self._beside(vm) for vm in made.vms]
+
+    def _beside(self, vm: VmInstance) -> RemoteSandbox:
+        return RemoteSandbox(self._server, vm.id, vm.backend, self._family)
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        await self._server.request("POST", f"{self._path}/pause")
+
+    async def resume(self) -> None:
+        await self._server.request("POST", f"{self._path}/resume")
+
+    async def set_timeout(self, seconds: float | None) -> None:
+        await self._server.request("POST", f"{self._path}/timeout", json=_explicit(TimeoutRequest(seconds=seconds)))
+
+    async def info(self) -> SandboxInfo:
+        return await self._server.get(SandboxInfo, f"{self._path}/info")
+
+    async def metrics(self) -> SandboxMetrics:
+        return await self._server.get(SandboxMetrics, f"{self._path}/metrics")
+
+    async def is_running(self) -> bool:
+        with contextlib.suppress(SessionNotFound):
+            return (await self.info()).state == "running"
+        return False
+
+    async def kill(self) -> None:
+        if self.id not in self._family:
+            return
+        try:
+            with contextlib.suppress(SessionNotFound):
+                await self._server.request("DELETE", self._path)
+        finally:
+            await self.commands.leave()
+            self._family.remove(self.id)
+            if not self._family:
+                await self._server.aclose()
+
+
+def _explicit(model: Any) -> Any:
+    """Where null is not the default, it has to be said."""
+    return model.model_dump(mode="json")
+

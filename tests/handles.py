@@ -1,0 +1,13 @@
+"""What is behind the SDK's sandboxes, for tests that look there."""
+
+from __future__ import annotations
+
+from emberbox import AsyncSandbox
+from emberbox.local import LocalSandbox
+from emberbox.sandbox.session import Session
+
+
+def session_of(sandbox: AsyncSandbox) -> Session:
+    """The session of a sandbox of this process."""
+    assert isinstance(sandbox._handle, LocalSandbox)
+    return sandbox._handle.session
