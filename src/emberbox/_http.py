@@ -270,10 +270,11 @@ def worth_another_try(error: VmExecutionError) -> bool:
 
 
 def _pause(attempt: int, error: VmExecutionError) -> float:
-    told = error.details.get("retry_after")
-    with contextlib.suppress(TypeError, ValueError):
-        return float(min(_LONGEST_PAUSE, max(0.0, float(told))))  # type: ignore[arg-type]
-    return min(_LONGEST_PAUSE, 0.2 * 2**attempt) * (0.5 + random.random() / 2)  # noqa: S311 (to spread, not to hide)
+    """Seconds before the next try: what the server asks for; or longer each time, and spread out."""
+    told = str(error.details.get("retry_after", ""))
+    if told.isdecimal():
+        return min(_LONGEST_PAUSE, float(told))
+    return min(_LONGEST_PAUSE, 0.2 * 2.0**attempt) * (0.5 + random.random() / 2)  # noqa: S311 (to spread, not to hide)
 
 
 def base64_of(data: bytes) -> str:

@@ -38,6 +38,7 @@ from emberbox.models import (
     Execution,
     Language,
     ParseExecuteResponse,
+    SnapshotStrategy,
     VmExecuteResponse,
 )
 from emberbox.sandbox.session import Session
@@ -59,6 +60,10 @@ class ExecuteRequest:
     """As what the agent asks, for the policy."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """For hooks."""
+    snapshot: SnapshotStrategy = "none"
+    """Which snapshot is wanted of this execution, beside what the history's policy asks for."""
+    on_begin: Callable[[str], None] | None = None
+    """Told the id of the execution, before hooks and people are asked."""
 
 
 C = TypeVar("C", PreLlmContext, PostLlmContext)
@@ -143,6 +148,8 @@ class Engine(Fleet):
             code=request.code,
             parent_id=request.sandbox.path[-1] if request.sandbox.path else None,
         )
+        if request.on_begin is not None:
+            request.on_begin(entry.execution_id)
         asker = Asker(
             agent_id=entry.agent_id,
             execution_id=entry.execution_id,
@@ -162,12 +169,12 @@ class Engine(Fleet):
         options = replace(request.options, execution_id=entry.execution_id, track_files=track)
         execution: Execution | None = None
         try:
-            before, notes = await self.undo.before(request.sandbox)
+            before, notes = await self.undo.before(request.sandbox, request.snapshot)
             await self._record(entry.model_copy(update={"snapshot_before_id": before}))
             filtered = self._gate.listeners(asker, language, request.code, listeners or Listeners())
             execution = await self._heard(request.sandbox, language, request.code, options, listeners, filtered)
             execution.notes += notes
-            await self.undo.after(request.sandbox, execution, before)
+            await self.undo.after(request.sandbox, execution, before, request.snapshot)
             execution = await self._gate.release(asker, request.code, execution, filtered, trail)
         except HistoryError:
             raise
@@ -306,12 +313,14 @@ class Engine(Fleet):
         listener: BlockListener | None = None,
         agent_id: str = "local",
         role: str | None = None,
+        execute: Callable[[ExecuteRequest, Listeners], Awaitable[Execution]] | None = None,
     ) -> tuple[list[VmExecuteResponse], list[BlockError]]:
         """Run the blocks of an answer, in the order of the text, in one sandbox (state carries over per language).
 
         Blocks below `threshold` are left out. A block that fails or is refused does not stop the ones after it.
         `open_sandbox` is called once, for the first block that passes the checks: an answer that is refused as a whole
-        needs no machine. `agent_id` and `role` say for whom the policy is asked.
+        needs no machine. `agent_id` and `role` say for whom the policy is asked. `execute` runs each block, if it is
+        not this engine's own.
         """
         results: list[VmExecuteResponse] = []
         errors: list[BlockError] = []
@@ -331,7 +340,7 @@ class Engine(Fleet):
                 listeners = await listener.block_begins(index, block) if listener else Listeners()
                 options = RunOptions(timeout=timeout)
                 request = ExecuteRequest(session, block.language, block.code, options, agent_id=agent_id, role=role)
-                execution = await self.execute(request, listeners)
+                execution = await (execute or self.execute)(request, listeners)
             except VmExecutionError as exc:
                 errors.append(await _refused(index, exc, listener))
                 continue

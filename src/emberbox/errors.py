@@ -222,7 +222,7 @@ class ImageError(VmExecutionError):
 
 
 class ApiError(VmExecutionError):
-    """A server refused a request for a reason that none of the other errors has; `details["status"]` is the HTTP status."""
+    """A server refused a request for a reason that no other error has; `details["status"]` is the HTTP status."""
 
     code = "api_error"
     default_remediation = "Is this the address of an Emberbox server? `curl URL/health` answers on one."

@@ -18,7 +18,7 @@ from emberbox.machines.gvisor import GvisorFactory
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.sandbox.copies import Bounds
 from emberbox.sandbox.keeper import reap_idle
-from emberbox.sandbox.ledger import Ledger
+from emberbox.sandbox.ledger import Ledger, SandboxRecord
 from emberbox.sandbox.manager import SandboxManager
 from emberbox.sandbox.pool import PoolOptions
 from emberbox.sandbox.session import Session
@@ -153,10 +153,12 @@ class Fleet:
         timeout: float | None = None,
         agent_id: str = "local",
         snapshot: str | None = None,
+        idle_seconds: float | None = None,
         progress: Progress = no_progress,
     ) -> Session:
         """Start a sandbox from a template (built first, if need be and `auto_provision` allows it), or from a kept
-        snapshot (its id; the template and the limits are the snapshot's own).
+        snapshot (its id; the template and the limits are the snapshot's own). One that nobody uses for `idle_seconds`
+        ends (a durable one is put aside); None: it does not.
 
         Raises:
             SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
@@ -172,11 +174,23 @@ class Fleet:
                     "A sandbox from a snapshot has the template and the limits of that.", remediation="Leave them out."
                 )
             copies = (await self._open()).copies
-            return await copies.from_store(snapshot, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id)
+            session = await copies.from_store(
+                snapshot, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id
+            )
+            session.idle_seconds = idle_seconds
+            return session
         image = await self.image(template, progress)
         limits = self._bounded(limits or image.limits)
         manager = await self._open()
-        return await manager.create(image, limits, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id)
+        return await manager.create(
+            image,
+            limits,
+            envs=envs,
+            metadata=metadata,
+            timeout=timeout,
+            agent_id=agent_id,
+            idle_seconds=idle_seconds,
+        )
 
     async def warm(
         self, template: str | None = None, *, limits: MachineLimits | None = None, count: int | None = None
@@ -264,10 +278,29 @@ class Fleet:
             image = await self.image(template)
             bounded = self._bounded(limits or image.limits)
             idle = self.settings.session_idle_seconds
-            return await manager.create(image, bounded, envs=envs, agent_id=agent_id, own_seconds=idle)
+            return await manager.create(image, bounded, envs=envs, agent_id=agent_id, own=True, idle_seconds=idle)
 
     async def list_sandboxes(self) -> list[Session]:
+        """Those that have a machine."""
         return (await self._open()).sessions()
+
+    def live_sandboxes(self) -> list[Session]:
+        """As `list_sandboxes`, without starting anything."""
+        return [] if self._sandboxes is None else self._sandboxes.sessions()
+
+    def snapshot_figures(self) -> tuple[int, int]:
+        """How many snapshots live sandboxes have, and their bytes."""
+        infos = [info for session in self.live_sandboxes() for info in self.undo.known(session)]
+        return len(infos), sum(info.size_bytes for info in infos)
+
+    async def list_dormant(self) -> list[SandboxRecord]:
+        """Those that were put aside; `get_sandbox` wakes them."""
+        keeper = (await self._open()).keeper
+        return [] if keeper is None else keeper.dormant
+
+    async def agent_of(self, sandbox_id: str) -> str | None:
+        """Whose a sandbox is; None where there is none of this id."""
+        return (await self._open()).agent_of(sandbox_id)
 
     @property
     def undo(self) -> Undo:

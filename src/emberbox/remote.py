@@ -163,9 +163,7 @@ class RemoteCommands:
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
     ) -> RemoteCommand:
         """Start a program and leave it running."""
-        request = CommandRequest(
-            cmd=list(argv), cwd=cwd, envs=dict(envs), timeout_seconds=timeout, background=True
-        )
+        request = CommandRequest(cmd=list(argv), cwd=cwd, envs=dict(envs), timeout_seconds=timeout, background=True)
         started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._follow(request, listeners, started))
         self._following.add(task)
@@ -372,9 +370,7 @@ class RemoteSandbox:
         request = RollbackRequest(
             target=to, paths=None if paths is None else list(paths), create_pre_rollback_snapshot=keep_current
         )
-        return await self._server.post(
-            RollbackResponse, f"{self._path}/rollback", request, seconds=EXECUTION_SECONDS
-        )
+        return await self._server.post(RollbackResponse, f"{self._path}/rollback", request, seconds=EXECUTION_SECONDS)
 
     async def diff(self, before: str, after: str | None) -> list[FileDiff]:
         request = DiffRequest(before=before, after=after)
@@ -435,4 +431,3 @@ class RemoteSandbox:
 def _explicit(model: Any) -> Any:
     """Where null is not the default, it has to be said."""
     return model.model_dump(mode="json")
-

@@ -28,7 +28,15 @@ from emberbox.errors import (
     VmNotAvailable,
 )
 from emberbox.history.recorder import HistoryRecorder
-from emberbox.models import Execution, FileDiff, HistoryConfig, RollbackResponse, SnapshotInfo, SnapshotKind
+from emberbox.models import (
+    Execution,
+    FileDiff,
+    HistoryConfig,
+    RollbackResponse,
+    SnapshotInfo,
+    SnapshotKind,
+    SnapshotStrategy,
+)
 from emberbox.sandbox.copies import Copies, ran
 from emberbox.sandbox.differences import differences, take_back
 from emberbox.sandbox.session import Session, SessionState
@@ -62,6 +70,7 @@ class Undo:
         self._every = config.enabled and config.snapshot_on_execution
         self._on_failure = config.enabled and config.snapshot_on_failure
         self._back = config.enabled and config.auto_rollback_on_failure
+        self._any = self._every or self._on_failure or self._back
         self._under_way: WeakKeyDictionary[Session, asyncio.Task[None]] = WeakKeyDictionary()
         self._recorded: WeakKeyDictionary[Session, deque[str | None]] = WeakKeyDictionary()
         """Executions that the history still has an entry of, and None for the state before the first one."""
@@ -80,6 +89,10 @@ class Undo:
     async def snapshots(self, sandbox: Session) -> list[SnapshotInfo]:
         """Snapshots of a sandbox, oldest first."""
         await self._settled(sandbox)
+        return self._copies.tree(sandbox).infos()
+
+    def known(self, sandbox: Session) -> list[SnapshotInfo]:
+        """The same without waiting for one that is being taken."""
         return self._copies.tree(sandbox).infos()
 
     async def delete(self, sandbox: Session, wanted: str) -> None:
@@ -230,9 +243,10 @@ class Undo:
             sandbox.exact_before[execution_id] = node.info.snapshot_id
         ran(sandbox, execution_id)
 
-    async def before(self, sandbox: Session) -> tuple[str | None, list[str]]:
-        """Before an execution: the snapshot of this state that the policies need, and remarks for the caller."""
-        if not (self._every or self._on_failure or self._back):
+    async def before(self, sandbox: Session, wanted: SnapshotStrategy = "none") -> tuple[str | None, list[str]]:
+        """Before an execution: the snapshot of this state that the policies (and what is `wanted` for this execution)
+        need, and remarks for the caller."""
+        if not (self._any or wanted in {"pre-execution", "on-failure"}):
             return None, []
         await self._settled(sandbox)
         await sandbox.settled()
@@ -254,9 +268,11 @@ class Undo:
             self._copies.tree(sandbox).drop_passing(but=node)
         return node
 
-    async def after(self, sandbox: Session, execution: Execution, before: str | None) -> None:
-        """After an execution: what the policies want, and what is to be told of it."""
-        if not execution.succeeded or self._every:
+    async def after(
+        self, sandbox: Session, execution: Execution, before: str | None, wanted: SnapshotStrategy = "none"
+    ) -> None:
+        """After an execution: what the policies want, and the caller of this one, and what is to be told of it."""
+        if not execution.succeeded or self._every or wanted == "pre-execution":
             execution.snapshot_before = before  # else it makes room for the next one
         if execution.execution_id in sandbox.path:
             sandbox.good = execution.succeeded
@@ -264,18 +280,23 @@ class Undo:
         await sandbox.settled()
         self._tell_of_death(sandbox, execution)
         undone = execution.execution_id not in sandbox.path and execution.restored_from is None
-        if undone or not (self._every or self._on_failure or self._back):
+        if undone:
             return  # who rolled back while it ran wants that state, whatever became of it
-        self._drop_unrecorded(sandbox, execution.execution_id)
-        if execution.succeeded and not self._every:
-            task = asyncio.create_task(self._quietly_take(sandbox))
-            self._under_way[sandbox] = task
+        if wanted == "pre-execution" and before is not None:
+            self._stays(sandbox, before)
+        if self._any:
+            self._drop_unrecorded(sandbox, execution.execution_id)
+        if execution.succeeded and not self._every and wanted != "post-execution":
+            if self._any:
+                self._under_way[sandbox] = asyncio.create_task(self._quietly_take(sandbox))
             return
         try:
             if execution.succeeded:
-                execution.snapshot_after = (await self._take(sandbox, "post_execution")).info.snapshot_id
+                node = await self._take(sandbox, "post_execution")
+                node.passing = node.passing and wanted != "post-execution"
+                execution.snapshot_after = node.info.snapshot_id
             else:
-                await self._failed(sandbox, execution, before)
+                await self._failed(sandbox, execution, before, wanted)
         except _FAILURES as exc:
             execution.notes.append(f"Not all was done that the history's policy asks for: {exc.message}")
 
@@ -303,14 +324,22 @@ class Undo:
             f"The machine died ({restored.death.message}). The sandbox goes on from {restored.snapshot_id}{lost}."
         )
 
-    async def _failed(self, sandbox: Session, execution: Execution, before: str | None) -> None:
-        tree = self._copies.tree(sandbox)
-        node = None if before is None else next((n for n in tree.nodes() if n.info.snapshot_id == before), None)
+    def _stays(self, sandbox: Session, snapshot_id: str) -> Node | None:
+        """A snapshot that was to make room for the next one stays within reach."""
+        nodes = self._copies.tree(sandbox).nodes()
+        node = next((node for node in nodes if node.info.snapshot_id == snapshot_id), None)
         if node is not None:
-            node.passing = False  # it stays within reach
+            node.passing = False
+        return node
+
+    async def _failed(
+        self, sandbox: Session, execution: Execution, before: str | None, wanted: SnapshotStrategy
+    ) -> None:
+        tree = self._copies.tree(sandbox)
+        node = None if before is None else self._stays(sandbox, before)
         if execution.restored_from is not None or sandbox.state is not SessionState.READY:
             return
-        if self._every or self._on_failure:
+        if self._every or self._on_failure or wanted in {"on-failure", "post-execution"}:
             try:
                 with contextlib.nullcontext() if node is None else tree.use(node):  # it must not push this one out
                     execution.snapshot_after = (await self._take(sandbox, "failure")).info.snapshot_id

@@ -25,6 +25,8 @@ policy_app = typer.Typer(help="Rules that code must keep: list them, check a fil
 app.add_typer(policy_app, name="policy")
 snapshot_app = typer.Typer(help="Kept snapshots: list, show, delete, export, import.", no_args_is_help=True)
 app.add_typer(snapshot_app, name="snapshot")
+token_app = typer.Typer(help="Who may call the server: create, list, revoke tokens.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
 
 _EXITS = (
     "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, "
@@ -328,6 +330,71 @@ def snapshot_import(
     from emberbox.cli.snapshot import import_
 
     import_(file)
+
+
+TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File of tokens, instead of the settings'.")]
+
+
+@app.command(epilog="It stops at SIGTERM or Ctrl-C, when what runs has ended. Exit codes: 0 stopped, 2 bad usage.")
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 8080 by default, 0 for any.", min=0, max=65535)] = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Serve the HTTP and WebSocket API."""
+    from emberbox.cli.serve import serve as run
+
+    run(host=host, port=port, token_file=token_file)
+
+
+@token_app.command("create")
+def token_create(
+    name: Annotated[str, typer.Argument(help="Whose it is, for you to know.")],
+    scope: Annotated[
+        list[str] | None, typer.Option("--scope", help="read, execute, approve, admin (repeat); read, execute if none.")
+    ] = None,
+    agent: Annotated[
+        list[str] | None, typer.Option("--agent", help="Only for this agent (repeat); for any if none.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="After 30m, 12h, 90d, 52w; never if not given.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second.", min=0.01)] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Executions at once.", min=1)] = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a token. It is printed once; only its hash is kept."""
+    from emberbox.cli.serve import create_token
+
+    create_token(
+        name,
+        scopes=scope or [],
+        agents=agent or [],
+        expires=expires,
+        rate=rate,
+        concurrency=concurrency,
+        path=token_file,
+        as_json=as_json,
+    )
+
+
+@token_app.command("list")
+def token_list(token_file: TokenFile = None, as_json: Json = False) -> None:
+    """All tokens, revoked and expired ones too."""
+    from emberbox.cli.serve import list_tokens
+
+    list_tokens(path=token_file, as_json=as_json)
+
+
+@token_app.command("revoke")
+def token_revoke(
+    token: Annotated[str, typer.Argument(help="Its id, or its name.")],
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Let a token in no more, from now on."""
+    from emberbox.cli.serve import revoke_token
+
+    revoke_token(token, path=token_file, as_json=as_json)
 
 
 def main() -> None:

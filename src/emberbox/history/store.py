@@ -388,6 +388,8 @@ def _conditions(wanted: HistoryQueryRequest) -> list[ColumnElement[bool]]:
         where.append(columns.vm_id == wanted.vm_id)
     if wanted.agent_id is not None:
         where.append(columns.agent_id == wanted.agent_id)
+    if wanted.agent_ids is not None:
+        where.append(columns.agent_id.in_(wanted.agent_ids))
     if wanted.failures_only:
         where += [columns.success.is_(False), columns.state != "started"]
     if wanted.start_date is not None:

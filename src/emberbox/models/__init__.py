@@ -72,6 +72,7 @@ from emberbox.models.sandboxes import (
     SandboxMetrics,
     SnapshotInfo,
     SnapshotKind,
+    SnapshotStrategy,
 )
 
 __all__ = [
@@ -122,6 +123,7 @@ __all__ = [
     "SecuritySettings",
     "SnapshotInfo",
     "SnapshotKind",
+    "SnapshotStrategy",
     "TerminationReason",
     "Verdict",
     "VmExecuteRequest",

@@ -54,6 +54,7 @@ class HistoryQueryRequest(Model):
 
     vm_id: str | None = None
     agent_id: str | None = None
+    agent_ids: list[str] | None = Field(default=None, description="only of these agents; None: of all")
     limit: int = Field(default=50, ge=1, le=10_000)
     failures_only: bool = False
     start_date: datetime | None = None

@@ -70,6 +70,7 @@ class SandboxInfo(Model):
     recovered: Recovery | None = Field(default=None, description="how it was found again after a restart")
 
 
+SnapshotStrategy = Literal["none", "pre-execution", "post-execution", "on-failure"]
 SnapshotKind = Literal["manual", "pre_execution", "post_execution", "failure", "pre_rollback", "shutdown"]
 
 

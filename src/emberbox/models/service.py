@@ -11,10 +11,17 @@ from emberbox.models.base import Language, Model
 from emberbox.models.configuration import MachineLimits
 from emberbox.models.execution import BlockError, Result, VmExecuteResponse
 from emberbox.models.hooks import ApprovalRequest
-from emberbox.models.sandboxes import ContextInfo, EntryInfo, FileDiff, PoolStatus, ProcessInfo, SnapshotInfo
+from emberbox.models.sandboxes import (
+    ContextInfo,
+    EntryInfo,
+    FileDiff,
+    PoolStatus,
+    ProcessInfo,
+    SnapshotInfo,
+    SnapshotStrategy,
+)
 
 VmStatus = Literal["provisioning", "ready", "running", "paused", "stopped", "failed"]
-SnapshotStrategy = Literal["none", "pre-execution", "post-execution", "on-failure"]
 RollbackStrategy = Literal["snapshot", "to-last-success", "to-pre-execution", "selective"]
 ExecutionStatus = Literal["completed", "failed", "timeout", "cancelled"]
 
@@ -63,7 +70,7 @@ class VmList(Model):
 class VmCreateRequest(Model):
     """A machine of one's own."""
 
-    vm_type: str | None = Field(default=None, description="a template's name; the settings' default_vm_type if left out")
+    vm_type: str | None = Field(default=None, description="a template's name; default_vm_type if left out")
     vm_name: str | None = Field(default=None, pattern=NAME)
     agent_id: str | None = Field(default=None, pattern=AGENT)
     envs: dict[str, str] = Field(default_factory=dict)
@@ -426,10 +433,26 @@ class ResultEvent(Model):
     result: Result
 
 
+class FollowedEvent(Model):
+    """What happens in a machine, for whoever watches it (GET /api/vms/{id}/events)."""
+
+    kind: Literal["started", "stdout", "stderr", "result", "ended", "refused", "missed", "closed"]
+    execution_id: str | None = None
+    content: str = ""
+    exit_code: int | None = None
+    duration_ms: float | None = None
+
+
 class CommandStarted(Model):
     """Event `started` of a command's stream."""
 
     pid: int
+
+
+class Done(Model):
+    """It is done, and there is nothing more to say."""
+
+    done: Literal[True] = True
 
 
 class KillResponse(Model):

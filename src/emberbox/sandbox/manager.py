@@ -95,12 +95,14 @@ class SandboxManager:
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
         agent_id: str = "local",
-        own_seconds: float | None = None,
+        own: bool = False,
+        idle_seconds: float | None = None,
     ) -> Session:
         """A machine of the warm pool, or one that is started until its agent is ready: forked from the template's
         snapshot, or booted where there is none yet. A failed or cancelled start leaves nothing behind.
 
-        `own_seconds`: it is the agent's own, which ends when it is not used for so long.
+        `own`: it is the one that the agent gets without naming one. `idle_seconds`: it ends, or is put aside, when it
+        is not used for so long.
 
         Raises:
             NoCapacity: no place or no memory for it in time.
@@ -117,7 +119,7 @@ class SandboxManager:
                 machine = await self.pool.boot(image, limits)
                 session = self._session(machine, image, limits, envs, metadata)
                 await self._started(session, self._boot(session), timeout)
-            session.agent_id, session.own, session.idle_seconds = agent_id, own_seconds is not None, own_seconds
+            session.agent_id, session.own, session.idle_seconds = agent_id, own, idle_seconds
             await self._opened(session, holding)
         self.pool.created(image, limits)
         return session

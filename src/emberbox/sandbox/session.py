@@ -278,8 +278,13 @@ class Session:
             raise self._gone()
         return self.machine.channel
 
+    @property
+    def is_open(self) -> bool:
+        """It has not ended, and is not about to."""
+        return not self._closing and self.state is not SessionState.CLOSED
+
     def _check_alive(self) -> None:
-        if self._closing or self.state is SessionState.CLOSED:
+        if not self.is_open:
             raise self._gone()
 
     def _gone(self) -> VmNotAvailable:

@@ -1,0 +1,81 @@
+"""What a route is given: the service, and who calls; and what several of them do alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request, Response
+from pydantic import BaseModel
+
+from emberbox.server.access import Principal
+from emberbox.server.idempotency import HEADER
+from emberbox.server.service import Service
+from emberbox.server.streams import EventStream, Outbox, unless_gone
+
+SSE: dict[str, Any] = {
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "description": "the answer; with `stream=true` events: stdout, stderr, result, then complete or error",
+}
+Stream = Annotated[bool, Query(description="answer with server-sent events as it runs")]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, let in."""
+
+    service: Service
+    principal: Principal
+    request: Request
+
+    @property
+    def key(self) -> str | None:
+        """Its idempotency key."""
+        return self.request.headers.get(HEADER)
+
+    def read(self) -> None:
+        """Raises Forbidden where the caller may not look at anything."""
+        if "execute" not in self.principal.scopes:
+            self.principal.require("read")
+
+    async def run(self, body: BaseModel, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> Response:
+        """Do the work and answer with what it returns. It is cancelled when the caller leaves, unless it has a key:
+        then it goes on, for whoever asks again with it.
+
+        Args:
+            body: the request; with its path, what the key stands for.
+            work: does it.
+        """
+        if self.key is None:
+            return _json(await unless_gone(self.request, _dumped(work())))
+        named = json.dumps([self.request.url.path, body.model_dump(mode="json")], sort_keys=True).encode()
+        keys = self.service.keys
+        done = keys.once(self.principal.id, self.key, named, lambda: _dumped(work()))
+        return _json(await self.service.whoever_leaves(done))
+
+    def stream(self, work: Callable[[Outbox], Coroutine[Any, Any, BaseModel]]) -> Response:
+        """Answer with events as the work goes on."""
+        service = self.service
+
+        async def counted(outbox: Outbox) -> BaseModel:
+            with service.streams.one(self.principal.id, service.config.max_sockets):
+                return await work(outbox)
+
+        return EventStream(counted, service.config.slow_reader_seconds)
+
+
+def _call(request: Request) -> Call:
+    return Call(request.app.state.service, request.state.principal, request)
+
+
+Caller = Annotated[Call, Depends(_call)]
+
+
+async def _dumped(work: Awaitable[BaseModel]) -> bytes:
+    return (await work).model_dump_json().encode()
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,206 @@
+"""What stands before every request: its id, where it comes from, who sent it, how long it is. Plain ASGI, because it is
+in the way of each execution."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from emberbox.errors import Forbidden, RequestTooLarge, Unauthorized, ValidationFailed, VmExecutionError
+from emberbox.models.server import ServerConfig
+from emberbox.server.access import Doorkeeper
+from emberbox.server.failures import error_answer
+
+REQUEST_ID = "X-Request-ID"
+POLICY_VIOLATION = 1008
+"""Close code of a WebSocket that is refused (RFC 6455, 7.4.1)."""
+_PUBLIC = re.compile(r"/(health|ready|docs(/.*)?|openapi\.json)?")
+"""What shows nothing of anybody."""
+_STREAMED = re.compile(r"/api/vms/[^/]+/files")
+"""Bodies that go on to a machine in pieces, whose disk bounds them."""
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestObserver(Protocol):
+    """Is told of each request."""
+
+    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
+
+
+class Guard:
+    """The outermost layer of the application.
+
+    Args:
+        app: what is behind it.
+        doorkeeper: knows who may come in.
+        config: limits, names and origins.
+        observer: counts.
+    """
+
+    def __init__(self, app: ASGIApp, doorkeeper: Doorkeeper, config: ServerConfig, observer: RequestObserver) -> None:
+        self._app = app
+        self._doorkeeper = doorkeeper
+        self._max_body = config.max_body_bytes
+        self._hosts = frozenset({"localhost", config.host.lower(), *(name.lower() for name in config.allowed_hosts)})
+        self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
+        self._observer = observer
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox.http")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request or one WebSocket."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID, "")
+        request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        seen = _Seen(send, request_id)
+        began = time.perf_counter()
+        try:
+            try:
+                self._check(scope, headers)
+                body = _Body(receive, self._limit(scope, headers))
+            except VmExecutionError as error:
+                await _refuse(scope, receive, seen, error)
+            else:
+                await self._app(scope, body, seen)
+        finally:
+            self._ended(scope, seen, time.perf_counter() - began)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Raises where it is not let in."""
+        self._check_source(headers)
+        if scope["type"] == "http" and _PUBLIC.fullmatch(scope["path"]):
+            return
+        client = scope.get("client")
+        principal = self._doorkeeper.principal(headers.get("authorization"), client[0] if client else "local")
+        scope["state"]["principal"] = principal
+        structlog.contextvars.bind_contextvars(token=principal.name)
+
+    def _check_source(self, headers: Headers) -> None:
+        """No page of a browser may call it that is not one of ours: neither by its own origin, nor by a name that it
+        has pointed here (DNS rebinding). A plain address cannot be pointed anywhere."""
+        hosts = headers.getlist("host")
+        host = _host_name(hosts[0]) if len(hosts) == 1 else None
+        if host is None or not (host in self._hosts or _is_address(host)):
+            raise Forbidden(
+                f"This server is not called {host or 'that'!r:.100}.",
+                remediation="Call it by its address or as localhost, or add the name to server.allowed_hosts.",
+            )
+        origin = headers.get("origin")
+        if origin is None:
+            if headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
+                raise Forbidden("Another web page may not call this server.")
+            return
+        if origin.lower() not in self._origins and urlsplit(origin).netloc.lower() != hosts[0].lower():
+            raise Forbidden(
+                f"The web page {origin!r:.100} may not call this server.",
+                remediation="Add its origin to server.allowed_origins, if you trust it.",
+            )
+
+    def _limit(self, scope: Scope, headers: Headers) -> int | None:
+        """How long the body may be; raises where it says itself that it is longer."""
+        if scope["type"] != "http" or (scope["method"] == "PUT" and _STREAMED.fullmatch(scope["path"])):
+            return None
+        told = headers.get("content-length", "0")
+        if not told.isdecimal():
+            raise ValidationFailed("Content-Length is no number.", remediation="Leave it to the HTTP library.")
+        if int(told) > self._max_body:
+            raise _too_large(self._max_body)
+        return self._max_body
+
+    def _ended(self, scope: Scope, seen: _Seen, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", None) or "(none)"
+        method = scope.get("method", "WEBSOCKET")
+        self._observer.request_ended(method, route, seen.status, seconds)
+        level = self._log.debug if seen.status < 400 and _PUBLIC.fullmatch(scope["path"]) else self._log.info
+        level(
+            "request",
+            method=method,
+            path=scope["path"][:200],
+            status=seen.status,
+            ms=round(seconds * 1000, 1),
+            client=(scope.get("client") or ("",))[0],
+        )
+
+
+class _Seen:
+    """Sends, and remembers the status; adds the request's id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)[REQUEST_ID] = self._request_id
+        elif kind == "websocket.accept":
+            self.status = 101
+        elif kind == "websocket.close" and self.status == 0:
+            self.status = 403
+        await self._send(message)
+
+
+class _Body:
+    """Receives, and counts the bytes of the body."""
+
+    def __init__(self, receive: Receive, most: int | None) -> None:
+        self._receive = receive
+        self._left = most
+        self._most = most or 0
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        if self._left is not None and message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise _too_large(self._most)
+        return message
+
+
+def _too_large(most: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request is longer than {most:,} bytes.")
+
+
+async def _refuse(scope: Scope, receive: Receive, send: _Seen, error: VmExecutionError) -> None:
+    if scope["type"] == "http":
+        await error_answer(error)(scope, receive, send)
+        return
+    if "websocket.http.response" in scope.get("extensions", {}):
+        answer = error_answer(error)
+        headers: Iterable[tuple[bytes, bytes]] = answer.raw_headers
+        await send({"type": "websocket.http.response.start", "status": answer.status_code, "headers": list(headers)})
+        await send({"type": "websocket.http.response.body", "body": bytes(answer.body)})
+        send.status = answer.status_code
+        return
+    code = 3000 if isinstance(error, Unauthorized) else POLICY_VIOLATION  # 3000: IANA's registry, "unauthorized"
+    await send({"type": "websocket.close", "code": code, "reason": error.message[:100]})
+
+
+def _host_name(header: str) -> str | None:
+    """The name of a Host header, without its port."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", header)
+    return match[1].strip("[]").lower().rstrip(".") if match else None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""Readiness: a machine answered lately."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from emberbox.engine import Engine
+from emberbox.errors import ExecutionFailed, VmNotAvailable
+from emberbox.models import Execution
+from emberbox.models.service import Readiness
+from emberbox.sandbox.work import Listeners, RunOptions
+from emberbox.server.service import Service
+
+_PROBE_SECONDS = 30.0
+_CODE = {"python": "print(6 * 7)", "javascript": "console.log(6 * 7)", "bash": "echo $((6 * 7))"}
+
+
+class Prober:
+    """Asks a machine whether it works, at most every `probe_seconds`; many who ask at once wait for one answer.
+
+    Args:
+        service: whose engine is asked.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._asking: asyncio.Task[Readiness] | None = None
+        self._known: tuple[float, Readiness] | None = None
+
+    async def readiness(self) -> Readiness:
+        """The newest answer.
+
+        Raises:
+            VmNotAvailable: no machine answers, or the server is stopping.
+        """
+        if self._service.draining:
+            raise VmNotAvailable("The server is stopping.", remediation="Ask another one.")
+        if self._known is not None and time.monotonic() - self._known[0] < self._service.config.probe_seconds:
+            return self._known[1]
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(_retrieved)
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> Readiness:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._service.settings.boot_timeout_seconds + _PROBE_SECONDS):
+                run, backend = await _answer(self._service.engine)
+        except TimeoutError as exc:
+            raise VmNotAvailable("A machine did not answer in time.") from exc
+        if run.stdout != "42\n":
+            raise ExecutionFailed(f"A machine said {run.stdout!r:.80} instead of 42.")
+        spent = time.monotonic() - began
+        ready = Readiness(backend=backend, answered_at=datetime.now(UTC), answer_ms=round(spent * 1000, 3))
+        self._known = (time.monotonic(), ready)
+        return ready
+
+    async def close(self) -> None:
+        """Ask nothing more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+
+async def _answer(engine: Engine) -> tuple[Execution, str]:
+    """Not an execution of anybody's: it is in no history, and no hook is asked."""
+    session = await engine.create_sandbox()
+    try:
+        languages = session.image.template.languages
+        language = next(one for one in ("python", "bash", "javascript") if one in languages)
+        run = await session.runner.run_code(language, _CODE[language], RunOptions(timeout=_PROBE_SECONDS), Listeners())
+        return run, session.machine.backend
+    finally:
+        await asyncio.shield(asyncio.ensure_future(session.kill()))
+
+
+def _retrieved(task: asyncio.Task[Readiness]) -> None:
+    """Somebody may ask for the outcome, or nobody."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,232 @@
+"""/api/vms/{id}/…: what the SDK does with a machine beyond its snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+
+from fastapi import APIRouter, Response
+
+from emberbox.engine import ExecuteRequest
+from emberbox.errors import ForkFailed, ValidationFailed
+from emberbox.models import ContextInfo, Execution, SandboxInfo, SandboxMetrics
+from emberbox.models.service import (
+    ContextCreateRequest,
+    ContextList,
+    DiffRequest,
+    DiffResponse,
+    FollowedEvent,
+    ForkRequest,
+    ForkResponse,
+    InterruptRequest,
+    InterruptResponse,
+    PointRequest,
+    RunCodeRequest,
+    TimeoutRequest,
+    VmInstance,
+)
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners, RunOptions
+from emberbox.server.calls import SSE, Call, Caller, Stream
+from emberbox.server.service import RESERVED
+from emberbox.server.streams import Outbox, answer
+
+_LOOK_SECONDS = 5.0
+"""After so long without an event: is the machine still there?"""
+router = APIRouter(prefix="/api/vms/{vm_id}", tags=["sandbox SDK"])
+
+
+def decoded(text: str, name: str) -> bytes:
+    """Bytes from base64; raises ValidationFailed."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise ValidationFailed(f"{name}: not base64.", remediation="Encode the bytes with base64.") from exc
+
+
+async def used(call: Call, vm_id: str) -> Session:
+    """The machine, for who may use it."""
+    call.principal.require("execute")
+    return await call.service.session(call.principal, vm_id)
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+@router.post("/run", response_model=Execution, responses={200: SSE}, summary="Run code (SDK)")
+async def run(vm_id: str, body: RunCodeRequest, call: Caller, stream: Stream = False) -> Response:
+    """As `Sandbox.run_code`."""
+    call.principal.require("execute")
+    if stream:
+        return call.stream(lambda outbox: _run(call, vm_id, body, outbox.listeners()))
+    return await call.run(body, lambda: _run(call, vm_id, body, Listeners()))
+
+
+async def _run(call: Call, vm_id: str, body: RunCodeRequest, listeners: Listeners) -> Execution:
+    session = await call.service.session(call.principal, vm_id)
+    options = RunOptions(
+        context=body.context_id,
+        cwd=body.cwd,
+        env=body.envs,
+        args=body.args,
+        stdin=decoded(body.stdin, "stdin"),
+        timeout=body.timeout_seconds,
+    )
+    request = ExecuteRequest(session, body.language, body.code, options, body.requirements)
+    return await call.service.execute(call.principal, request, listeners, call.key)
+
+
+@router.post("/contexts", response_model=ContextInfo, status_code=201, summary="Make a context")
+async def create_context(vm_id: str, body: ContextCreateRequest, call: Caller) -> Response:
+    """An interpreter beside the others, with variables of its own."""
+    session = await used(call, vm_id)
+    language = call.service.engine.runnable_language(body.language, session)
+    return answer(await session.contexts.create(language, body.cwd, body.envs), 201)
+
+
+@router.get("/contexts", response_model=ContextList, summary="List contexts")
+async def list_contexts(vm_id: str, call: Caller) -> Response:
+    """Interpreters that live."""
+    call.read()
+    session = await call.service.session(call.principal, vm_id)
+    return answer(ContextList(contexts=await session.contexts.list()))
+
+
+@router.post("/contexts/{context_id}/restart", response_model=ContextList, summary="Restart a context")
+async def restart_context(vm_id: str, context_id: str, call: Caller) -> Response:
+    """Its variables are gone; files stay."""
+    session = await used(call, vm_id)
+    await session.contexts.restart(context_id)
+    return answer(ContextList(contexts=await session.contexts.list()))
+
+
+@router.delete("/contexts/{context_id}", response_model=ContextList, summary="Remove a context")
+async def remove_context(vm_id: str, context_id: str, call: Caller) -> Response:
+    """It ends, with what it runs."""
+    session = await used(call, vm_id)
+    await session.contexts.remove(context_id)
+    return answer(ContextList(contexts=await session.contexts.list()))
+
+
+@router.post("/interrupt", response_model=InterruptResponse, summary="Interrupt code")
+async def interrupt(vm_id: str, body: InterruptRequest, call: Caller) -> Response:
+    """As Ctrl-C would, in one context or in all."""
+    session = await used(call, vm_id)
+    return answer(InterruptResponse(reached=await session.runner.interrupt(body.context_id)))
+
+
+@router.get("/events", response_model=FollowedEvent, responses={200: SSE}, summary="Follow a machine")
+async def events(vm_id: str, call: Caller) -> Response:
+    """What all executions in it print from now on, as events `followed`; until the caller leaves or the machine ends.
+    One who reads too slowly misses something, and is told how much."""
+    call.read()
+    await call.service.visible(call.principal, vm_id)
+    return call.stream(lambda outbox: _follow(call, vm_id, outbox))
+
+
+async def _follow(call: Call, vm_id: str, outbox: Outbox) -> FollowedEvent:
+    follower = call.service.followers.watch(vm_id)
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    event = await follower.next()
+            except TimeoutError:
+                if await call.service.engine.agent_of(vm_id) is None:
+                    return FollowedEvent(kind="closed")
+                continue
+            await outbox.put("followed", event)
+            if event.kind == "closed":
+                return event
+    finally:
+        call.service.followers.leave(vm_id, follower)
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+@router.post("/fork", response_model=ForkResponse, status_code=201, summary="Fork a machine")
+async def fork(vm_id: str, body: ForkRequest, call: Caller) -> Response:
+    """New machines that go on from this moment, each on its own. All of them, or none."""
+    session = await used(call, vm_id)
+    async with call.service.undoing(call.principal, "fork"):
+        try:
+            made = await call.service.engine.undo.fork(session, body.count, timeout=body.timeout_seconds)
+        except ForkFailed as exc:
+            for child in exc.children:
+                await child.kill()
+            exc.children = []
+            raise
+    return answer(ForkResponse(vms=[_new(call, child) for child in made]), 201)
+
+
+@router.post("/branch", response_model=VmInstance, status_code=201, summary="Branch off")
+async def branch(vm_id: str, body: PointRequest, call: Caller) -> Response:
+    """A new machine that goes on from a point of this one, which is not touched."""
+    session = await used(call, vm_id)
+    async with call.service.undoing(call.principal, "branch"):
+        made = await call.service.engine.undo.branch(session, body.point, timeout=body.timeout_seconds)
+    return answer(_new(call, made), 201)
+
+
+def _new(call: Call, session: Session) -> VmInstance:
+    session.idle_seconds = call.service.settings.session_idle_seconds
+    return call.service.instance(session)
+
+
+@router.post("/diff", response_model=DiffResponse, summary="Files that differ")
+async def diff(vm_id: str, body: DiffRequest, call: Caller) -> Response:
+    """Between two points, or a point and now; text files with their lines."""
+    session = await used(call, vm_id)
+    async with call.service.undoing(call.principal, "diff"):
+        return answer(DiffResponse(files=await call.service.engine.undo.diff(session, body.before, body.after)))
+
+
+# --- life -------------------------------------------------------------------------------------------------------------
+
+
+def info_of(session: Session) -> SandboxInfo:
+    """A machine as the SDK shows it, without the server's own words."""
+    info = session.info()
+    info.metadata = {key: value for key, value in info.metadata.items() if not key.startswith(RESERVED)}
+    return info
+
+
+@router.get("/info", response_model=SandboxInfo, summary="Look at a machine (SDK)")
+async def info(vm_id: str, call: Caller) -> Response:
+    """As `Sandbox.get_info`; one that was put aside is woken."""
+    call.read()
+    return answer(info_of(await call.service.session(call.principal, vm_id)))
+
+
+@router.get("/metrics", response_model=SandboxMetrics, summary="What a machine uses")
+async def metrics(vm_id: str, call: Caller) -> Response:
+    """Memory, CPU, disk and processes of now."""
+    call.read()
+    session = await call.service.session(call.principal, vm_id)
+    return answer(await session.metrics())
+
+
+@router.post("/pause", response_model=SandboxInfo, summary="Pause a machine")
+async def pause(vm_id: str, call: Caller) -> Response:
+    """Everything in it stops; its memory stays."""
+    session = await used(call, vm_id)
+    await session.pause()
+    return answer(info_of(session))
+
+
+@router.post("/resume", response_model=SandboxInfo, summary="Let a machine go on")
+async def resume(vm_id: str, call: Caller) -> Response:
+    """After a pause; harmless when it runs."""
+    session = await used(call, vm_id)
+    await session.resume()
+    return answer(info_of(session))
+
+
+@router.post("/timeout", response_model=SandboxInfo, summary="When a machine is killed")
+async def timeout(vm_id: str, body: TimeoutRequest, call: Caller) -> Response:
+    """So many seconds from now, or never."""
+    session = await used(call, vm_id)
+    session.set_timeout(body.seconds)
+    return answer(info_of(session))

@@ -1,0 +1,230 @@
+"""/api/v2: executions with snapshots and limits of their own, batches, the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Response
+
+from emberbox.errors import ForkFailed, SnapshotNotFound, ValidationFailed, VmExecutionError
+from emberbox.host.pressure import MemoryReader
+from emberbox.models import Execution, MachineLimits, RollbackResponse, VmExecuteResponse
+from emberbox.models.service import (
+    AllocateRequest,
+    AllocateResponse,
+    BatchBlock,
+    BatchRequest,
+    BatchResponse,
+    BatchResult,
+    CancelRequest,
+    CancelResponse,
+    ExecuteV2Request,
+    ExecuteV2Response,
+    PoolStats,
+    PoolStatusResponse,
+    ResourceStats,
+    RollbackV2Request,
+    SnapshotCreated,
+    SnapshotCreateRequest,
+    VmConfig,
+)
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.work import Listeners
+from emberbox.server.answers import block_error
+from emberbox.server.calls import SSE, Call, Caller, Stream
+from emberbox.server.requests import request_of, request_of_v2, response_v2, status_of_run
+from emberbox.server.routes.vms import roll_back, take
+from emberbox.server.streams import answer
+from emberbox.undo import LAST_SUCCESS
+
+router = APIRouter(prefix="/api/v2", tags=["v2"])
+
+
+@router.post("/execute", response_model=ExecuteV2Response, responses={200: SSE}, summary="Run code")
+async def execute(body: ExecuteV2Request, call: Caller, stream: Stream = False) -> Response:
+    """As /api/llm/execute, with a snapshot around it where one is wanted."""
+    call.principal.require("execute")
+    if stream:
+        return call.stream(lambda outbox: _execute(call, body, outbox.listeners()))
+    return await call.run(body, lambda: _execute(call, body, Listeners()))
+
+
+async def _execute(call: Call, body: ExecuteV2Request, listeners: Listeners) -> ExecuteV2Response:
+    session = await call.service.lease(call.principal, body.agent_id, body.vm_id)
+    request = request_of_v2(session, body)
+    return response_v2(await call.service.execute(call.principal, request, listeners, call.key))
+
+
+@router.post("/executions/cancel", response_model=CancelResponse, summary="Stop an execution")
+async def cancel(body: CancelRequest, call: Caller) -> Response:
+    """Its code is killed; whoever waits for it gets an error. The machine goes on."""
+    cancelled = call.service.cancel(call.principal, body.execution_id, body.idempotency_key)
+    return answer(CancelResponse(cancelled=cancelled))
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@router.post("/execute/batch", response_model=BatchResponse, summary="Run several pieces of code")
+async def batch(body: BatchRequest, call: Caller) -> Response:
+    """`sequential`: in one machine, with what each leaves behind. `parallel`: each in a fork of its own, at once; the
+    machine itself is not touched."""
+    call.principal.require("execute")
+    return await call.run(body, lambda: _batch(call, body))
+
+
+async def _batch(call: Call, body: BatchRequest) -> BatchResponse:
+    began = time.monotonic()
+    if body.snapshot and body.execution_mode == "parallel":
+        raise ValidationFailed("A snapshot of a parallel batch has no meaning.", remediation="Take sequential.")
+    session = await call.service.lease(call.principal, body.agent_id, body.vm_id)
+    snapshot_id = None
+    if body.execution_mode == "parallel":
+        results = await _parallel(call, session, body.code_blocks)
+    else:
+        results = await _sequential(call, session, body)
+        if body.snapshot:
+            snapshot_id = (await take(call, session, SnapshotCreateRequest())).snapshot_id
+    return BatchResponse(
+        batch_id=f"ba-{secrets.token_hex(8)}",
+        results=results,
+        total_duration_ms=round((time.monotonic() - began) * 1000, 3),
+        vm_id=session.id,
+        snapshot_id=snapshot_id,
+    )
+
+
+async def _sequential(call: Call, session: Session, body: BatchRequest) -> list[BatchResult]:
+    results: list[BatchResult] = []
+    for index, block in enumerate(body.code_blocks):
+        if body.stop_on_failure and any(result.status != "completed" for result in results):
+            results.append(BatchResult(block=index, status="skipped"))
+        else:
+            results.append(await _one(call, session, index, block))
+    return results
+
+
+async def _parallel(call: Call, session: Session, blocks: Sequence[BatchBlock]) -> list[BatchResult]:
+    async with contextlib.AsyncExitStack() as forks:
+        try:
+            made = await call.service.engine.undo.fork(session, len(blocks))
+        except ForkFailed as exc:
+            for child in exc.children:
+                await child.kill()
+            raise
+        for child in made:
+            forks.push_async_callback(child.kill)
+        work = [_one(call, child, index, block) for index, (child, block) in enumerate(zip(made, blocks, strict=True))]
+        return list(await asyncio.gather(*work))
+
+
+async def _one(call: Call, session: Session, index: int, block: BatchBlock) -> BatchResult:
+    request = request_of(
+        session,
+        language=block.language,
+        code=block.code,
+        agent_id=session.agent_id,
+        timeout=None if block.timeout_ms is None else block.timeout_ms / 1000,
+    )
+    try:
+        run: Execution = await call.service.execute(call.principal, request, Listeners())
+    except VmExecutionError as exc:
+        return BatchResult(block=index, status="refused", error=block_error(index, exc))
+    return BatchResult(block=index, status=status_of_run(run), execution=VmExecuteResponse.of(run))
+
+
+# --- machines ---------------------------------------------------------------------------------------------------------
+
+
+@router.get("/vm-pool/status", response_model=PoolStatusResponse, summary="The pool and the host")
+async def pool_status(call: Caller) -> Response:
+    """Machines made ahead, sandboxes, snapshots and memory. For a token that is bound to no agents."""
+    call.read()
+    call.principal.require_all_agents()
+    service = call.service
+    kinds = service.engine.pool_status()
+    count, size = service.engine.snapshot_figures()
+    return answer(
+        PoolStatusResponse(
+            pool_stats=PoolStats(
+                ready=sum(kind.ready for kind in kinds),
+                starting=sum(kind.starting for kind in kinds),
+                in_use=sum(kind.in_use for kind in kinds),
+                kinds=kinds,
+            ),
+            resource_stats=ResourceStats(
+                sandboxes=len(service.engine.live_sandboxes()),
+                max_sandboxes=service.settings.max_sandboxes,
+                executions_running=service.running,
+                executions_waiting=service.waiting_now,
+                snapshots=count,
+                snapshot_bytes=size,
+                free_memory_bytes=await asyncio.to_thread(MemoryReader().available_bytes),
+            ),
+        )
+    )
+
+
+@router.post("/vms/allocate", response_model=AllocateResponse, status_code=201, summary="Make a machine")
+async def allocate(body: AllocateRequest, call: Caller) -> Response:
+    """With limits of its own. It is ready when the answer comes."""
+    call.principal.require("execute")
+    service = call.service
+    with service.accepted(call.principal), service.waiting():
+        session = await service.engine.create_sandbox(
+            body.vm_type,
+            limits=await _limits(call, body.vm_type, body.vm_config),
+            agent_id=call.principal.agent(body.agent_id),
+            idle_seconds=service.settings.session_idle_seconds,
+        )
+    return answer(AllocateResponse(vm_id=session.id, status="ready", estimated_ready_time_ms=0), 201)
+
+
+async def _limits(call: Call, template: str | None, config: VmConfig) -> MachineLimits | None:
+    wanted: dict[str, float] = {}
+    if config.memory_mb is not None:
+        wanted["memory_mb"] = config.memory_mb
+    if config.vcpus is not None:
+        wanted["vcpus"] = config.vcpus
+    if config.root_fs_size_gb is not None:
+        wanted["disk_mb"] = max(8, round(config.root_fs_size_gb * 1024))
+    if not wanted:
+        return None
+    return (await call.service.engine.image(template)).limits.model_copy(update=wanted)
+
+
+@router.post("/vms/{vm_id}/snapshots", response_model=SnapshotCreated, status_code=201, summary="Take a snapshot")
+async def snapshot(vm_id: str, body: SnapshotCreateRequest, call: Caller) -> Response:
+    """Of files, memory and processes. `snapshot_type: kept` outlives the machine."""
+    call.principal.require("execute")
+    return answer(await take(call, await call.service.session(call.principal, vm_id), body), 201)
+
+
+@router.post("/vms/{vm_id}/snapshots/{snapshot_id}/rollback", response_model=RollbackResponse, summary="Roll back")
+async def rollback(vm_id: str, snapshot_id: str, call: Caller, body: RollbackV2Request | None = None) -> Response:
+    """`snapshot` goes to the snapshot of the address, `selective` takes `paths` out of it; `to-last-success` and
+    `to-pre-execution` find their snapshot themselves, and `-` stands in the address."""
+    call.principal.require("execute")
+    body = body or RollbackV2Request()
+    session = await call.service.session(call.principal, vm_id)
+    if (body.strategy == "selective") != (body.paths is not None):
+        raise ValidationFailed(
+            "`paths` belongs to the strategy selective, and that to `paths`.", remediation="Give both or neither."
+        )
+    target = snapshot_id
+    if body.strategy == "to-last-success":
+        target = LAST_SUCCESS
+    elif body.strategy == "to-pre-execution":
+        target = body.execution_id or _last_execution(session)
+    keep = body.create_pre_rollback_snapshot
+    return answer(await roll_back(call, session, target, paths=body.paths, keep_current=keep))
+
+
+def _last_execution(session: Session) -> str:
+    if not session.path:
+        raise SnapshotNotFound(f"Nothing was executed in machine {session.id}.", remediation="Name a snapshot.")
+    return session.path[-1]

@@ -1,0 +1,372 @@
+"""What every entry of the server shares: whose machines are whose, what runs, who follows it, who is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from prometheus_client.core import GaugeMetricFamily
+
+from emberbox.config import Settings
+from emberbox.engine import Engine, ExecuteRequest
+from emberbox.errors import Conflict, Forbidden, SessionNotFound, ValidationFailed, VmExecutionError, VmNotAvailable
+from emberbox.hooks.approval import ApprovalDesk
+from emberbox.local import LocalCommands
+from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
+from emberbox.models.server import ServerConfig
+from emberbox.models.service import VmInstance, VmStatus
+from emberbox.sandbox.ledger import SandboxRecord
+from emberbox.sandbox.session import Session, SessionState
+from emberbox.sandbox.work import Listeners
+from emberbox.server.access import Places, Principal
+from emberbox.server.asking import Asking
+from emberbox.server.followers import Followers
+from emberbox.server.idempotency import IdempotencyStore
+from emberbox.server.metrics import Metrics, gauge
+from emberbox.server.tracing import span
+
+T = TypeVar("T")
+RESERVED = "emberbox:"
+"""Words of the server's own among a machine's metadata begin so."""
+NAME_KEY = RESERVED + "name"
+SESSION_KEY = RESERVED + "session"
+_STATUS: dict[SessionState, VmStatus] = {
+    SessionState.STARTING: "provisioning",
+    SessionState.PAUSED: "paused",
+    SessionState.RESTORING: "provisioning",
+    SessionState.CLOSED: "stopped",
+}
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """An execution under way."""
+
+    task: asyncio.Task[Execution]
+    agent_id: str
+    vm_id: str
+    key: str | None = None
+    execution_id: str | None = None
+    began: float = field(default_factory=time.monotonic)
+
+
+class Service:
+    """The state of one server.
+
+    Args:
+        settings: in force.
+        engine: whose machines it serves; its approver is the `desk`.
+        desk: where questions to people wait.
+        asking: tells who is attached of them.
+        metrics: counts.
+    """
+
+    def __init__(
+        self, settings: Settings, engine: Engine, desk: ApprovalDesk, asking: Asking, metrics: Metrics
+    ) -> None:
+        self.settings = settings
+        self.config: ServerConfig = settings.server
+        self.engine = engine
+        self.desk = desk
+        self.asking = asking
+        self.metrics = metrics
+        self.executions = Places("executions")
+        self.streams = Places("streams and sockets")
+        self.followers = Followers()
+        self.started = time.monotonic()
+        self.draining = False
+        self.server_id = secrets.token_hex(8)
+        self.keys = IdempotencyStore(
+            settings.state_dir / "server" / "idempotency.db", self.server_id, self.config.idempotency_hours * 3600
+        )
+        self._running: set[Running] = set()
+        self._waiting = 0
+        self._naming: set[tuple[str, str]] = set()
+        self._commands: WeakKeyDictionary[Session, LocalCommands] = WeakKeyDictionary()
+        self._background: set[asyncio.Task[Any]] = set()
+        metrics.watch(self._gauges)
+
+    # --- whose is what --------------------------------------------------------------------------------------------
+
+    async def session(self, principal: Principal, vm_id: str) -> Session:
+        """A machine of the caller's; one that was put aside is woken.
+
+        Raises:
+            SessionNotFound: there is none, or it is somebody else's: the caller cannot tell which.
+        """
+        await self.visible(principal, vm_id)
+        return await self.engine.get_sandbox(vm_id)
+
+    async def visible(self, principal: Principal, vm_id: str) -> str:
+        """Whose a machine is, if the caller may know of it; raises SessionNotFound as of `session`."""
+        agent_id = await self.engine.agent_of(vm_id)
+        if agent_id is None or not principal.sees(agent_id):
+            raise SessionNotFound(
+                f"There is no machine {vm_id!r:.80}.", remediation="GET /api/vms lists what there is."
+            )
+        return agent_id
+
+    async def lease(self, principal: Principal, agent_id: str | None, vm_id: str | None) -> Session:
+        """The machine for an execution: the one that is named, or the agent's own, made where there is none."""
+        with self.waiting():
+            if vm_id is None:
+                return await self.engine.lease(principal.agent(agent_id))
+            session = await self.session(principal, vm_id)
+            if agent_id is not None and session.agent_id != principal.agent(agent_id):
+                raise SessionNotFound(f"Agent {agent_id!r:.80} has no machine {vm_id!r:.80}.")
+            return session
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Something waits for a machine meanwhile."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    @property
+    def waiting_now(self) -> int:
+        """How much waits for a machine."""
+        return self._waiting
+
+    @contextlib.contextmanager
+    def naming(self, agent_id: str, name: str) -> Iterator[None]:
+        """A session of this name begins meanwhile; raises Conflict where one does already."""
+        place = (agent_id, name)
+        if place in self._naming:
+            raise Conflict(f"A session {name!r} of agent {agent_id!r:.80} is just beginning.")
+        self._naming.add(place)
+        try:
+            yield
+        finally:
+            self._naming.discard(place)
+
+    async def instances(self, principal: Principal) -> list[VmInstance]:
+        """All machines of the caller's, oldest first."""
+        live = [self.instance(one) for one in await self.engine.list_sandboxes() if principal.sees(one.agent_id)]
+        asleep = [_asleep(one) for one in await self.engine.list_dormant() if principal.sees(one.agent_id)]
+        known = {vm.id for vm in live}
+        return sorted([*live, *(vm for vm in asleep if vm.id not in known)], key=lambda vm: vm.created_at)
+
+    async def instance_of(self, principal: Principal, vm_id: str) -> VmInstance:
+        """One machine of the caller's, without waking it; raises SessionNotFound."""
+        await self.visible(principal, vm_id)
+        for one in await self.engine.list_sandboxes():
+            if one.id == vm_id:
+                return self.instance(one)
+        for record in await self.engine.list_dormant():
+            if record.sandbox_id == vm_id:
+                return _asleep(record)
+        raise SessionNotFound(f"There is no machine {vm_id!r:.80}.")
+
+    def instance(self, session: Session) -> VmInstance:
+        """A machine as the API shows it."""
+        idle = asyncio.get_running_loop().time() - session.last_used
+        return VmInstance(
+            id=session.id,
+            name=session.metadata.get(NAME_KEY) or session.metadata.get(SESSION_KEY) or session.id,
+            vm_type=session.image.name,
+            status=self.status(session),
+            created_at=session.started_at,
+            last_activity=datetime.now(UTC) - timedelta(seconds=max(0.0, idle)),
+            agent_id=session.agent_id,
+            backend=session.machine.backend,
+        )
+
+    @staticmethod
+    def status(session: Session) -> VmStatus:
+        """`running` while code runs in it, `ready` while it waits."""
+        return _STATUS.get(session.state, "running" if session.runner.busy else "ready")
+
+    async def end(self, vm_id: str) -> None:
+        """End a machine for good."""
+        await self.engine.kill_sandbox(vm_id)
+        self.followers.closed(vm_id)
+
+    def commands(self, session: Session) -> LocalCommands:
+        """The commands that were started in a machine through this server."""
+        return self._commands.setdefault(session, LocalCommands(session))
+
+    # --- executions -----------------------------------------------------------------------------------------------
+
+    async def execute(
+        self, principal: Principal, request: ExecuteRequest, listeners: Listeners, key: str | None = None
+    ) -> Execution:
+        """Run one piece of code for a caller.
+
+        Raises:
+            Forbidden, TooManyRequests, VmNotAvailable: the caller may not, has too much under way, or the server stops.
+            VmExecutionError: as of `Engine.execute`.
+        """
+        principal.require("execute")
+        session = request.sandbox
+        with self.accepted(principal), span("execute", language=request.language, vm_id=session.id) as current:
+            entered = replace(request, on_begin=lambda execution_id: self._begins(running, execution_id))
+            followed = self.followers.listeners(session.id, listeners)
+            task = asyncio.ensure_future(self.engine.execute(entered, followed))
+            running = Running(task, request.agent_id or session.agent_id, session.id, key)
+            self._running.add(running)
+            try:
+                execution = await task
+            except asyncio.CancelledError:
+                await _ended(task)
+                raise
+            finally:
+                self._running.discard(running)
+                self.followers.ended(session.id, running.execution_id, task)
+            current.set_attribute("emberbox.execution_id", execution.execution_id)
+            current.set_attribute("emberbox.exit_code", execution.exit_code)
+            return execution
+
+    def _begins(self, running: Running, execution_id: str) -> None:
+        running.execution_id = execution_id
+        self.followers.begins(running.vm_id, execution_id)
+
+    @contextlib.contextmanager
+    def accepted(self, principal: Principal) -> Iterator[None]:
+        """Work is done for a caller meanwhile: it has a place, and a stop of the server waits for it."""
+        if self.draining:
+            raise VmNotAvailable("The server is stopping.", remediation="Try again when it has started again.")
+        with self.executions.one(principal.id, principal.max_executions):
+            yield
+
+    def cancel(self, principal: Principal, execution_id: str | None, key: str | None) -> bool:
+        """Stop an execution of the caller's; False where none such runs (any more)."""
+        principal.require("execute")
+        if (execution_id is None) == (key is None):
+            raise ValidationFailed("Name either execution_id or idempotency_key.", remediation="One of them.")
+        for running in self._running:
+            named = running.execution_id == execution_id if key is None else running.key == key
+            if named and principal.sees(running.agent_id):
+                running.task.cancel()
+                return True
+        return False
+
+    @property
+    def running(self) -> int:
+        """How many executions are under way."""
+        return len(self._running)
+
+    async def whoever_leaves(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do a piece of work to its end, also when whoever waits for it is cancelled."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return await asyncio.shield(task)
+
+    # --- undo -----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def undoing(self, principal: Principal, operation: str) -> AsyncIterator[None]:
+        """A snapshot or a rollback is done meanwhile, and counted."""
+        principal.require("execute")
+        with self.accepted(principal), span(operation):
+            try:
+                yield
+            except VmExecutionError:
+                self.metrics.snapshot(operation, succeeded=False)
+                raise
+            self.metrics.snapshot(operation, succeeded=True)
+
+    async def snapshots(self, session: Session) -> list[SnapshotInfo]:
+        """Of a machine, oldest first."""
+        return await self.engine.undo.snapshots(session)
+
+    # --- people ---------------------------------------------------------------------------------------------------
+
+    def questions(self, principal: Principal) -> list[ApprovalRequest]:
+        """Questions that wait, about the caller's agents."""
+        return [one for one in self.desk.pending() if principal.sees(one.agent_id)]
+
+    def may_answer(self, principal: Principal, approval_id: str) -> None:
+        """Raises where the caller may not answer this question: whoever runs code may not approve it as well, unless
+        its token says so."""
+        principal.require("approve")
+        if all(one.approval_id != approval_id for one in self.questions(principal)):
+            raise SessionNotFound(
+                f"No question {approval_id!r:.80} waits for an answer.",
+                remediation="It may have expired or been answered; GET /api/approvals shows what waits.",
+            )
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def drain(self, seconds: float) -> int:
+        """Take nothing more, and wait for what is under way; how much of it was cut short."""
+        self.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.executions.empty()
+        left = list(self._running)
+        for running in left:
+            running.task.cancel()
+        if left:
+            await asyncio.wait([running.task for running in left], timeout=10)
+        return len(left)
+
+    async def close(self) -> None:
+        """Stop for good."""
+        for task in list(self._background):
+            task.cancel()
+        if self._background:
+            await asyncio.wait(list(self._background), timeout=10)
+        self.followers.close()
+        await self.keys.close()
+
+    def _gauges(self) -> Iterator[GaugeMetricFamily]:
+        pool = self.engine.pool_status()
+        sessions = self.engine.live_sandboxes()
+        yield gauge("emberbox_executions_running", "Executions under way.", [({}, self.running)])
+        yield gauge("emberbox_executions_waiting", "Executions that wait for a machine.", [({}, self._waiting)])
+        yield gauge("emberbox_approvals_waiting", "Questions that wait for a person.", [({}, len(self.desk.pending()))])
+        yield gauge("emberbox_streams", "Open streams and sockets.", [({}, self.streams.total)])
+        yield gauge("emberbox_sandboxes_max", "Sandboxes that there may be.", [({}, self.settings.max_sandboxes)])
+        by_state: dict[str, int] = {state.value: 0 for state in SessionState}
+        for session in sessions:
+            by_state[session.state.value] += 1
+        yield gauge("emberbox_sandboxes", "Sandboxes.", [({"state": name}, n) for name, n in by_state.items()])
+        count, size = self.engine.snapshot_figures()
+        yield gauge("emberbox_snapshots", "Snapshots of live sandboxes.", [({}, count)])
+        yield gauge("emberbox_snapshot_bytes", "Bytes of these.", [({}, size)])
+        for name, text, read in _POOL:
+            yield gauge(name, text, [({"template": kind.template}, read(kind)) for kind in pool])
+
+
+_POOL: tuple[tuple[str, str, Callable[..., int]], ...] = (
+    ("emberbox_pool_ready", "Machines that wait to be leased.", lambda kind: kind.ready),
+    ("emberbox_pool_starting", "Machines on their way to the pool.", lambda kind: kind.starting),
+    ("emberbox_pool_target", "Machines that the pool shall have.", lambda kind: kind.high),
+)
+
+
+async def _ended(task: asyncio.Task[Execution]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _asleep(record: SandboxRecord) -> VmInstance:
+    return VmInstance(
+        id=record.sandbox_id,
+        name=record.metadata.get(NAME_KEY) or record.metadata.get(SESSION_KEY) or record.sandbox_id,
+        vm_type=record.template.name,
+        status="paused",
+        created_at=record.started_at,
+        last_activity=record.started_at,
+        agent_id=record.agent_id,
+        backend="",
+    )
+
+
+def checked_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    """A caller's own words; raises Forbidden where they look like the server's."""
+    for key in metadata:
+        if key.startswith(RESERVED):
+            raise Forbidden(f"Metadata may not begin with {RESERVED!r}: {key!r:.80}.", remediation="Use another word.")
+    return metadata

@@ -1,0 +1,192 @@
+"""Answers that outlast a single write: streams of events, and plain answers whose asker may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from emberbox.errors import Internal, VmExecutionError
+from emberbox.models import Result
+from emberbox.models.service import ErrorResponse, OutputEvent, ResultEvent
+from emberbox.sandbox.work import Listeners
+from emberbox.server.failures import plain
+
+T = TypeVar("T")
+_WAITING = 64
+"""Events that may wait for a slow reader; then the code waits."""
+_PIECE = 64 << 10
+"""Characters of output in one event."""
+PING_SECONDS = 15.0
+
+
+class GoneError(Exception):
+    """Whoever asked has left, or reads nothing any more."""
+
+
+class Outbox:
+    """Events on their way to one reader. Whoever puts waits while it is full.
+
+    Args:
+        slow_seconds: how long; then the reader counts as gone.
+    """
+
+    def __init__(self, slow_seconds: float) -> None:
+        self._queue: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue(_WAITING)
+        self._slow_seconds = slow_seconds
+
+    async def put(self, name: str, model: BaseModel) -> None:
+        """Send an event; raises GoneError where the reader takes nothing."""
+        await self._put((name, model.model_dump_json()))
+
+    async def _put(self, item: tuple[str, str] | None) -> None:
+        try:
+            self._queue.put_nowait(item)
+        except asyncio.QueueFull:
+            try:
+                async with asyncio.timeout(self._slow_seconds):
+                    await self._queue.put(item)
+            except TimeoutError as exc:
+                raise GoneError("the reader takes nothing") from exc
+
+    async def end(self) -> None:
+        """Nothing more comes."""
+        await self._put(None)
+
+    async def next(self) -> tuple[str, str] | None:
+        """The next event; None at the end."""
+        return await self._queue.get()
+
+    def listeners(self) -> Listeners:
+        """Output and results as events."""
+        return Listeners(self._text_of("stdout"), self._text_of("stderr"), self._result)
+
+    def _text_of(self, stream: str) -> Callable[[str], Awaitable[None]]:
+        async def text(content: str) -> None:
+            for at in range(0, len(content), _PIECE):
+                await self.put(stream, OutputEvent(content=content[at : at + _PIECE]))
+
+        return text
+
+    async def _result(self, result: Result) -> None:
+        await self.put("result", ResultEvent(result=result))
+
+
+class EventStream(Response):
+    """Server-sent events (HTML standard, 9.2) of one piece of work, which is cancelled when the reader leaves.
+
+    The last event is `complete`, with what the work returned, or `error`.
+
+    Args:
+        work: gets the outbox; what it returns is the last event.
+        slow_seconds: how long the reader may take for what it was sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, work: Callable[[Outbox], Coroutine[Any, Any, BaseModel]], slow_seconds: float) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._work = work
+        self._slow_seconds = slow_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        del scope
+        outbox = Outbox(self._slow_seconds)
+        work = asyncio.create_task(self._do(outbox))
+        gone = asyncio.create_task(_left(receive))
+        gone.add_done_callback(lambda _: work.cancel())
+        try:
+            await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._copy(outbox, work, send)
+        except (GoneError, OSError):
+            pass
+        finally:
+            gone.cancel()
+            work.cancel()
+            await asyncio.wait([gone, work])
+
+    async def _do(self, outbox: Outbox) -> None:
+        with contextlib.suppress(GoneError):
+            try:
+                await outbox.put("complete", await self._work(outbox))
+            except VmExecutionError as error:
+                await outbox.put("error", ErrorResponse.model_validate({"error": plain(error)}))
+            except GoneError:
+                raise
+            except Exception as error:
+                internal = Internal(f"{type(error).__name__} in the server.")
+                await outbox.put("error", ErrorResponse.model_validate({"error": plain(internal)}))
+                raise
+            await outbox.end()
+
+    async def _copy(self, outbox: Outbox, work: asyncio.Task[None], send: Send) -> None:
+        while not (work.done() and work.cancelled()):
+            try:
+                async with asyncio.timeout(PING_SECONDS):
+                    event = await _first(outbox.next(), work)
+            except TimeoutError:
+                await self._body(send, b": alive\n\n")
+                continue
+            if event is None:
+                await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+                return
+            await self._body(send, f"event: {event[0]}\ndata: {event[1]}\n\n".encode())
+
+    async def _body(self, send: Send, data: bytes) -> None:
+        await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _send(self, send: Send, message: Mapping[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._slow_seconds):
+                await send(dict(message))
+        except TimeoutError as exc:
+            raise GoneError("the reader takes nothing") from exc
+
+
+async def _first(getting: Coroutine[Any, Any, tuple[str, str] | None], work: asyncio.Task[None]) -> Any:
+    """The next event; raises GoneError when the work was cancelled and none comes any more."""
+    task = asyncio.ensure_future(getting)
+    try:
+        await asyncio.wait([task, work] if not work.done() else [task], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and work.cancelled():
+            raise GoneError("the reader left")
+        return await task
+    finally:
+        task.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; it is cancelled when whoever asked leaves.
+
+    Raises:
+        GoneError: they left.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_left(request.receive))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise GoneError("the reader left")
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.wait([task, gone])
+
+
+def answer(model: BaseModel, status: int = 200) -> Response:
+    """A model as the answer, without the second validation that a framework would do."""
+    return Response(model.model_dump_json(), status, media_type="application/json")
