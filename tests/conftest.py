@@ -16,6 +16,7 @@ import pytest
 from emberbox import Engine, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
+from served import Served
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +39,11 @@ def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def nothing_left(run_dir: Path) -> Iterator[None]:
+def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None]:
     """After the test no process, cgroup, mount, descriptor, socket or file of ours is left."""
+    callspec = getattr(request.node, "callspec", None)
+    if "served" in request.fixturenames or (callspec and callspec.params.get("sandbox") == "remote"):
+        request.getfixturevalue("served")  # it stays: it must be there before we count
     before = _descriptors()
     yield
     gc.collect()
@@ -53,9 +57,15 @@ def nothing_left(run_dir: Path) -> Iterator[None]:
 
 def _ours(process: psutil.Process) -> bool:
     try:
+        if any(parent.pid in _servers for parent in process.parents()):
+            return False  # its own end is looked at
         return any("spawner_main" in part or "runsc" in part for part in process.cmdline())
     except psutil.Error:
         return False
+
+
+_servers: set[int] = set()
+"""Processes of servers that outlive a test."""
 
 
 def _groups() -> list[str]:
@@ -88,11 +98,41 @@ def settings(run_dir: Path) -> Settings:
     return load_settings()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Modules that say `CONTRACT = True` test what the SDK promises: in this process, and against a server."""
+    if "sandbox" in metafunc.fixturenames and getattr(metafunc.module, "CONTRACT", False):
+        metafunc.parametrize("sandbox", ["local", "remote"], indirect=True)
+
+
 @pytest.fixture
-def sandbox(nothing_left: None) -> Iterator[Sandbox]:
+def sandbox(nothing_left: None, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """A fresh sandbox of the default template."""
+    if getattr(request, "param", "local") == "remote":
+        served: Served = request.getfixturevalue("served")
+        with Sandbox.create(base_url=served.url) as sandbox:
+            yield sandbox
+        return
     with Sandbox.create() as sandbox:
         yield sandbox
+
+
+@pytest.fixture
+def own_sandbox(nothing_left: None) -> Iterator[Sandbox]:
+    """A fresh sandbox of this process, whatever the module says."""
+    with Sandbox.create() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    """A server without tokens, for all tests that do not change it as a whole."""
+    server = Served().start()
+    _servers.add(server.pid)
+    try:
+        yield server
+    finally:
+        _servers.discard(server.pid)
+        server.finish()
 
 
 @pytest.fixture

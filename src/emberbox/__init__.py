@@ -18,24 +18,31 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from emberbox.aio import AsyncSandbox
+    from emberbox.client import VmExecutionClient, VmExecutionClientSync
     from emberbox.code_extractor import CodeBlockExtractor
     from emberbox.config import Settings, load_settings
     from emberbox.engine import Engine
     from emberbox.errors import NoCapacity, VmExecutionError
+    from emberbox.fcctl_bridge import FcctlBridge
     from emberbox.models import Execution, MachineLimits, Result, TerminationReason
+    from emberbox.session_adapter import DirectSessionAdapter
     from emberbox.sync import Sandbox
 
 _HOMES = {
     "AsyncSandbox": "aio",
     "CodeBlockExtractor": "code_extractor",
+    "DirectSessionAdapter": "session_adapter",
     "Engine": "engine",
     "Execution": "models",
+    "FcctlBridge": "fcctl_bridge",
     "MachineLimits": "models",
     "NoCapacity": "errors",
     "Result": "models",
     "Sandbox": "sync",
     "Settings": "config",
     "TerminationReason": "models",
+    "VmExecutionClient": "client",
+    "VmExecutionClientSync": "client",
     "VmExecutionError": "errors",
     "load_settings": "config",
 }
@@ -43,14 +50,18 @@ _HOMES = {
 __all__ = [
     "AsyncSandbox",
     "CodeBlockExtractor",
+    "DirectSessionAdapter",
     "Engine",
     "Execution",
+    "FcctlBridge",
     "MachineLimits",
     "NoCapacity",
     "Result",
     "Sandbox",
     "Settings",
     "TerminationReason",
+    "VmExecutionClient",
+    "VmExecutionClientSync",
     "VmExecutionError",
     "__version__",
     "load_settings",

@@ -5,21 +5,16 @@ Callbacks are called in the caller's thread. Ctrl-C during a call cancels it in 
 
 from __future__ import annotations
 
-import os
-import queue
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, overload
 
-from anyio.from_thread import BlockingPortal, BlockingPortalProvider
-
+from emberbox._loop import Loop, Relay
 from emberbox.aio import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
 from emberbox.config import Settings
-from emberbox.errors import ForkFailed, VmNotAvailable
+from emberbox.errors import ForkFailed
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook
 from emberbox.inside import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle
@@ -40,65 +35,6 @@ from emberbox.models import (
 from emberbox.sandbox.files import Data
 from emberbox.sandbox.work import OnResult, OnText
 
-T = TypeVar("T")
-
-_provider = BlockingPortalProvider(backend="asyncio")
-"""The loop's thread: it starts with the first sandbox and ends with the last."""
-
-
-class _Loop:
-    """Calls of one sandbox into the loop's thread."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._pid = os.getpid()
-        self._closed = False
-        self._portal: BlockingPortal = self._stack.enter_context(_provider)
-
-    def call(self, work: Callable[[], Coroutine[Any, Any, T]], listeners: _Relay | None = None) -> T:
-        """Run a coroutine function there and return what it returned; relay its callbacks meanwhile."""
-        self._check()
-        future: Future[T] = self._portal.start_task_soon(work)
-        try:
-            if listeners is not None:
-                future.add_done_callback(lambda _: listeners.end())
-                listeners.serve()
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        self._closed = True
-        self._stack.close()
-
-    def _check(self) -> None:
-        if self._closed:
-            raise VmNotAvailable("The sandbox was killed.", remediation="Create a new one.")
-        if os.getpid() != self._pid:
-            raise VmNotAvailable(
-                "This sandbox belongs to the process that forked this one.", remediation="Create one in this process."
-            )
-
-
-class _Relay:
-    """Carries callbacks from the loop's thread to the caller's."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
-
-    def wrap(self, listener: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
-        """A callback for the loop's thread that has `listener` called in the caller's."""
-        return None if listener is None else lambda value: self._queue.put((listener, value))
-
-    def serve(self) -> None:
-        while (item := self._queue.get()) is not None:
-            listener, value = item
-            listener(value)
-
-    def end(self) -> None:
-        self._queue.put(None)
-
 
 class Sandbox:
     """An isolated machine to run code in.
@@ -113,7 +49,7 @@ class Sandbox:
         commands: run programs (see `Commands`).
     """
 
-    def __init__(self, loop: _Loop, sandbox: AsyncSandbox) -> None:
+    def __init__(self, loop: Loop, sandbox: AsyncSandbox) -> None:
         self._loop = loop
         self._sandbox = sandbox
         self._closed = False
@@ -138,7 +74,7 @@ class Sandbox:
         token: str | None = None,
     ) -> Self:
         """Start a sandbox. Arguments and errors as of `AsyncSandbox.create`."""
-        loop = _Loop()
+        loop = Loop()
         try:
             work = partial(
                 AsyncSandbox.create,
@@ -164,7 +100,7 @@ class Sandbox:
     def connect(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
         """Another handle on a sandbox of this process (or of the server `base_url`), by its id; a paused one goes on.
         Raises SessionNotFound."""
-        loop = _Loop()
+        loop = Loop()
         try:
             return cls(loop, loop.call(partial(AsyncSandbox.connect, sandbox_id, base_url=base_url, token=token)))
         except BaseException:
@@ -205,7 +141,7 @@ class Sandbox:
         requirements: Sequence[str] = (),
     ) -> Execution:
         """Run code and return what it did. Arguments and errors as of `AsyncSandbox.run_code`."""
-        relay = _Relay()
+        relay = Relay()
         work = partial(
             self._sandbox.run_code,
             code,
@@ -256,7 +192,7 @@ class Sandbox:
         work = partial(self._sandbox.history, limit=limit, failures_only=failures_only, since=since, until=until)
         if not self._closed:
             return self._loop.call(work)
-        loop = _Loop()
+        loop = Loop()
         try:
             return loop.call(work)
         finally:
@@ -291,16 +227,16 @@ class Sandbox:
     ) -> Sandbox:
         """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
         child = self._loop.call(partial(self._sandbox.branch, point, timeout=timeout))
-        return Sandbox(_Loop(), child)
+        return Sandbox(Loop(), child)
 
     def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[Sandbox]:
         """`count` new sandboxes that go on from this moment, each on its own. Errors as of `AsyncSandbox.fork`."""
         try:
             children = self._loop.call(partial(self._sandbox.fork, count, timeout=timeout))
         except ForkFailed as exc:
-            exc.children = [Sandbox(_Loop(), child) for child in exc.children]
+            exc.children = [Sandbox(Loop(), child) for child in exc.children]
             raise
-        return [Sandbox(_Loop(), child) for child in children]
+        return [Sandbox(Loop(), child) for child in children]
 
     def pause(self) -> None:
         """Stop everything in it: no CPU is used, memory stays. Calls are refused until `resume`."""
@@ -338,7 +274,7 @@ class Sandbox:
 class Files:
     """Files of a sandbox. Relative paths start in the work directory; errors are GuestFileError."""
 
-    def __init__(self, loop: _Loop, sandbox: AsyncSandbox) -> None:
+    def __init__(self, loop: Loop, sandbox: AsyncSandbox) -> None:
         self._loop = loop
         self._files = sandbox.files
 
@@ -404,7 +340,7 @@ class Files:
 class CommandHandle:
     """A command that runs in the background."""
 
-    def __init__(self, loop: _Loop, handle: AsyncCommandHandle) -> None:
+    def __init__(self, loop: Loop, handle: AsyncCommandHandle) -> None:
         self._loop = loop
         self._handle = handle
         self.pid = handle.pid
@@ -425,7 +361,7 @@ class CommandHandle:
 class Commands:
     """Programs in a sandbox, run as its user. A string is run by `bash -c`, a list as it is."""
 
-    def __init__(self, loop: _Loop, sandbox: AsyncSandbox) -> None:
+    def __init__(self, loop: Loop, sandbox: AsyncSandbox) -> None:
         self._loop = loop
         self._commands = sandbox.commands
 
@@ -464,7 +400,7 @@ class Commands:
                 )
 
             return CommandHandle(self._loop, self._loop.call(start))
-        relay = _Relay()
+        relay = Relay()
         wait = partial(
             self._commands.run, cmd, on_stdout=relay.wrap(on_stdout), on_stderr=relay.wrap(on_stderr), **options
         )

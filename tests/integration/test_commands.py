@@ -7,6 +7,9 @@ import pytest
 from emberbox import Sandbox, TerminationReason
 from emberbox.errors import ExecutionFailed, SessionNotFound
 
+CONTRACT = True
+"""Against a server as well (conftest.py)."""
+
 
 def test_run_gives_output_and_exit_code(sandbox: Sandbox) -> None:
     done = sandbox.commands.run("echo out; echo err >&2; exit 3")

@@ -23,6 +23,9 @@ from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.models import TerminationReason
 from handles import session_of
 
+CONTRACT = True
+"""Against a server as well (conftest.py)."""
+
 MINIMAL = "minimal"
 
 

@@ -81,8 +81,8 @@ def create_token(
     else:
         print(token)
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        scopes = ", ".join(record.scopes)
-        console.print(f"[bold green]✓[/] Token {record.id} ({scopes}; agents {_words(record.agents)}).")
+        may = ", ".join(record.scopes)
+        console.print(f"[bold green]✓[/] Token {record.id} ({may}; agents {_words(record.agents)}).")
         console.print("  It is shown this once. Callers send it as `Authorization: Bearer …`, or set EMBERBOX_TOKEN.")
     sys.exit(int(Exit.SUCCESS))
 

@@ -1,0 +1,82 @@
+"""Hooks on the client's side of a server: what the engine's gate does, for code that runs elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from emberbox.code_extractor import CodeBlockExtractor
+from emberbox.gate import Asker, Gate
+from emberbox.hooks.manager import HookManager
+from emberbox.languages import get_language
+from emberbox.models import (
+    DecisionRecord,
+    Execution,
+    ExecutionError,
+    Logs,
+    VmExecuteRequest,
+    VmExecuteResponse,
+    VmExecutionConfig,
+)
+from emberbox.sandbox.work import Listeners
+
+Run = Callable[[VmExecuteRequest, Listeners], Awaitable[VmExecuteResponse]]
+
+
+class Guarded:
+    """Executions behind hooks of this side.
+
+    Args:
+        hooks: in force.
+        config: its policy and limits are checked as well, before code leaves.
+    """
+
+    def __init__(self, hooks: HookManager, config: VmExecutionConfig) -> None:
+        self._gate = Gate(hooks, CodeBlockExtractor(config=config))
+
+    async def execute(self, request: VmExecuteRequest, listeners: Listeners, run: Run) -> VmExecuteResponse:
+        """Run what the hooks let through; the answer is what they let the caller see.
+
+        Args:
+            request: what is wanted.
+            listeners: hear what the hooks' filters let through.
+            run: runs it on the server.
+
+        Raises:
+            PolicyBlocked: a hook, a rule or a person refused it, or withholds the output.
+        """
+        language = get_language(request.language).config.name
+        asker = Asker(agent_id=request.agent_id, vm_id=request.vm_id, metadata=request.metadata or {})
+        trail: list[DecisionRecord] = []
+        code = await self._gate.admit(asker, language, request.code, trail)
+        checked = request.model_copy(update={"code": code})
+        filtered = self._gate.listeners(asker, language, code, listeners)
+        if filtered is None:
+            response = await run(checked, listeners)
+        else:
+            ended = False
+            try:
+                response = await run(checked, filtered.listeners)
+                ended = True
+            finally:
+                await filtered.close(ended=ended)
+        seen = await self._gate.release(asker, code, _execution(response), filtered, trail)
+        return VmExecuteResponse.of(seen)
+
+
+def _execution(response: VmExecuteResponse) -> Execution:
+    """The answer in the form that the gate takes."""
+    error = None
+    if response.error is not None:
+        name, _, value = response.error.partition(": ")
+        error = ExecutionError(name=name, value=value)
+    fields = response.model_dump(exclude={"vm_id", "stdout", "stderr", "error", "snapshot_id", "results"})
+    return Execution(
+        **fields,
+        sandbox_id=response.vm_id,
+        logs=Logs(
+            stdout=[response.stdout] if response.stdout else [], stderr=[response.stderr] if response.stderr else []
+        ),
+        results=response.results,
+        error=error,
+        snapshot_after=response.snapshot_id,
+    )

@@ -1,0 +1,446 @@
+"""The client of a server: code and answers in, results out; machines, history and rollback.
+
+`Sandbox.create(base_url=…)` is the other way to use a server: one machine at a time, with all that the SDK has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+from urllib.parse import quote
+
+from emberbox._guarded import Guarded
+from emberbox._http import EXECUTION_SECONDS, HttpServer, parsed_text
+from emberbox._loop import Loop, Relay
+from emberbox.errors import ExecutionTimeout, SessionNotFound, VmConnectionError, VmNotAvailable
+from emberbox.hooks.manager import HookManager
+from emberbox.models import (
+    HistoryQueryResponse,
+    ParseExecuteRequest,
+    ParseExecuteResponse,
+    RollbackRequest,
+    RollbackResponse,
+    VmExecuteRequest,
+    VmExecuteResponse,
+    VmExecutionConfig,
+)
+from emberbox.models.service import (
+    CancelRequest,
+    CancelResponse,
+    Health,
+    OutputEvent,
+    ResultEvent,
+    SnapshotCreated,
+    SnapshotCreateRequest,
+    SnapshotList,
+    VmCreateRequest,
+    VmInstance,
+    VmPoolResponse,
+)
+from emberbox.sandbox.work import Listeners, OnResult, OnText
+
+T = TypeVar("T")
+_LAST_SUCCESS = "last-success"
+_READY = frozenset({"ready", "running"})
+
+
+class VmExecutionClient:
+    """A client of the server at `config.api_base_url`. Use it as an async context manager, or `aclose()` it.
+
+    What certainly never ran (no connection, no capacity, too many requests) is tried again a few times; what may have
+    run is not. A call that is cancelled cancels the execution.
+
+    Args:
+        config: where the server is, and the defaults of requests.
+        auth_token: of that server; the variable EMBERBOX_TOKEN unless given.
+        hook_manager: hooks of this side: code goes through them before it leaves, its output when it comes, and the
+            policy of `config` is checked. The server's own hooks and policy are in force in any case.
+    """
+
+    def __init__(
+        self,
+        config: VmExecutionConfig | None = None,
+        *,
+        auth_token: str | None = None,
+        hook_manager: HookManager | None = None,
+    ) -> None:
+        self.config = config or VmExecutionConfig()
+        self._server = HttpServer(self.config.api_base_url, auth_token)
+        self._guarded = None if hook_manager is None else Guarded(hook_manager, self.config)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._server.aclose()
+
+    # --- executions -----------------------------------------------------------------------------------------------
+
+    async def execute_code(
+        self,
+        request: VmExecuteRequest,
+        *,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        idempotency_key: str | None = None,
+    ) -> VmExecuteResponse:
+        """Run code in the machine that the request names, or in the agent's own. Code that fails does not raise.
+
+        Args:
+            request: what to run.
+            on_stdout, on_stderr, on_result: called as output arrives, plain functions or coroutine functions.
+            idempotency_key: asked again with the same key, the server answers with the first run's result. Not together
+                with the callbacks.
+
+        Raises:
+            ValidationFailed, UnsupportedLanguage, PolicyBlocked: refused before it ran.
+            VmNotAvailable, SessionNotFound, ExecutionFailed: the machine could not run it.
+            VmConnectionError, ExecutionTimeout: the server cannot be reached (`retryable`), or it may have run.
+        """
+        listeners = Listeners(on_stdout, on_stderr, on_result)
+        if self._guarded is None:
+            return await self._execute(request, listeners, idempotency_key)
+        return await self._guarded.execute(
+            request, listeners, lambda checked, heard: self._execute(checked, heard, idempotency_key)
+        )
+
+    async def _execute(self, request: VmExecuteRequest, listeners: Listeners, key: str | None) -> VmExecuteResponse:
+        path = "/api/llm/execute"
+        seconds = EXECUTION_SECONDS + (request.timeout_seconds or 0)
+        if listeners == Listeners() or key is not None:
+            answer = self._server.post(
+                VmExecuteResponse, path, request, seconds=seconds, headers={"Idempotency-Key": key} if key else None
+            )
+            return await self._cancelling(answer, key)
+        async with self._server.events(f"{path}?stream=true", request) as events:
+            async for event in events:
+                if event.name in ("stdout", "stderr"):
+                    await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
+                elif event.name == "result":
+                    await listeners.result(parsed_text(ResultEvent, event.data).result)
+                elif event.name == "complete":
+                    return parsed_text(VmExecuteResponse, event.data)
+        raise VmConnectionError("The server's stream ended before the execution did; it may have run.")
+
+    async def _cancelling(self, answer: Coroutine[Any, Any, T], key: str | None) -> T:
+        """A call that is cancelled cancels its execution. Without a key the server sees that we left; with one it goes
+        on, for whoever asks again, unless it is told."""
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if key is not None:
+                telling = asyncio.ensure_future(self.cancel(idempotency_key=key))
+                await asyncio.shield(asyncio.wait([telling], timeout=5))
+            raise
+
+    async def cancel(self, *, execution_id: str | None = None, idempotency_key: str | None = None) -> bool:
+        """Stop an execution; False where it does not run (any more)."""
+        wanted = CancelRequest(execution_id=execution_id, idempotency_key=idempotency_key)
+        return (await self._server.post(CancelResponse, "/api/v2/executions/cancel", wanted)).cancelled
+
+    async def _of_language(
+        self, language: str, agent_id: str, code: str, vm_id: str | None, options: Mapping[str, Any]
+    ) -> VmExecuteResponse:
+        request = VmExecuteRequest(agent_id=agent_id, language=language, code=code, vm_id=vm_id)
+        return await self.execute_code(request, **options)
+
+    async def execute_python(
+        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+    ) -> VmExecuteResponse:
+        """Run Python; options as of `execute_code`."""
+        return await self._of_language("python", agent_id, code, vm_id, options)
+
+    async def execute_javascript(
+        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+    ) -> VmExecuteResponse:
+        """Run JavaScript; options as of `execute_code`."""
+        return await self._of_language("javascript", agent_id, code, vm_id, options)
+
+    async def execute_bash(
+        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+    ) -> VmExecuteResponse:
+        """Run Bash; options as of `execute_code`."""
+        return await self._of_language("bash", agent_id, code, vm_id, options)
+
+    async def execute_rust(
+        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+    ) -> VmExecuteResponse:
+        """Run Rust; options as of `execute_code`."""
+        return await self._of_language("rust", agent_id, code, vm_id, options)
+
+    async def parse_and_execute(
+        self,
+        agent_id: str,
+        llm_response: str,
+        *,
+        auto_execute: bool = True,
+        auto_execute_threshold: float = 0.7,
+        idempotency_key: str | None = None,
+    ) -> ParseExecuteResponse:
+        """Find the code in a model's answer and run what is meant to run, in the agent's own machine."""
+        request = ParseExecuteRequest(
+            agent_id=agent_id,
+            llm_response=llm_response,
+            auto_execute=auto_execute,
+            auto_execute_threshold=auto_execute_threshold,
+        )
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        answer = self._server.post(
+            ParseExecuteResponse, "/api/llm/parse-execute", request, seconds=EXECUTION_SECONDS, headers=headers
+        )
+        return await self._cancelling(answer, idempotency_key)
+
+    # --- machines -------------------------------------------------------------------------------------------------
+
+    async def get_vm_pool(self, agent_id: str) -> VmPoolResponse:
+        """The machines of an agent."""
+        return await self._server.get(VmPoolResponse, f"/api/llm/vm-pool/{_part(agent_id)}")
+
+    async def provision_vm(self, agent_id: str, vm_type: str | None = None, *, name: str | None = None) -> VmInstance:
+        """A machine of the agent's own; it is ready when the answer comes. `vm_type`: of the config, unless given."""
+        request = VmCreateRequest(agent_id=agent_id, vm_type=vm_type or self.config.default_vm_type, vm_name=name)
+        return await self._server.post(VmInstance, "/api/vms", request, seconds=EXECUTION_SECONDS)
+
+    async def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> VmInstance:
+        """Wait until a machine can be used.
+
+        Args:
+            vm_id: of the machine.
+            timeout: seconds.
+
+        Raises:
+            SessionNotFound: there is none.
+            VmNotAvailable: it has ended.
+            ExecutionTimeout: it is not ready by then.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            vm = await self._server.get(VmInstance, f"/api/vms/{_part(vm_id)}")
+            if vm.status in _READY:
+                return vm
+            if vm.status in {"stopped", "failed"}:
+                raise VmNotAvailable(f"Machine {vm_id} is {vm.status}.", remediation="Provision a new one.")
+            if vm.status == "paused":  # put aside: to be asked wakes it
+                await self._server.request("POST", f"/api/vms/{_part(vm_id)}/resume")
+                continue
+            if asyncio.get_running_loop().time() >= deadline:
+                raise ExecutionTimeout(f"Machine {vm_id} is not ready after {timeout:g} s: it is {vm.status}.")
+            await asyncio.sleep(0.1)
+
+    async def kill_vm(self, vm_id: str) -> None:
+        """End a machine, with everything in it. Harmless when it has ended."""
+        try:
+            await self._server.request("DELETE", f"/api/vms/{_part(vm_id)}")
+        except SessionNotFound:
+            return
+
+    async def health_check(self) -> Health:
+        """Whether the server lives; raises VmConnectionError where it cannot be reached."""
+        return await self._server.get(Health, "/health")
+
+    # --- history, undo --------------------------------------------------------------------------------------------
+
+    async def query_history(
+        self,
+        vm_id: str,
+        *,
+        limit: int = 50,
+        failures_only: bool = False,
+        agent_id: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> HistoryQueryResponse:
+        """What was executed in a machine, newest first; also when it has ended."""
+        return await self._server.get(
+            HistoryQueryResponse,
+            f"/api/vms/{_part(vm_id)}/history",
+            limit=limit,
+            failures_only=failures_only,
+            agent_id=agent_id,
+            start_date=None if start_date is None else start_date.astimezone().isoformat(),
+            end_date=None if end_date is None else end_date.astimezone().isoformat(),
+        )
+
+    async def query_failures(self, vm_id: str, *, limit: int = 50) -> HistoryQueryResponse:
+        """Only what failed or was refused."""
+        return await self.query_history(vm_id, limit=limit, failures_only=True)
+
+    async def create_snapshot(self, vm_id: str, name: str | None = None) -> str:
+        """Keep a machine as it is now: files, memory and processes; the snapshot's id."""
+        request = SnapshotCreateRequest(name=name)
+        path = f"/api/vms/{_part(vm_id)}/snapshots"
+        return (await self._server.post(SnapshotCreated, path, request, seconds=EXECUTION_SECONDS)).snapshot_id
+
+    async def get_last_successful_snapshot(self, vm_id: str) -> str | None:
+        """The id of the newest snapshot of a state after a success; None if there is none."""
+        found = await self._server.get(SnapshotList, f"/api/vms/{_part(vm_id)}/snapshots")
+        return next((one.snapshot_id for one in reversed(found.snapshots) if one.good), None)
+
+    async def rollback_to_snapshot(
+        self, vm_id: str, snapshot_id: str, *, create_pre_rollback_snapshot: bool = False
+    ) -> RollbackResponse:
+        """Take a machine back: files, memory and processes.
+
+        Raises:
+            SnapshotNotFound: there is no such snapshot.
+            RollbackFailed: it did not come about; the machine is as it was.
+        """
+        request = RollbackRequest(target=snapshot_id, create_pre_rollback_snapshot=create_pre_rollback_snapshot)
+        path = f"/api/vms/{_part(vm_id)}/rollback"
+        return await self._server.post(RollbackResponse, path, request, seconds=EXECUTION_SECONDS)
+
+    async def rollback_to_last_success(self, vm_id: str) -> RollbackResponse:
+        """The same, to the newest state that there is a snapshot of after a success; raises SnapshotNotFound."""
+        return await self.rollback_to_snapshot(vm_id, _LAST_SUCCESS)
+
+
+def _part(text: str) -> str:
+    """An id as a part of an address."""
+    if not text:
+        raise SessionNotFound("An empty id names nothing.", remediation="Give the id of a machine or an agent.")
+    return quote(text, safe="")
+
+
+class VmExecutionClientSync:
+    """The synchronous twin of `VmExecutionClient`: the same arguments, the same methods. Callbacks are called in the
+    caller's thread. Use it as a context manager, or `close()` it."""
+
+    def __init__(
+        self,
+        config: VmExecutionConfig | None = None,
+        *,
+        auth_token: str | None = None,
+        hook_manager: HookManager | None = None,
+    ) -> None:
+        self._loop = Loop("client")
+        try:
+
+            async def make() -> VmExecutionClient:
+                return VmExecutionClient(config, auth_token=auth_token, hook_manager=hook_manager)
+
+            self._client = self._loop.call(make)
+        except BaseException:
+            self._loop.close()
+            raise
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def config(self) -> VmExecutionConfig:
+        """As it was given."""
+        return self._client.config
+
+    def close(self) -> None:
+        """Close the connections. Harmless when they are."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self._loop.call(self._client.aclose)
+            finally:
+                self._loop.close()
+
+    def _relayed(self, method: Any, *args: Any, **options: Any) -> VmExecuteResponse:
+        relay = Relay()
+        wrapped = {name: relay.wrap(options.pop(name, None)) for name in ("on_stdout", "on_stderr", "on_result")}
+        return cast(VmExecuteResponse, self._loop.call(partial(method, *args, **wrapped, **options), relay))
+
+    def execute_code(self, request: VmExecuteRequest, **options: Any) -> VmExecuteResponse:
+        """As of `VmExecutionClient.execute_code`."""
+        return self._relayed(self._client.execute_code, request, **options)
+
+    def execute_python(self, agent_id: str, code: str, vm_id: str | None = None, **options: Any) -> VmExecuteResponse:
+        """Run Python."""
+        return self._relayed(self._client.execute_python, agent_id, code, vm_id, **options)
+
+    def execute_javascript(
+        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+    ) -> VmExecuteResponse:
+        """Run JavaScript."""
+        return self._relayed(self._client.execute_javascript, agent_id, code, vm_id, **options)
+
+    def execute_bash(self, agent_id: str, code: str, vm_id: str | None = None, **options: Any) -> VmExecuteResponse:
+        """Run Bash."""
+        return self._relayed(self._client.execute_bash, agent_id, code, vm_id, **options)
+
+    def execute_rust(self, agent_id: str, code: str, vm_id: str | None = None, **options: Any) -> VmExecuteResponse:
+        """Run Rust."""
+        return self._relayed(self._client.execute_rust, agent_id, code, vm_id, **options)
+
+    def cancel(self, *, execution_id: str | None = None, idempotency_key: str | None = None) -> bool:
+        """Stop an execution (call it from another thread)."""
+        return self._loop.call(partial(self._client.cancel, execution_id=execution_id, idempotency_key=idempotency_key))
+
+    def parse_and_execute(self, agent_id: str, llm_response: str, **options: Any) -> ParseExecuteResponse:
+        """As of `VmExecutionClient.parse_and_execute`."""
+        return self._loop.call(partial(self._client.parse_and_execute, agent_id, llm_response, **options))
+
+    def get_vm_pool(self, agent_id: str) -> VmPoolResponse:
+        """The machines of an agent."""
+        return self._loop.call(partial(self._client.get_vm_pool, agent_id))
+
+    def provision_vm(self, agent_id: str, vm_type: str | None = None, *, name: str | None = None) -> VmInstance:
+        """A machine of the agent's own."""
+        return self._loop.call(partial(self._client.provision_vm, agent_id, vm_type, name=name))
+
+    def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> VmInstance:
+        """Wait until a machine can be used; `timeout` in seconds."""
+        return self._loop.call(partial(self._client.wait_for_vm_ready, vm_id, timeout))
+
+    def kill_vm(self, vm_id: str) -> None:
+        """End a machine."""
+        self._loop.call(partial(self._client.kill_vm, vm_id))
+
+    def health_check(self) -> Health:
+        """Whether the server lives."""
+        return self._loop.call(self._client.health_check)
+
+    def query_history(self, vm_id: str, **options: Any) -> HistoryQueryResponse:
+        """As of `VmExecutionClient.query_history`."""
+        return self._loop.call(partial(self._client.query_history, vm_id, **options))
+
+    def query_failures(self, vm_id: str, *, limit: int = 50) -> HistoryQueryResponse:
+        """Only what failed or was refused."""
+        return self._loop.call(partial(self._client.query_failures, vm_id, limit=limit))
+
+    def create_snapshot(self, vm_id: str, name: str | None = None) -> str:
+        """Keep a machine as it is now."""
+        return self._loop.call(partial(self._client.create_snapshot, vm_id, name))
+
+    def get_last_successful_snapshot(self, vm_id: str) -> str | None:
+        """The newest snapshot of a state after a success."""
+        return self._loop.call(partial(self._client.get_last_successful_snapshot, vm_id))
+
+    def rollback_to_snapshot(
+        self, vm_id: str, snapshot_id: str, *, create_pre_rollback_snapshot: bool = False
+    ) -> RollbackResponse:
+        """Take a machine back."""
+        return self._loop.call(
+            partial(
+                self._client.rollback_to_snapshot,
+                vm_id,
+                snapshot_id,
+                create_pre_rollback_snapshot=create_pre_rollback_snapshot,
+            )
+        )
+
+    def rollback_to_last_success(self, vm_id: str) -> RollbackResponse:
+        """The same, to the newest good state."""
+        return self._loop.call(partial(self._client.rollback_to_last_success, vm_id))
