@@ -10,7 +10,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from emberbox.errors import Forbidden, TooManyRequests, Unauthorized
+import structlog
+
+from emberbox.errors import ConfigError, Forbidden, TooManyRequests, Unauthorized
 from emberbox.models.server import ServerConfig
 from emberbox.sandbox.manager import LOCAL_AGENT
 from emberbox.server.tokens import SCOPES, Scope, TokenStore
@@ -90,6 +92,16 @@ class Doorkeeper:
             Unauthorized: it has no token that counts.
             TooManyRequests: too many came from there lately.
         """
+        try:
+            return self._principal(authorization, address)
+        except ConfigError as exc:
+            log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+            log.error("tokens cannot be read", reason=exc.message)
+            raise Unauthorized(
+                "The server cannot read its tokens, and lets nobody in.", remediation="Its log says why."
+            ) from exc
+
+    def _principal(self, authorization: str | None, address: str) -> Principal:
         if not self._tokens.enforced:
             config = self._config
             who = Principal(

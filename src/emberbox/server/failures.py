@@ -75,6 +75,8 @@ _WORDS = {
     503: "no capacity, or no machine; it did not run",
     504: "a time-out of the server",
 }
+TOO_LONG = "too_long"
+"""In a request's state: how long it may be, where it was longer."""
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": words} for status, words in _WORDS.items()
 }
@@ -122,8 +124,10 @@ def register(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
-        answer = error_answer(_of_http(request, error))
-        answer.status_code = error.status_code
+        known = _of_http(request, error)
+        answer = error_answer(known)
+        if type(known) is ApiError:
+            answer.status_code = error.status_code
         answer.headers.update(error.headers or {})
         return answer
 
@@ -156,7 +160,15 @@ def of_model(error: ValidationError) -> ValidationFailed:
     return of_validation(list(error.errors(include_url=False, include_context=False, include_input=False)))
 
 
+def too_large(most: int) -> RequestTooLarge:
+    """A request is longer than it may be."""
+    return RequestTooLarge(f"The request is longer than {most:,} bytes.")
+
+
 def _of_http(request: Request, error: HTTPException) -> VmExecutionError:
+    most: int | None = request.scope["state"].get(TOO_LONG)
+    if most is not None:
+        return too_large(most)
     if error.status_code == HTTPStatus.NOT_FOUND:
         where = request.url.path[:200]
         return SessionNotFound(f"There is nothing at {where}.", remediation="/docs shows what there is.")

@@ -15,10 +15,10 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from emberbox.errors import Forbidden, RequestTooLarge, Unauthorized, ValidationFailed, VmExecutionError
+from emberbox.errors import Forbidden, Unauthorized, ValidationFailed, VmExecutionError
 from emberbox.models.server import ServerConfig
 from emberbox.server.access import Doorkeeper
-from emberbox.server.failures import error_answer
+from emberbox.server.failures import TOO_LONG, error_answer, too_large
 
 REQUEST_ID = "X-Request-ID"
 POLICY_VIOLATION = 1008
@@ -71,7 +71,7 @@ class Guard:
         try:
             try:
                 self._check(scope, headers)
-                body = _Body(receive, self._limit(scope, headers))
+                body = _Body(receive, scope, self._limit(scope, headers))
             except VmExecutionError as error:
                 await _refuse(scope, receive, seen, error)
             else:
@@ -118,7 +118,7 @@ class Guard:
         if not told.isdecimal():
             raise ValidationFailed("Content-Length is no number.", remediation="Leave it to the HTTP library.")
         if int(told) > self._max_body:
-            raise _too_large(self._max_body)
+            raise too_large(self._max_body)
         return self._max_body
 
     def _ended(self, scope: Scope, seen: _Seen, seconds: float) -> None:
@@ -159,8 +159,9 @@ class _Seen:
 class _Body:
     """Receives, and counts the bytes of the body."""
 
-    def __init__(self, receive: Receive, most: int | None) -> None:
+    def __init__(self, receive: Receive, scope: Scope, most: int | None) -> None:
         self._receive = receive
+        self._state = scope["state"]
         self._left = most
         self._most = most or 0
 
@@ -169,12 +170,9 @@ class _Body:
         if self._left is not None and message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                raise _too_large(self._most)
+                self._state[TOO_LONG] = self._most  # a framework may make another error of this one
+                raise too_large(self._most)
         return message
-
-
-def _too_large(most: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request is longer than {most:,} bytes.")
 
 
 async def _refuse(scope: Scope, receive: Receive, send: _Seen, error: VmExecutionError) -> None:

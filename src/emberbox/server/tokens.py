@@ -72,7 +72,7 @@ class TokenStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._records: dict[str, TokenRecord] = {}
         self._ever = False
 
@@ -111,7 +111,7 @@ class TokenStore:
             return
         except OSError as exc:
             raise ConfigError(f"Cannot read the tokens in {self.path}: {exc.strerror}.") from exc
-        seen = (now.st_ino, now.st_mtime_ns, now.st_size)
+        seen = (now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size)  # a chmod counts
         if seen != self._seen:
             if now.st_mode & 0o077:
                 raise ConfigError(
