@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from emberbox import __version__
 from emberbox.config import Settings
 from emberbox.engine import Engine
+from emberbox.errors import VmExecutionError
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.server import failures, tracing
 from emberbox.server.access import Doorkeeper
@@ -58,7 +59,11 @@ def create_app(settings: Settings, on_ready: Callable[[], object] = lambda: None
                 service = Service(settings, engine, desk, asking, metrics)
                 app.state.service = service
                 app.state.prober = Prober(service)
-                await engine.list_sandboxes()  # what the server before this one left is found now
+                try:
+                    await engine.list_sandboxes()  # what the server before this one left is found now
+                except VmExecutionError as error:
+                    app.state.failure = error
+                    raise
                 on_ready()
                 try:
                     yield
@@ -80,6 +85,7 @@ def create_app(settings: Settings, on_ready: Callable[[], object] = lambda: None
         generate_unique_id_function=lambda route: f"{route.tags[0] if route.tags else 'root'}-{route.name}",
         swagger_ui_oauth2_redirect_url=None,
     )
+    app.state.failure = None
     app.include_router(health.router, responses={**failures.RESPONSES})
     for router in _ROUTERS:
         app.include_router(router, responses={**failures.RESPONSES})

@@ -25,6 +25,7 @@ from emberbox.server.tokens import TokenStore, token_file
 _STOP_SECONDS = 10
 """For connections that are left when all executions have ended."""
 _MAX_MESSAGE = 17 << 20
+_PATIENT_SIGNALS = 2
 
 
 def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> None:
@@ -64,46 +65,53 @@ def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> Non
         backlog=1024,
     )
     server = DrainingServer(config, lambda: getattr(app.state, "service", None), settings.server.drain_seconds)
+    # what keeps it from starting is raised below, and need not be logged with a traceback
+    logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failure is None)
     with contextlib.closing(listener):
-        server.run(sockets=[listener])
-    if server.failure is not None:
-        raise server.failure
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:
+            if app.state.failure is None:
+                raise
+    if app.state.failure is not None:
+        raise app.state.failure
 
 
 class DrainingServer(uvicorn.Server):
-    """Takes nothing new after the first signal, and stops when what is under way has ended, or its time is over. The
-    second signal ends it at once."""
+    """Takes nothing new after the first signal, and stops when what is under way has ended, or its time is over."""
 
     def __init__(self, config: uvicorn.Config, service: Callable[[], Service | None], drain_seconds: float) -> None:
         super().__init__(config)
         self._service = service
         self._drain_seconds = drain_seconds
-        self._draining: asyncio.Task[None] | None = None
+        self._draining: list[asyncio.Task[None]] = []
+        self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.failure: BaseException | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start; the engine's own error is kept, where there is one."""
+        """Start."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came."""
+        """A signal came. The first one lets what runs end, the second one cuts it short, the third one waits for
+        nothing."""
         service = self._service()
-        if self._draining is None and service is not None and self._loop is not None and not self.should_exit:
-            self._loop.call_soon_threadsafe(self._begin, service, sig)
+        self._signals += 1
+        if service is None or self._loop is None or self._signals > _PATIENT_SIGNALS:
+            super().handle_exit(sig, frame)
             return
-        super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
+        seconds = self._drain_seconds if self._signals == 1 else 0.0
+        self._loop.call_soon_threadsafe(self._begin, service, sig, seconds)
 
-    def _begin(self, service: Service, sig: int) -> None:
-        if self._draining is None:
-            self._draining = asyncio.ensure_future(self._drain(service, sig))
+    def _begin(self, service: Service, sig: int, seconds: float) -> None:
+        self._draining.append(asyncio.ensure_future(self._drain(service, sig, seconds)))
 
-    async def _drain(self, service: Service, sig: int) -> None:
+    async def _drain(self, service: Service, sig: int, seconds: float) -> None:
         log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
         notify_systemd("STOPPING=1")
-        log.info("draining", signal=signal.Signals(sig).name, executions=service.running, seconds=self._drain_seconds)
-        cut = await service.drain(self._drain_seconds)
+        log.info("draining", signal=signal.Signals(sig).name, executions=service.running, seconds=seconds)
+        cut = await service.drain(seconds)
         if cut:
             log.warning("executions cut short", count=cut)
         service.followers.close()
