@@ -111,7 +111,7 @@ class HttpServer:
             VmConnectionError: it cannot be reached (retryable), or the connection broke (it may have run).
             ExecutionTimeout: no answer in time; it may have run.
         """
-        body = json.model_dump(mode="json", exclude_none=True) if isinstance(json, BaseModel) else json
+        body = _body(json)
         given = {name: value for name, value in (params or {}).items() if value is not None}
         for attempt in range(self._retries + 1):
             try:
@@ -158,7 +158,7 @@ class HttpServer:
         self, path: str, json: object = None, *, method: str = "POST", headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[AsyncIterator[ServerEvent]]:
         """The events that a request is answered with. To leave is to cancel what the request asked for."""
-        body = json.model_dump(mode="json", exclude_none=True) if isinstance(json, BaseModel) else json
+        body = _body(json)
         timeout = httpx.Timeout(EVENT_SECONDS, connect=CONNECT_SECONDS)
         with self._told(method, path, EVENT_SECONDS):
             given = {"json": body, "headers": dict(headers or {}), "timeout": timeout}
@@ -209,6 +209,11 @@ class HttpServer:
             ) from exc
         except httpx.InvalidURL as exc:
             raise ConfigError(f"{path!r:.200} makes no address: {exc}.", remediation="Check ids and names.") from exc
+
+
+def _body(json: object) -> object:
+    """A model as JSON. What was not set is left to the server: a default of ours would look like a wish."""
+    return json.model_dump(mode="json", exclude_unset=True, exclude_none=True) if isinstance(json, BaseModel) else json
 
 
 def checked_url(url: str) -> str:

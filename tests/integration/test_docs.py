@@ -21,7 +21,7 @@ from emberbox.models import CodeBlock
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md", "docs/sdk.md", "docs/limits.md", "docs/history.md", "docs/durable.md", "docs/undo.md",
-    "docs/extraction.md", "docs/policy.md", "docs/hooks.md",
+    "docs/extraction.md", "docs/policy.md", "docs/hooks.md", "docs/agent.md",
 ]  # fmt: skip
 
 

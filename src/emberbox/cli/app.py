@@ -132,6 +132,22 @@ def extract_(
     extract(file, as_json=as_json, threshold=threshold)
 
 
+@app.command("agent", epilog=_EXITS)
+def agent_(
+    role: Annotated[str, typer.Option("--role", "-r", help="A role file (JSON).")],
+    text: Annotated[
+        str | None, typer.Argument(help="A question; - for standard input; left out: a conversation.")
+    ] = None,
+    execute: Annotated[bool, typer.Option("--execute", "-x", help="The text is an answer: run its code.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Every question is answered with yes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask an agent that writes code and runs it, or talk with it."""
+    from emberbox.cli.agent import run_agent
+
+    run_agent(role=role, text=text, as_json=as_json, execute=execute, yes=yes)
+
+
 Agent = Annotated[str | None, typer.Option("--agent", help="As they are for this agent.")]
 Role = Annotated[str | None, typer.Option("--role", help="As they are for this role.")]
 
