@@ -30,7 +30,6 @@ from emberbox.errors import (
 )
 
 TOKEN_VARIABLE = "EMBERBOX_TOKEN"  # noqa: S105 (the name of a variable)
-SERVER_VARIABLE = "EMBERBOX_SERVER"
 CONNECT_SECONDS = 10.0
 CALL_SECONDS = 60.0
 EXECUTION_SECONDS = 900.0

@@ -360,6 +360,16 @@ class AsyncSandbox:
         """End it and everything in it. Harmless when it has ended."""
         await self._handle.kill()
 
+    @property
+    def is_remote(self) -> bool:
+        """It is one of a server."""
+        return isinstance(self._handle, RemoteSandbox)
+
+    async def disconnect(self) -> None:
+        """Let go of a sandbox of a server without ending it: `connect` finds it again. One of this process goes on
+        until it is killed."""
+        await self._handle.disconnect()
+
 
 def _id_of(point: SnapshotInfo | Execution | str) -> str:
     if isinstance(point, str):

@@ -331,3 +331,6 @@ class LocalSandbox:
         finally:
             if self._share is not None:
                 await asyncio.shield(asyncio.ensure_future(self._share.release(self.id)))
+
+    async def disconnect(self) -> None:
+        """There is no connection: it goes on in this process."""

@@ -422,6 +422,11 @@ class RemoteSandbox:
             with contextlib.suppress(SessionNotFound):
                 await self._server.request("DELETE", self._path)
         finally:
+            await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Let go of it; the last one that shares the connections closes them."""
+        if self.id in self._family:
             await self.commands.leave()
             self._family.remove(self.id)
             if not self._family:

@@ -260,6 +260,17 @@ class Sandbox:
     def is_running(self) -> bool:
         return not self._closed and self._loop.call(self._sandbox.is_running)
 
+    def disconnect(self) -> None:
+        """Let go of a sandbox of a server without ending it: `connect` finds it again. One of this process goes on
+        until it is killed."""
+        if self._closed or not self._sandbox.is_remote:
+            return
+        self._closed = True
+        try:
+            self._loop.call(self._sandbox.disconnect)
+        finally:
+            self._loop.close()
+
     def kill(self) -> None:
         """End it and everything in it. Harmless when it has ended."""
         if self._closed:

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from emberbox import __version__
+from emberbox.cli import server_app
+from emberbox.cli.server_app import Server, Token
+from emberbox.cli.target import Target
 
 app = typer.Typer(
     name="emberbox",
@@ -25,9 +28,6 @@ policy_app = typer.Typer(help="Rules that code must keep: list them, check a fil
 app.add_typer(policy_app, name="policy")
 snapshot_app = typer.Typer(help="Kept snapshots: list, show, delete, export, import.", no_args_is_help=True)
 app.add_typer(snapshot_app, name="snapshot")
-token_app = typer.Typer(help="Who may call the server: create, list, revoke tokens.", no_args_is_help=True)
-app.add_typer(token_app, name="token")
-
 _EXITS = (
     "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, "
     "5 no back end."
@@ -265,44 +265,66 @@ def history_list(
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
     since: Annotated[str | None, typer.Option(help="Only later ones: 30m, 2h, 7d ago, or a date and time.")] = None,
     until: Annotated[str | None, typer.Option(help="Only earlier ones.")] = None,
+    server: Server = None,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """What was executed, newest first."""
     from emberbox.cli.history import list_entries
 
     list_entries(
-        limit=limit, failures=failures, sandbox=sandbox, agent=agent, since=since, until=until, as_json=as_json
+        Target(server, token),
+        limit=limit,
+        failures=failures,
+        sandbox=sandbox,
+        agent=agent,
+        since=since,
+        until=until,
+        as_json=as_json,
     )
 
 
 @history_app.command("show")
 def history_show(
     execution_id: Annotated[str, typer.Argument(help="Id of an execution, from `emberbox history list`.")],
+    server: Server = None,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """One execution: code, output and how it ended."""
     from emberbox.cli.history import show_entry
 
-    show_entry(execution_id, as_json=as_json)
+    show_entry(Target(server, token), execution_id, as_json=as_json)
 
 
 @history_app.command("verify", epilog="Exit codes: 0 intact, 1 broken, 2 it cannot be read.")
 def history_verify(
     noted: Annotated[str | None, typer.Option("--head", help="A head noted earlier; it must still be there.")] = None,
+    server: Server = None,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Check that nobody changed the history since it was written."""
     from emberbox.cli.history import verify_chain
 
-    verify_chain(noted=noted, as_json=as_json)
+    verify_chain(Target(server, token), noted=noted, as_json=as_json)
 
 
 SnapshotId = Annotated[str, typer.Argument(help="Id of a snapshot, from `emberbox snapshot list`.")]
 
 
 @snapshot_app.command("list")
-def snapshot_list(as_json: Json = False) -> None:
-    """Snapshots that outlive their process, oldest first."""
+def snapshot_list(
+    vm: Annotated[str | None, typer.Option("--vm", help="Those of a machine of a server.")] = None,
+    server: Server = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Snapshots that outlive their process, oldest first; or all of a machine."""
+    if vm is not None:
+        from emberbox.cli.machines import list_snapshots as list_of_machine
+
+        list_of_machine(Target(server, token), vm, as_json=as_json)
     from emberbox.cli.snapshot import list_snapshots
 
     list_snapshots(as_json=as_json)
@@ -348,69 +370,7 @@ def snapshot_import(
     import_(file)
 
 
-TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File of tokens, instead of the settings'.")]
-
-
-@app.command(epilog="It stops at SIGTERM or Ctrl-C, when what runs has ended. Exit codes: 0 stopped, 2 bad usage.")
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 8080 by default, 0 for any.", min=0, max=65535)] = None,
-    token_file: TokenFile = None,
-) -> None:
-    """Serve the HTTP and WebSocket API."""
-    from emberbox.cli.serve import serve as run
-
-    run(host=host, port=port, token_file=token_file)
-
-
-@token_app.command("create")
-def token_create(
-    name: Annotated[str, typer.Argument(help="Whose it is, for you to know.")],
-    scope: Annotated[
-        list[str] | None, typer.Option("--scope", help="read, execute, approve, admin (repeat); read, execute if none.")
-    ] = None,
-    agent: Annotated[
-        list[str] | None, typer.Option("--agent", help="Only for this agent (repeat); for any if none.")
-    ] = None,
-    expires: Annotated[str | None, typer.Option(help="After 30m, 12h, 90d, 52w; never if not given.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second.", min=0.01)] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Executions at once.", min=1)] = None,
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Make a token. It is printed once; only its hash is kept."""
-    from emberbox.cli.serve import create_token
-
-    create_token(
-        name,
-        scopes=scope or [],
-        agents=agent or [],
-        expires=expires,
-        rate=rate,
-        concurrency=concurrency,
-        path=token_file,
-        as_json=as_json,
-    )
-
-
-@token_app.command("list")
-def token_list(token_file: TokenFile = None, as_json: Json = False) -> None:
-    """All tokens, revoked and expired ones too."""
-    from emberbox.cli.serve import list_tokens
-
-    list_tokens(path=token_file, as_json=as_json)
-
-
-@token_app.command("revoke")
-def token_revoke(
-    token: Annotated[str, typer.Argument(help="Its id, or its name.")],
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Let a token in no more, from now on."""
-    from emberbox.cli.serve import revoke_token
-
-    revoke_token(token, path=token_file, as_json=as_json)
+server_app.register(app, snapshot_app)
 
 
 def main() -> None:

@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from emberbox.errors import (
+    ApiError,
     ConfigError,
     HistoryError,
     ImageError,
     PolicyBlocked,
+    SessionNotFound,
     SnapshotNotFound,
     ValidationFailed,
+    VmConnectionError,
     VmExecutionError,
     VmNotAvailable,
 )
@@ -38,13 +41,18 @@ class Exit(IntEnum):
     NO_BACKEND = 5
 
 
+_USAGE = (ApiError, ConfigError, HistoryError, SessionNotFound, SnapshotNotFound, ValidationFailed)
+
+
 def exit_of_error(error: VmExecutionError) -> Exit:
     """The exit code of an error that ended a command."""
     if isinstance(error, PolicyBlocked):
         return Exit.BLOCKED
     if isinstance(error, VmNotAvailable | ImageError):
         return Exit.NO_BACKEND
-    if isinstance(error, ConfigError | HistoryError | SnapshotNotFound | ValidationFailed):
+    if isinstance(error, VmConnectionError) and error.retryable:
+        return Exit.NO_BACKEND  # there is no server
+    if isinstance(error, _USAGE):
         return Exit.USAGE
     return Exit.TIMEOUT if error.code == "timeout" else Exit.FAILED
 

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from emberbox.cli.exits import Exit, run_async
 from emberbox.cli.printing import printable
+from emberbox.cli.remote import ServerHistory, connected
+from emberbox.cli.target import Target
 from emberbox.config import load_settings
 from emberbox.errors import HistoryError, ValidationFailed
 from emberbox.history.recorder import HistoryRecorder
@@ -25,7 +27,12 @@ _COLOURS = {"started": "cyan", "finished": "red", "refused": "yellow", "unknown"
 
 
 @asynccontextmanager
-async def _history() -> AsyncIterator[HistoryRecorder]:
+async def _history(target: Target) -> AsyncIterator[HistoryRecorder | ServerHistory]:
+    """The history of a server, if one is named; else of this machine."""
+    if target.named:
+        async with connected(target) as server:
+            yield ServerHistory(server)
+        return
     settings = load_settings()
     config = settings.vm_execution.history
     if not (config.enabled and config.persist_history):
@@ -41,6 +48,7 @@ async def _history() -> AsyncIterator[HistoryRecorder]:
 
 
 def list_entries(
+    target: Target,
     *,
     limit: int,
     failures: bool,
@@ -61,7 +69,7 @@ def list_entries(
             start_date=_moment(since),
             end_date=_moment(until),
         )
-        async with _history() as history:
+        async with _history(target) as history:
             found = await history.query(wanted)
         if as_json:
             print(found.model_dump_json(indent=2))
@@ -112,11 +120,11 @@ def _first_line(code: str) -> str:
     return next((line.strip() for line in code.splitlines() if line.strip()), "")[:200]
 
 
-def show_entry(execution_id: str, *, as_json: bool) -> None:
+def show_entry(target: Target, execution_id: str, *, as_json: bool) -> None:
     """One entry in full; leaves the process."""
 
     async def work() -> int:
-        async with _history() as history:
+        async with _history(target) as history:
             entry = await history.get(execution_id)
         if entry is None:
             raise ValidationFailed(
@@ -191,11 +199,11 @@ def _files(changes: list[FileChange] | None) -> str | None:
     return "\n".join(lines)
 
 
-def verify_chain(*, noted: str | None, as_json: bool) -> None:
+def verify_chain(target: Target, *, noted: str | None, as_json: bool) -> None:
     """Check the audit chain: exit code 0 if it is intact, 1 if not; leaves the process."""
 
     async def work() -> int:
-        async with _history() as history:
+        async with _history(target) as history:
             found = await history.verify(noted)
         if as_json:
             print(found.model_dump_json(indent=2))
