@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emberbox import __version__
-from emberbox.bench import cost, facts, judging, live, starts
+from emberbox.bench import cost, facts, judging, live, serving, starts
 from emberbox.bench.alternatives import host_python
 from emberbox.bench.lab import POOL, WORKERS, Lab, folders
 from emberbox.bench.measure import Clock
@@ -49,6 +49,7 @@ MEASUREMENTS = (
     Measurement("extraction", ("extract", "extract-hostile"), judging.extraction, 8),
     Measurement("policy", ("policy",), judging.policy, 2),
     Measurement("redaction", ("redact",), judging.redaction, 5),
+    Measurement("server", ("http", "http-rate", "stream"), serving.serving, 40),
     Measurement("growth", _GROWTH, cost.growth, 50),
 )
 ROW_KEYS = tuple(key for measurement in MEASUREMENTS for key in measurement.keys)
