@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark.structures import ParameterSet
+from served import Served
 
 from emberbox import CodeBlockExtractor, load_settings
 from emberbox._extraction.scoring import BLOCK_RULES, INTENT_RULES
@@ -21,8 +22,12 @@ from emberbox.models import CodeBlock
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md", "docs/sdk.md", "docs/limits.md", "docs/history.md", "docs/durable.md", "docs/undo.md",
-    "docs/extraction.md", "docs/policy.md", "docs/hooks.md", "docs/agent.md",
+    "docs/extraction.md", "docs/policy.md", "docs/hooks.md", "docs/agent.md", "docs/guide.md",
 ]  # fmt: skip
+
+
+SERVER = "127.0.0.1:8080"
+"""Where the pages have a server; the tests have one elsewhere."""
 
 
 def python_blocks() -> list[ParameterSet]:
@@ -41,7 +46,10 @@ def python_blocks() -> list[ParameterSet]:
 @pytest.mark.e2e
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("code", python_blocks())
-def test_python_blocks_run(code: str) -> None:
+def test_python_blocks_run(code: str, request: pytest.FixtureRequest) -> None:
+    if SERVER in code and "VmExecuteRequest(language" not in code:
+        served: Served = request.getfixturevalue("served")
+        code = code.replace(SERVER, served.url.removeprefix("http://"))
     argv = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -82,7 +90,7 @@ def test_the_policy_catches_what_the_page_says(block: CodeBlock) -> None:
 def settings_on_the_pages() -> list[ParameterSet]:
     return [
         pytest.param(block.code, id=f"{page}:{block.metadata['line']}")
-        for page in ("docs/policy.md", "docs/hooks.md")
+        for page in ("docs/policy.md", "docs/hooks.md", "docs/guide.md")
         for block in blocks_of(page)
         if block.language == "toml"
     ]
