@@ -16,6 +16,7 @@
     ├── VmConnectionError       the channel to a machine or a server broke
     ├── ExecutionTimeout        a deadline of Emberbox itself passed
     ├── ExecutionFailed         the machine could not carry out a request
+    │   ├── ExecutionCancelled  somebody stopped it
     │   └── GuestFileError      a file operation in the machine failed
     ├── SessionNotFound         an unknown sandbox or context
     ├── SnapshotFailed          a snapshot could not be taken
@@ -145,6 +146,13 @@ class ExecutionFailed(VmExecutionError):
     """The machine could not carry out the request."""
 
     code = "execution_failed"
+
+
+class ExecutionCancelled(ExecutionFailed):
+    """Somebody stopped the execution, or the server did because it stops; it may have done something by then."""
+
+    code = "cancelled"
+    default_remediation = "Look at the history for how far it came; ask again if it is still wanted."
 
 
 class GuestFileError(ExecutionFailed):

@@ -369,6 +369,20 @@ def test_other_names_and_web_pages_are_refused(
     assert refused.value.response.status_code == 403
 
 
+def test_a_page_that_is_allowed_is_told_so(server: Served, tokens: Tokens) -> None:
+    page = {"Origin": "https://ok.example.com"}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with server.client() as browser, server.client(tokens.ada) as ada:
+        may = browser.options("/api/llm/execute", headers=page | asks)
+        assert may.status_code == 200
+        assert may.headers["Access-Control-Allow-Origin"] == page["Origin"]
+        answer = ada.get("/api/vms", headers=page)
+        assert answer.headers["Access-Control-Allow-Origin"] == page["Origin"]
+        evil = browser.options("/api/llm/execute", headers={"Origin": "https://evil.example.com"} | asks)
+        assert evil.status_code == 403
+        assert browser.options("/api/llm/execute", headers=asks).status_code == 401
+
+
 def test_a_page_of_its_own_may_call_it(server: Served, tokens: Tokens) -> None:
     with server.client(tokens.ada) as ada:
         assert ada.get("/api/vms", headers={"Origin": server.url}).status_code == 200

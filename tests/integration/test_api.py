@@ -365,6 +365,9 @@ def test_limits_of_one_execution(api: httpx.Client, vm: str) -> None:
     body = {"agent_id": "ada", "vm_id": vm, "language": "python", "code": "print('x' * 5000)"}
     run = done(api.post("/api/v2/execute", json=body | {"resource_limits": {"output_bytes": 1024}}))
     assert (len(run["stdout"]), run["stdout_truncated"], run["status"]) == (1024, True, "completed")
+    wide = {"resource_limits": {"output_bytes": 64 << 20}}
+    run = done(api.post("/api/v2/execute", json=body | wide | {"code": "print('x' * (3 << 20))"}))
+    assert (len(run["stdout"]), run["stdout_truncated"]) == (1 << 20, True)
     body["code"] = "while True: pass"
     run = done(api.post("/api/v2/execute", json=body | {"timeout_ms": 60000, "resource_limits": {"timeout_ms": 300}}))
     assert run["status"] == "timeout"
@@ -397,6 +400,15 @@ def test_a_parallel_batch_runs_each_in_a_fork(api: httpx.Client) -> None:
     assert [one["execution"]["stdout"] for one in found["results"][:2]] == ["11\n", "21\n"]
     assert python(api, "x")["results"][0]["text"] == "1"
     assert [one["id"] for one in done(api.get("/api/vms"))["vms"]] == [machine]
+
+
+def test_many_ideas_at_once_begin_with_the_same_state(api: httpx.Client) -> None:
+    machine = python(api, "x = 1")["vm_id"]
+    blocks = [{"language": "python", "code": f"x += {n}; print(x)"} for n in range(25)]
+    body = {"agent_id": "ada", "vm_id": machine, "code_blocks": blocks, "execution_mode": "parallel"}
+    found = done(api.post("/api/v2/execute/batch", json=body))
+    assert [one["execution"]["stdout"] for one in found["results"]] == [f"{1 + n}\n" for n in range(25)]
+    assert done(api.get(f"/api/vms/{machine}/snapshots"))["snapshots"] == []
 
 
 def test_the_pool_and_allocation(api: httpx.Client) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark.structures import ParameterSet
-from served import Served
 
 from emberbox import CodeBlockExtractor, load_settings
 from emberbox._extraction.scoring import BLOCK_RULES, INTENT_RULES
@@ -18,6 +17,7 @@ from emberbox.hooks._secrets import KINDS
 from emberbox.languages import RULES, resolve
 from emberbox.languages.policy import Policy
 from emberbox.models import CodeBlock
+from served import Served
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -25,7 +25,14 @@ BEAT = "import time\nwhile True: open('beat', 'a').write('x'); time.sleep(0.01)"
 @pytest.fixture
 def server() -> Iterator[Served]:
     """A server of this test's own."""
-    server = Served({"SERVER__DRAIN_SECONDS": "20", "SERVER__SLOW_READER_SECONDS": "1", "ADOPTION_SECONDS": "30"})
+    server = Served(
+        {
+            "SERVER__DRAIN_SECONDS": "20",
+            "SERVER__SLOW_READER_SECONDS": "1",
+            "SERVER__SLOW_REQUEST_SECONDS": "1",
+            "ADOPTION_SECONDS": "30",
+        }
+    )
     server.start()
     yield server
     server.finish()
@@ -171,6 +178,46 @@ def test_with_a_key_it_goes_on_until_it_is_cancelled(server: Served) -> None:
             assert answer.json() == {"cancelled": cancelled}
             until(lambda: stands_still(client, vm, "beat"), "the end of the execution")
         assert client.post("/api/v2/executions/cancel", json={}).status_code == 400
+
+
+def test_who_waits_is_told_that_it_was_stopped(server: Served) -> None:
+    with server.client() as client, server.client() as other:
+        vm = make(client)
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(run(client, vm, BEAT, **{"Idempotency-Key": "k"})))
+        thread.start()
+        until(lambda: exists(other, vm, "beat"), "the execution")
+        assert other.post("/api/v2/executions/cancel", json={"idempotency_key": "k"}).json() == {"cancelled": True}
+        thread.join(30)
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (409, "cancelled")
+    assert answers[0].json()["error"]["retryable"] is False
+
+
+def test_a_stream_has_no_key(server: Served) -> None:
+    with server.client() as client:
+        body = {"agent_id": "ada", "language": "bash", "code": "echo"}
+        answer = client.post("/api/llm/execute?stream=true", json=body, headers={"Idempotency-Key": "k"})
+        assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: ",
+        b"POST /api/llm/execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    ],
+)  # fmt: skip
+def test_requests_that_do_not_end_are_ended(server: Served, start: bytes) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(30)
+        connection.sendall(start)
+        said = b""
+        while piece := connection.recv(4096):
+            said += piece
+    assert said == b"" or b"400" in said.split(b"\r\n")[0]
+    with server.client() as client:
+        assert client.get("/health").status_code == 200
 
 
 def test_code_stops_when_its_socket_breaks(server: Served) -> None:

@@ -13,26 +13,37 @@ from emberbox.models.policy import PolicyConfig
 class HistoryConfig(Model):
     """What is recorded and when snapshots are taken (REFERENCE: HistoryConfig)."""
 
-    enabled: bool = True
-    snapshot_on_execution: bool = False
-    snapshot_on_failure: bool = True
-    auto_rollback_on_failure: bool = False
-    max_history_entries: int = Field(default=100, ge=1)
-    persist_history: bool = True
+    enabled: bool = Field(default=True, description="whether executions are recorded; off: no undo by policy either")
+    snapshot_on_execution: bool = Field(default=False, description="keep a snapshot after every execution")
+    snapshot_on_failure: bool = Field(
+        default=True,
+        description="keep the state before an execution that fails; costs a snapshot after every success",
+    )
+    auto_rollback_on_failure: bool = Field(
+        default=False, description="go back to the state before an execution that failed; costs the same"
+    )
+    max_history_entries: int = Field(
+        default=100, ge=1, description="executions kept of each sandbox; older ones are dropped, with code and output"
+    )
+    persist_history: bool = Field(default=True, description="keep it in a database; false: in memory only")
     track_files: bool = Field(default=True, description="note which files each execution changes")
-    integration_mode: Literal["http", "direct"] = "http"
+    integration_mode: Literal["http", "direct"] = Field(
+        default="http", description="of agents: use a server (http), or run code in their own process (direct)"
+    )
 
 
 class ResourceLimits(Model):
     """The most that one execution may use."""
 
-    max_memory_mb: int = Field(default=2048, ge=64)
-    max_execution_time_seconds: int = Field(default=60, ge=1)
+    max_memory_mb: int = Field(default=2048, ge=64, description="most that a machine may ask for")
+    max_execution_time_seconds: int = Field(
+        default=60, ge=1, description="longest time-out that a caller may ask for (Rust: three times that)"
+    )
 
 
 class SecuritySettings(Model):
-    dangerous_patterns_check: bool = True
-    resource_limits: ResourceLimits = ResourceLimits()
+    dangerous_patterns_check: bool = Field(default=True, description="look for what the rules forbid before code runs")
+    resource_limits: ResourceLimits = Field(default=ResourceLimits(), description="the most that callers may ask for")
 
 
 class MachineLimits(Model):
@@ -53,18 +64,24 @@ class MachineLimits(Model):
 class VmExecutionConfig(Model):
     """Settings of code execution, as they stand in a role file or under `[vm_execution]` of emberbox.toml."""
 
-    enabled: bool = False
-    api_base_url: str = "http://localhost:8080"
-    vm_pool_size: int = Field(default=1, ge=0)
-    default_vm_type: str = "default"
-    execution_timeout_ms: int = Field(default=30_000, ge=1)
-    allowed_languages: list[Language] = Field(default_factory=lambda: list(ALL_LANGUAGES))
-    auto_provision: bool = True
-    code_validation: bool = True
-    max_code_length: int = Field(default=10_000, ge=1, description="characters")
+    enabled: bool = Field(default=False, description="whether an agent of this role may run code at all")
+    api_base_url: str = Field(default="http://localhost:8080", description="the server that clients and agents call")
+    vm_pool_size: int = Field(
+        default=1, ge=0, description="machines kept ready for each template and set of limits; 0: none"
+    )
+    default_vm_type: str = Field(default="default", description="template of sandboxes that name none")
+    execution_timeout_ms: int = Field(default=30_000, ge=1, description="what code may take if its caller says nothing")
+    allowed_languages: list[Language] = Field(
+        default_factory=lambda: list(ALL_LANGUAGES), description="languages that may be run"
+    )
+    auto_provision: bool = Field(
+        default=True, description="build the image of a template when it is first used; false: only by hand"
+    )
+    code_validation: bool = Field(default=True, description="check syntax and rules before code runs")
+    max_code_length: int = Field(default=10_000, ge=1, description="characters that the code of one execution may have")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="which rules are in force for whom")
-    history: HistoryConfig = HistoryConfig()
-    security_settings: SecuritySettings = SecuritySettings()
+    history: HistoryConfig = Field(default=HistoryConfig(), description="what is recorded, when snapshots are taken")
+    security_settings: SecuritySettings = Field(default=SecuritySettings(), description="checks and limits")
 
 
 class LanguageConfig(Model):

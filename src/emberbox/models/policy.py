@@ -24,7 +24,7 @@ class RuleConfig(Model):
     """A rule of one's own: either the names that it is about, or a tree-sitter query."""
 
     id: str = Field(pattern=RULE_ID, description="such as `acme.no-sockets`; it must differ from all others")
-    language: Language
+    language: Language = Field(description="the language that it is about")
     message: str = Field(min_length=1, description="what the code does, as the beginning of a message")
     why: str = Field(default="a rule of this installation", description="the reason, one clause")
     uses: list[str] = Field(
@@ -35,7 +35,7 @@ class RuleConfig(Model):
     query: str | None = Field(
         default=None, description="a tree-sitter query; the capture @hit, or the first, is the place"
     )
-    action: Literal["block", "ask"] = "block"
+    action: Literal["block", "ask"] = Field(default="block", description="refuse the code, or ask a person")
 
     @model_validator(mode="after")
     def _one_way(self) -> RuleConfig:

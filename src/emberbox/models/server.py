@@ -36,6 +36,10 @@ class ServerConfig(Model):
     slow_reader_seconds: float = Field(
         default=30.0, gt=0, description="a stream whose reader takes nothing for so long is ended, and its execution"
     )
+    slow_request_seconds: float = Field(
+        default=30.0, gt=0, description="what a client has for the head of a request, and for each piece of its body"
+    )
+    max_connections: int = Field(default=1000, ge=1, description="open connections of all clients together")
     drain_seconds: float = Field(
         default=30.0, ge=0, description="how long a stop waits for executions that are under way"
     )
@@ -46,7 +50,9 @@ class ServerConfig(Model):
     otlp_endpoint: str | None = Field(
         default=None, pattern=r"^https?://", description="OpenTelemetry collector, such as http://localhost:4318"
     )
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="what the log holds: this level and above"
+    )
 
     @field_validator("token_file")
     @classmethod

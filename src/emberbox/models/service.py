@@ -139,7 +139,7 @@ class SessionInfo(Model):
     vcpus: float
     created_at: datetime
     last_activity: datetime
-    snapshots: int
+    snapshots: int | None = Field(default=None, description="None: not known without waking it")
 
 
 class SessionList(Model):

@@ -96,7 +96,7 @@ class Doorkeeper:
             return self._principal(authorization, address)
         except ConfigError as exc:
             log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
-            log.error("tokens cannot be read", reason=exc.message)
+            log.error("tokens cannot be read", reason=exc.message)  # noqa: TRY400 (the message says it all)
             raise Unauthorized(
                 "The server cannot read its tokens, and lets nobody in.", remediation="Its log says why."
             ) from exc
@@ -181,10 +181,8 @@ class Places:
     @contextlib.contextmanager
     def one(self, caller: str, most: int) -> Iterator[None]:
         """Take a place while in the context; raises TooManyRequests where the caller has its `most`."""
-        taken = self._taken.get(caller, 0)
-        if taken >= most:
-            raise TooManyRequests(f"{taken} {self._what} are under way: the limit.", details={"retry_after": 1})
-        self._taken[caller] = taken + 1
+        self.check(caller, most)
+        self._taken[caller] = self._taken.get(caller, 0) + 1
         self._free.clear()
         try:
             yield
@@ -194,6 +192,12 @@ class Places:
                 del self._taken[caller]
             if not self._taken:
                 self._free.set()
+
+    def check(self, caller: str, most: int) -> None:
+        """Raises TooManyRequests where the caller has its `most`."""
+        taken = self._taken.get(caller, 0)
+        if taken >= most:
+            raise TooManyRequests(f"{taken} {self._what} are under way: the limit.", details={"retry_after": 1})
 
     async def empty(self) -> None:
         """Wait until nothing is under way."""

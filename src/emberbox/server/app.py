@@ -13,6 +13,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from emberbox import __version__
@@ -24,7 +25,8 @@ from emberbox.server import failures, tracing
 from emberbox.server.access import Doorkeeper
 from emberbox.server.asking import Asking
 from emberbox.server.examples import add_examples
-from emberbox.server.guard import Guard
+from emberbox.server.guard import REQUEST_ID, Guard
+from emberbox.server.idempotency import HEADER
 from emberbox.server.metrics import Metrics
 from emberbox.server.probe import Prober
 from emberbox.server.routes import approvals, health, inside, llm, sandboxes, sessions, v2, vms
@@ -91,6 +93,14 @@ def create_app(settings: Settings, on_ready: Callable[[], object] = lambda: None
         app.include_router(router, responses={**failures.RESPONSES})
     app.include_router(sockets)
     failures.register(app)
+    if settings.server.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.server.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", HEADER, REQUEST_ID],
+            expose_headers=[REQUEST_ID, "Retry-After"],
+        )
     _add_documentation(app)
     _wrap(app, lambda inner: Guard(inner, doorkeeper, settings.server, metrics))
     return app

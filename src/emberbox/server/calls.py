@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
+from emberbox.errors import ValidationFailed
 from emberbox.server.access import Principal
 from emberbox.server.idempotency import HEADER
 from emberbox.server.service import Service
@@ -58,6 +59,11 @@ class Call:
     def stream(self, work: Callable[[Outbox], Coroutine[Any, Any, BaseModel]]) -> Response:
         """Answer with events as the work goes on."""
         service = self.service
+        if self.key is not None:
+            raise ValidationFailed(
+                f"{HEADER} and a stream do not go together: a stream is not kept.", remediation="Leave one of them out."
+            )
+        service.streams.check(self.principal.id, service.config.max_sockets)
 
         async def counted(outbox: Outbox) -> BaseModel:
             with service.streams.one(self.principal.id, service.config.max_sockets):

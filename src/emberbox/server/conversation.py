@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emberbox.errors import ValidationFailed, VmExecutionError
+from emberbox.errors import ExecutionCancelled, ValidationFailed, VmExecutionError
 from emberbox.models import (
     ApprovalResponse,
     HistoryQueryRequest,
@@ -108,6 +108,8 @@ class Conversation:
                 metadata=wanted.metadata,
             )
             run = await self._service.execute(self._principal, request, self._heard(name))
+        except ExecutionCancelled:
+            await self._cancelled(name)
         except VmExecutionError as error:
             await self._refused(name, error)
         except BaseException:

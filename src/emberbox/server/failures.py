@@ -75,8 +75,8 @@ _WORDS = {
     503: "no capacity, or no machine; it did not run",
     504: "a time-out of the server",
 }
-TOO_LONG = "too_long"
-"""In a request's state: how long it may be, where it was longer."""
+PROBLEM = "problem"
+"""In a request's state: what was wrong with its body, which a framework may have made another error of."""
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": words} for status, words in _WORDS.items()
 }
@@ -166,9 +166,9 @@ def too_large(most: int) -> RequestTooLarge:
 
 
 def _of_http(request: Request, error: HTTPException) -> VmExecutionError:
-    most: int | None = request.scope["state"].get(TOO_LONG)
-    if most is not None:
-        return too_large(most)
+    problem: VmExecutionError | None = request.scope["state"].get(PROBLEM)
+    if problem is not None:
+        return problem
     if error.status_code == HTTPStatus.NOT_FOUND:
         where = request.url.path[:200]
         return SessionNotFound(f"There is nothing at {where}.", remediation="/docs shows what there is.")

@@ -3,6 +3,7 @@ in the way of each execution."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import secrets
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from emberbox.errors import Forbidden, Unauthorized, ValidationFailed, VmExecutionError
 from emberbox.models.server import ServerConfig
 from emberbox.server.access import Doorkeeper
-from emberbox.server.failures import TOO_LONG, error_answer, too_large
+from emberbox.server.failures import PROBLEM, error_answer, too_large
 
 REQUEST_ID = "X-Request-ID"
 POLICY_VIOLATION = 1008
@@ -27,6 +28,7 @@ _PUBLIC = re.compile(r"/(health|ready|docs(/.*)?|openapi\.json)?")
 """What shows nothing of anybody."""
 _STREAMED = re.compile(r"/api/vms/[^/]+/files")
 """Bodies that go on to a machine in pieces, whose disk bounds them."""
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -50,6 +52,7 @@ class Guard:
         self._app = app
         self._doorkeeper = doorkeeper
         self._max_body = config.max_body_bytes
+        self._slow = config.slow_request_seconds
         self._hosts = frozenset({"localhost", config.host.lower(), *(name.lower() for name in config.allowed_hosts)})
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
         self._observer = observer
@@ -71,7 +74,7 @@ class Guard:
         try:
             try:
                 self._check(scope, headers)
-                body = _Body(receive, scope, self._limit(scope, headers))
+                body = _Body(receive, scope, self._limit(scope, headers), self._slow)
             except VmExecutionError as error:
                 await _refuse(scope, receive, seen, error)
             else:
@@ -82,12 +85,17 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises where it is not let in."""
         self._check_source(headers)
-        if scope["type"] == "http" and _PUBLIC.fullmatch(scope["path"]):
+        if scope["type"] == "http" and (_PUBLIC.fullmatch(scope["path"]) or self._preflight(scope, headers)):
             return
         client = scope.get("client")
         principal = self._doorkeeper.principal(headers.get("authorization"), client[0] if client else "local")
         scope["state"]["principal"] = principal
         structlog.contextvars.bind_contextvars(token=principal.name)
+
+    def _preflight(self, scope: Scope, headers: Headers) -> bool:
+        """A browser asks whether a page may ask (Fetch standard, 3.2.2); it sends no token with that."""
+        asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        return asks and headers.get("origin", "").lower() in self._origins
 
     def _check_source(self, headers: Headers) -> None:
         """No page of a browser may call it that is not one of ours: neither by its own origin, nor by a name that it
@@ -124,6 +132,7 @@ class Guard:
     def _ended(self, scope: Scope, seen: _Seen, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or "(none)"
         method = scope.get("method", "WEBSOCKET")
+        method = method if method in _METHODS else "OTHER"
         self._observer.request_ended(method, route, seen.status, seconds)
         level = self._log.debug if seen.status < 400 and _PUBLIC.fullmatch(scope["path"]) else self._log.info
         level(
@@ -159,19 +168,31 @@ class _Seen:
 class _Body:
     """Receives, and counts the bytes of the body."""
 
-    def __init__(self, receive: Receive, scope: Scope, most: int | None) -> None:
+    def __init__(self, receive: Receive, scope: Scope, most: int | None, seconds: float) -> None:
         self._receive = receive
+        self._seconds = seconds
+        self._ended = scope["type"] != "http"
         self._state = scope["state"]
         self._left = most
         self._most = most or 0
 
     async def __call__(self) -> MutableMapping[str, Any]:
-        message = await self._receive()
+        if self._ended:
+            return await self._receive()  # what comes next is the end of the connection
+        try:
+            async with asyncio.timeout(self._seconds):
+                message = await self._receive()
+        except TimeoutError as exc:
+            self._state[PROBLEM] = slow = ValidationFailed(
+                f"No piece of the request came for {self._seconds:g} s.", remediation="Send it without long pauses."
+            )
+            raise slow from exc
+        self._ended = message["type"] != "http.request" or not message.get("more_body", False)
         if self._left is not None and message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                self._state[TOO_LONG] = self._most  # a framework may make another error of this one
-                raise too_large(self._most)
+                self._state[PROBLEM] = problem = too_large(self._most)  # a framework may make another error of it
+                raise problem
         return message
 
 

@@ -39,7 +39,7 @@ def request_of(
 
 def request_of_v2(session: Session, body: ExecuteV2Request) -> ExecuteRequest:
     """The same of a request of version 2; of two time-outs the shorter one counts."""
-    limits = body.resource_limits
+    limits, most = body.resource_limits, session.limits.output_bytes
     bounds = [ms for ms in (body.timeout_ms, limits.timeout_ms if limits else None) if ms is not None]
     return request_of(
         session,
@@ -51,7 +51,7 @@ def request_of_v2(session: Session, body: ExecuteV2Request) -> ExecuteRequest:
         requirements=body.requirements,
         metadata=body.metadata,
         snapshot=body.snapshot_strategy,
-        output_bytes=limits.output_bytes if limits else None,
+        output_bytes=min(limits.output_bytes or most, most) if limits else None,
     )
 
 

@@ -19,6 +19,7 @@ import uvicorn
 from emberbox.config import Settings
 from emberbox.errors import ConfigError
 from emberbox.server.app import create_app
+from emberbox.server.protocol import http_protocol
 from emberbox.server.service import Service
 from emberbox.server.tokens import TokenStore, token_file
 
@@ -53,12 +54,15 @@ def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> Non
     app = create_app(settings, ready)
     config = uvicorn.Config(
         app,
+        http=http_protocol(settings.server.slow_request_seconds),
+        limit_concurrency=settings.server.max_connections,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="websockets-sansio",
         ws_max_size=_MAX_MESSAGE,
+        ws_per_message_deflate=False,  # costs more than it saves here, and unpacks what was never sent
         lifespan="on",
         timeout_graceful_shutdown=_STOP_SECONDS,
         timeout_keep_alive=30,

@@ -16,7 +16,15 @@ from prometheus_client.core import GaugeMetricFamily
 
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import Conflict, Forbidden, SessionNotFound, ValidationFailed, VmExecutionError, VmNotAvailable
+from emberbox.errors import (
+    Conflict,
+    ExecutionCancelled,
+    Forbidden,
+    SessionNotFound,
+    ValidationFailed,
+    VmExecutionError,
+    VmNotAvailable,
+)
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.local import LocalCommands
 from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
@@ -216,7 +224,10 @@ class Service:
             self._running.add(running)
             try:
                 execution = await task
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as exc:
+                own = asyncio.current_task()
+                if task.cancelled() and not (own is not None and own.cancelling()):
+                    raise ExecutionCancelled("The execution was stopped by a request, or with the server.") from exc
                 await _ended(task)
                 raise
             finally:

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.websockets import WebSocket
 
-from emberbox.errors import TooManyRequests, ValidationFailed, VmExecutionError
+from emberbox.errors import ExecutionCancelled, TooManyRequests, ValidationFailed, VmExecutionError
 from emberbox.models import VmExecuteResponse
 from emberbox.sandbox.work import Listeners
 from emberbox.server import messages
@@ -126,6 +126,8 @@ class Workflow:
                 timeout=wanted.timeout_seconds,
             )
             run = await self._service.execute(self._principal, request, heard)
+        except ExecutionCancelled:
+            await self._send(command, "execution_complete", {"status": "cancelled"})
         except VmExecutionError as error:
             await self._send(command, "error", plain(error))
         except BaseException:

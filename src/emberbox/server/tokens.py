@@ -13,6 +13,7 @@ import hmac
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -113,6 +114,8 @@ class TokenStore:
             raise ConfigError(f"Cannot read the tokens in {self.path}: {exc.strerror}.") from exc
         seen = (now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size)  # a chmod counts
         if seen != self._seen:
+            if not stat.S_ISREG(now.st_mode):
+                raise ConfigError(f"{self.path} is no file.", remediation="Set server.token_file.")
             if now.st_mode & 0o077:
                 raise ConfigError(
                     f"Others may read or write the tokens in {self.path}.", remediation=f"chmod 600 {self.path}"

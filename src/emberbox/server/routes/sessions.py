@@ -20,6 +20,7 @@ from emberbox.models.service import (
     SnapshotCreated,
     SnapshotCreateRequest,
 )
+from emberbox.sandbox.ledger import SandboxRecord
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners
 from emberbox.server.calls import Call, Caller
@@ -62,11 +63,15 @@ async def _limits(call: Call, template: str | None, memory_mb: int | None, vcpus
 
 @router.get("", response_model=SessionList, summary="List sessions")
 async def list_all(call: Caller) -> Response:
-    """All that the caller may see; those that were put aside are not woken, and not listed."""
+    """All that the caller may see; those that were put aside are listed as paused, and not woken."""
     call.read()
-    sessions = [one for one in await call.service.engine.list_sandboxes() if call.principal.sees(one.agent_id)]
-    named = [(one.metadata[SESSION_KEY], one) for one in sessions if SESSION_KEY in one.metadata]
-    infos = [await _info(call, name, session) for name, session in sorted(named, key=lambda pair: pair[0])]
+    engine, sees = call.service.engine, call.principal.sees
+    sessions = [one for one in await engine.list_sandboxes() if sees(one.agent_id)]
+    infos = [await _info(call, one.metadata[SESSION_KEY], one) for one in sessions if SESSION_KEY in one.metadata]
+    known = {info.vm_id for info in infos}
+    asleep = [one for one in await engine.list_dormant() if sees(one.agent_id) and one.sandbox_id not in known]
+    infos += [_asleep(one) for one in asleep if SESSION_KEY in one.metadata]
+    infos.sort(key=lambda info: (info.name, info.agent_id))
     return answer(SessionList(sessions=infos, total=len(infos)))
 
 
@@ -124,6 +129,20 @@ async def close(name: Name, call: Caller, agent_id: Agent = None) -> Response:
     told = await _info(call, name, session)
     await call.service.end(session.id)
     return answer(told.model_copy(update={"status": "stopped"}))
+
+
+def _asleep(record: SandboxRecord) -> SessionInfo:
+    return SessionInfo(
+        name=record.metadata[SESSION_KEY],
+        vm_id=record.sandbox_id,
+        vm_type=record.template.name,
+        agent_id=record.agent_id,
+        status="paused",
+        memory_mb=record.limits.memory_mb,
+        vcpus=record.limits.vcpus,
+        created_at=record.started_at,
+        last_activity=record.started_at,
+    )
 
 
 async def _ids(call: Call, name: str, agent_id: str | None) -> list[str]:

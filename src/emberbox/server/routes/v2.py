@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
 
-from emberbox.errors import ForkFailed, SnapshotNotFound, ValidationFailed, VmExecutionError
+from emberbox.errors import ExecutionCancelled, SnapshotNotFound, ValidationFailed, VmExecutionError
 from emberbox.host.pressure import MemoryReader
 from emberbox.models import Execution, MachineLimits, RollbackResponse, VmExecuteResponse
 from emberbox.models.service import (
@@ -42,6 +42,8 @@ from emberbox.server.streams import answer
 from emberbox.undo import LAST_SUCCESS
 
 router = APIRouter(prefix="/api/v2", tags=["v2"])
+_AT_ONCE = 8
+"""Forks of one parallel batch that run at the same time."""
 
 
 @router.post("/execute", response_model=ExecuteV2Response, responses={200: SSE}, summary="Run code")
@@ -109,17 +111,28 @@ async def _sequential(call: Call, session: Session, body: BatchRequest) -> list[
 
 
 async def _parallel(call: Call, session: Session, blocks: Sequence[BatchBlock]) -> list[BatchResult]:
-    async with contextlib.AsyncExitStack() as forks:
-        try:
-            made = await call.service.engine.undo.fork(session, len(blocks))
-        except ForkFailed as exc:
-            for child in exc.children:
-                await child.kill()
-            raise
-        for child in made:
-            forks.push_async_callback(child.kill)
-        work = [_one(call, child, index, block) for index, (child, block) in enumerate(zip(made, blocks, strict=True))]
-        return list(await asyncio.gather(*work))
+    """All begin with the machine as it is now, whatever others do in it meanwhile; a few at once."""
+    undo, gate = call.service.engine.undo, asyncio.Semaphore(_AT_ONCE)
+    start = await undo.snapshot(session)
+
+    async def one(index: int, block: BatchBlock) -> BatchResult:
+        async with gate:
+            try:
+                child = await undo.branch(session, start.snapshot_id)
+            except VmExecutionError as exc:
+                return BatchResult(block=index, status="refused", error=block_error(index, exc))
+            try:
+                return await _one(call, child, index, block)
+            finally:
+                await asyncio.shield(asyncio.ensure_future(child.kill()))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(index, block)) for index, block in enumerate(blocks)]
+    finally:
+        with contextlib.suppress(VmExecutionError):
+            await asyncio.shield(asyncio.ensure_future(undo.delete(session, start.snapshot_id)))
+    return [task.result() for task in tasks]
 
 
 async def _one(call: Call, session: Session, index: int, block: BatchBlock) -> BatchResult:
@@ -132,6 +145,8 @@ async def _one(call: Call, session: Session, index: int, block: BatchBlock) -> B
     )
     try:
         run: Execution = await call.service.execute(call.principal, request, Listeners())
+    except ExecutionCancelled as exc:
+        return BatchResult(block=index, status="cancelled", error=block_error(index, exc))
     except VmExecutionError as exc:
         return BatchResult(block=index, status="refused", error=block_error(index, exc))
     return BatchResult(block=index, status=status_of_run(run), execution=VmExecuteResponse.of(run))
