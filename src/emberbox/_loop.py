@@ -24,10 +24,12 @@ class Loop:
 
     Args:
         what: whose calls, as messages name it.
+        ended: what became of it when it is used after its end.
     """
 
-    def __init__(self, what: str = "sandbox") -> None:
+    def __init__(self, what: str = "sandbox", ended: str = "killed") -> None:
         self._what = what
+        self._ended = ended
         self._stack = ExitStack()
         self._pid = os.getpid()
         self._closed = False
@@ -53,7 +55,7 @@ class Loop:
 
     def _check(self) -> None:
         if self._closed:
-            raise VmNotAvailable(f"The {self._what} was closed.", remediation="Create a new one.")
+            raise VmNotAvailable(f"The {self._what} was {self._ended}.", remediation="Create a new one.")
         if os.getpid() != self._pid:
             raise VmNotAvailable(
                 f"This {self._what} belongs to the process that forked this one.",

@@ -323,7 +323,7 @@ class VmExecutionClientSync:
         auth_token: str | None = None,
         hook_manager: HookManager | None = None,
     ) -> None:
-        self._loop = Loop("client")
+        self._loop = Loop("client", "closed")
         try:
 
             async def make() -> VmExecutionClient:

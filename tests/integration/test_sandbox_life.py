@@ -312,3 +312,18 @@ async def test_cancelling_a_start_leaves_nothing(nothing_left: None) -> None:
             start.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await start
+
+
+async def test_after_a_cancelled_execution_the_next_one_runs_at_once(nothing_left: None) -> None:
+    """No `busy`: the next one waits for the end of the one that was cancelled."""
+    async with await AsyncSandbox.create(MINIMAL) as sandbox:
+        for _ in range(5):
+            running = asyncio.Event()
+            code = "print('on', flush=True)\nwhile True: pass"
+            run = asyncio.create_task(sandbox.run_code(code, on_stdout=lambda _, on=running: on.set()))  # type: ignore[misc]
+            async with asyncio.timeout(30):
+                await running.wait()
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+            assert (await sandbox.run_code("6 * 7")).text == "42"

@@ -97,7 +97,8 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder()
         self._requests: dict[int, _Request] = {}
-        self._abandoned: set[int] = set()
+        self._abandoned: dict[int, asyncio.Event] = {}
+        """Requests that nobody waits for any more, and whether their final event has come."""
         self._next_id = 0
         self._hunted: bytes | None = None
         self._unmatched = bytearray()
@@ -195,7 +196,12 @@ class Channel:
         finally:
             del self._requests[number]
             if request.sent and not request.answered and self._closed is None:
-                self._abandoned.add(number)
+                self._abandoned[number] = asyncio.Event()
+
+    async def answered(self, number: int) -> None:
+        """Wait until a request that was left early has ended in the guest, or the channel has."""
+        if (ended := self._abandoned.get(number)) is not None and self._closed is None:
+            await ended.wait()
 
     async def _send(self, header: Header, payload: bytes) -> None:
         if self._closed is not None:
@@ -290,7 +296,7 @@ class Channel:
             return
         if number in self._abandoned:
             if event in FINAL_EVENTS:
-                self._abandoned.discard(number)
+                self._abandoned.pop(number).set()
             return
         if event not in FINAL_EVENTS and (len(header) > 10 or any(map(_is_long, header.values()))):
             raise ProtocolError("an event with more in its header than it has fields for")
@@ -322,6 +328,8 @@ class Channel:
         self._gate.set()
         for request in self._requests.values():
             request.fail(self._error())
+        for ended in self._abandoned.values():
+            ended.set()
         if not self.hello.done():
             self.hello.set_exception(self._error())
             self.hello.exception()  # whoever waits for it still gets it; nobody waiting is no leak

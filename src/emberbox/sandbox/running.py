@@ -39,6 +39,8 @@ _GONE = (ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, Ex
 """What a signal may meet: what it was for has ended."""
 _GRACE_SECONDS = 10.0
 """Beyond a time-out that the guest enforces, the host waits this long for its answer; then it kills the machine."""
+_STOP_SECONDS = 5.0
+"""What is killed ends in milliseconds."""
 _STDIN_CHUNK = 1 << 18
 _MAX_CODE_BYTES = 4 << 20
 _SIGINT = int(signal.SIGINT)
@@ -73,6 +75,8 @@ class Runner:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._requests = 0
+        self._stopping: set[tuple[Channel, int]] = set()
+        """Requests whose caller has left, and which are being killed."""
         self.bounded = 0
 
     @property
@@ -88,6 +92,7 @@ class Runner:
             SessionNotFound, ExecutionFailed: unknown or busy context, working directory that is not there.
         """
         await self._owner.settled()
+        await self._stopped()
         channel, machine = self._owner.open_channel(), self._owner.machine
         self._owner.touched()
         source = code.encode("utf-8", "replace")
@@ -199,8 +204,17 @@ class Runner:
                 self._requests -= 1
                 if not stream.ended and channel.closed is None:
                     # on the channel of the request: after a rollback the number may be another's
+                    self._stopping.add((channel, stream.number))
                     stop = channel.call("signal", timeout=_CALL_TIMEOUT, target=stream.number, signal=signal.SIGKILL)
                     self._owner.spawn(self._quietly(stop))
+
+    async def _stopped(self) -> None:
+        """What was cancelled has ended: its context can be used again. Where that takes too long, the guest says so."""
+        stopping, self._stopping = self._stopping, set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                for channel, number in stopping:
+                    await channel.answered(number)
 
     @staticmethod
     async def _quietly(work: Awaitable[object]) -> None:
