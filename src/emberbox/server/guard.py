@@ -130,7 +130,7 @@ class Guard:
         return self._max_body
 
     def _ended(self, scope: Scope, seen: _Seen, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", None) or "(none)"
+        route = getattr(scope.get("route"), "path", None) or "(none)"  # not the path: ids would be without end
         method = scope.get("method", "WEBSOCKET")
         method = method if method in _METHODS else "OTHER"
         self._observer.request_ended(method, route, seen.status, seconds)

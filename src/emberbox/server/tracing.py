@@ -1,14 +1,15 @@
-"""OpenTelemetry spans. The API alone does nothing; where an SDK and an exporter are installed (`emberbox[otel]`) and
+"""OpenTelemetry spans: the framework makes those of requests, and takes `traceparent` over; here are those of
+executions and snapshots. The API alone does nothing; where an SDK and an exporter are installed (`emberbox[otel]`) and
 `server.otlp_endpoint` is set, spans go there. A program that embeds the server and has set up a provider of its own
 gets the spans as well."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from emberbox import __version__
@@ -40,18 +41,16 @@ def configure(endpoint: str) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def span(name: str, headers: Mapping[str, str] | None = None, **attributes: Any) -> Iterator[Span]:
+def span(name: str, **attributes: Any) -> Iterator[Span]:
     """A span of a piece of work; an error of ours is its status, with the code only: messages may quote code.
 
     Args:
         name: of the span.
-        headers: of the request that asks for it; `traceparent` makes it part of that trace.
         attributes: facts; None is left out. No code and no output: they stay here.
     """
-    context = propagate.extract(headers) if headers is not None else None
     facts = {f"emberbox.{key}": value for key, value in attributes.items() if value is not None}
     with _tracer.start_as_current_span(
-        name, context, SpanKind.SERVER, facts, record_exception=False, set_status_on_exception=False
+        name, None, SpanKind.INTERNAL, facts, record_exception=False, set_status_on_exception=False
     ) as current:
         try:
             yield current
