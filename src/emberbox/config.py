@@ -98,7 +98,10 @@ class Settings(BaseSettings):
     server: ServerConfig = Field(default_factory=ServerConfig, description="the service, `emberbox serve`")
     # A snapshot after every success costs more than most executions: here it is a choice. Keys that a file sets leave
     # the others as they are here.
-    vm_execution: VmExecutionConfig = VmExecutionConfig(enabled=True, history=HistoryConfig(snapshot_on_failure=False))
+    vm_execution: VmExecutionConfig = Field(
+        default=VmExecutionConfig(enabled=True, history=HistoryConfig(snapshot_on_failure=False)),
+        description="how code runs, and which code",
+    )
 
     @field_validator("cache_dir", "run_dir", "state_dir", "templates_dir", "runsc")
     @classmethod

@@ -169,6 +169,28 @@ def test_scopes(server: Served, tokens: Tokens) -> None:
         assert admin.get("/api/v2/vm-pool/status").status_code == 200
 
 
+def test_a_token_for_answers_reads_nothing(server: Served, tokens: Tokens) -> None:
+    only = server.token("only", "--scope", "approve", "--agent", "ada")
+    scraper = server.token("scraper", "--scope", "metrics")
+    with server.client(tokens.ada) as ada, server.client(only) as client, server.client(scraper) as prometheus:
+        vm = ada.post("/api/vms", json={"vm_type": "minimal"}).json()["id"]
+        assert code_of(client.get(f"/api/vms/{vm}/history")) == (403, "forbidden")
+        url = f"{server.url.replace('http', 'ws')}/ws/{vm}"
+        sent: dict[str, dict[str, Any]] = {
+            "QueryHistory": {},
+            "CreateSnapshot": {},
+            "RollbackToSnapshot": {"snapshot_id": "x"},
+            "LlmExecuteCode": {"language": "python", "code": "1"},
+            "LlmParseExecute": {"llm_response": "x"},
+        }
+        with connect(url, additional_headers={"Authorization": f"Bearer {only}"}, proxy=None) as socket:
+            for kind, data in sent.items():
+                socket.send(json.dumps({"message_type": kind, "data": data}))
+                assert json.loads(socket.recv(timeout=30))["data"]["code"] == "forbidden", kind
+        assert prometheus.get("/metrics").status_code == 200
+        assert code_of(prometheus.get("/api/vms")) == (403, "forbidden")
+
+
 def test_who_runs_code_may_not_approve_it(server: Served, tokens: Tokens) -> None:
     code = "import subprocess; print(subprocess.run(['echo', 'ran'], capture_output=True, text=True).stdout)"
     url = server.url.replace("http", "ws")

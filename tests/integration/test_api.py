@@ -194,7 +194,7 @@ def test_an_answer_is_searched_and_run(api: httpx.Client) -> None:
 
 
 def test_a_requests_own_configuration_only_narrows(api: httpx.Client) -> None:
-    body = {
+    body: dict[str, Any] = {
         "agent_id": "ada",
         "llm_response": ANSWER,
         "vm_config": {"allowed_languages": ["bash"], "policy": {"disabled": ["*"]}},

@@ -269,6 +269,7 @@ def test_the_dashboard_and_the_alerts_ask_for_what_there_is(own_server: Served) 
         for vm in vms:
             client.delete(f"/api/vms/{vm}")
     with own_server.client(own_server.token("prometheus", "--scope", "read")) as client:
+        client.get("/ready")
         text = client.get("/metrics").text
     exported: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
@@ -280,3 +281,6 @@ def test_the_dashboard_and_the_alerts_ask_for_what_there_is(own_server: Served) 
     assert {"emberbox_pool_ready", "emberbox_executions_waiting", "process_resident_memory_bytes"} <= set(asked_for())
     own = {name for name in exported if name.startswith("emberbox_") and not re.search(r"_(created|count|sum)$", name)}
     assert own <= set(asked_for()), "the dashboard leaves something out"
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(emberbox_\w+)`", page))
+    assert told == {name.removesuffix("_bucket") for name in own}, "the table of figures is not the server's"

@@ -72,7 +72,7 @@ def test_several_executions_share_a_socket(socket: ClientConnection) -> None:
     wait = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('waited')"
     send(socket, "LlmExecuteCode", language="python", code=wait, execution_id="one")
     send(socket, "LlmExecuteCode", language="bash", code="echo second; touch go", execution_id="two")
-    ended = []
+    ended: list[str] = []
     while len(ended) < 2:
         ended += [data["execution_id"] for kind, data in until(socket, "LlmExecutionComplete") if "status" in data]
     assert ended == ["two", "one"]
@@ -181,7 +181,7 @@ def test_workflows_run_in_the_agents_own_machine(served: Served, vm: str) -> Non
             socket.send(json.dumps(command | more))
 
         def answers() -> list[dict[str, Any]]:
-            seen = []
+            seen: list[dict[str, Any]] = []
             while not seen or seen[-1]["response_type"] == "execution_output":
                 seen.append(json.loads(socket.recv(timeout=60)))
             return seen

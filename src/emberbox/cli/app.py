@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+config_app = typer.Typer(help="Settings: those in force, a file checked, an example.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
 image_app = typer.Typer(help="What sandboxes start from: list, build, show, remove.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
 history_app = typer.Typer(help="What was executed: list, show, verify.", no_args_is_help=True)
@@ -217,6 +219,30 @@ def bench(
     run_bench(
         BenchOptions(as_json=as_json, quick=quick, only=tuple(only or ()), output=output, plot=plot, template=template)
     )
+
+
+@config_app.command("example")
+def config_example() -> None:
+    """Print the settings file with every setting explained."""
+    from emberbox.cli.config import print_example
+
+    print_example()
+
+
+@config_app.command("show")
+def config_show(as_json: Json = False) -> None:
+    """The settings in force, and where each comes from."""
+    from emberbox.cli.config import show
+
+    show(as_json=as_json)
+
+
+@config_app.command("check", epilog="Exit codes: 0 nothing to object to, 2 something is wrong.")
+def config_check(file: Annotated[Path, typer.Argument(help="A settings file.")], as_json: Json = False) -> None:
+    """Say everything that is wrong with a settings file."""
+    from emberbox.cli.config import check
+
+    check(file, as_json=as_json)
 
 
 @image_app.command("list")

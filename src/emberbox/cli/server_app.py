@@ -62,7 +62,7 @@ def serve(
 def token_create(
     name: Annotated[str, typer.Argument(help="Whose it is, for you to know.")],
     scope: Annotated[
-        list[str] | None, typer.Option("--scope", help="read, execute, approve, admin (repeat); read, execute if none.")
+        list[str] | None, typer.Option("--scope", help="metrics, read, execute, approve, admin (repeat).")
     ] = None,
     agent: Annotated[
         list[str] | None, typer.Option("--agent", help="Only for this agent (repeat); for any if none.")

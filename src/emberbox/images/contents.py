@@ -25,7 +25,7 @@ _MAX_LINKS = 40
 def prepare_rootfs(rootfs: Path, template: Template) -> None:
     """The last touches: mount points, the user, names, no set-uid programs, the template's files."""
     for path in _DIRECTORIES:
-        inside(rootfs, path).mkdir(parents=True, exist_ok=True)
+        _make_dir(rootfs, inside(rootfs, path))
     _append(rootfs, "/etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n")
     _append(rootfs, "/etc/group", "user:x:1000:\n")
     _write(rootfs, "/etc/hostname", b"emberbox\n")
@@ -74,12 +74,21 @@ def inside(rootfs: Path, path: str) -> Path:
 
 
 def _write(rootfs: Path, path: str, data: bytes, mode: int = 0o644) -> None:
-    parent = inside(rootfs, str(PurePosixPath(path).parent))
-    parent.mkdir(parents=True, exist_ok=True)
+    _make_dir(rootfs, inside(rootfs, str(PurePosixPath(path).parent)))
     target = inside(rootfs, path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_dir(rootfs, target.parent)
     target.write_bytes(data)
     target.chmod(mode)
+
+
+def _make_dir(rootfs: Path, folder: Path) -> None:
+    """Make a folder and its parents as everybody in the guest may enter them, whatever the umask of who builds."""
+    if folder.exists():
+        return
+    if folder != rootfs:
+        _make_dir(rootfs, folder.parent)
+    folder.mkdir()
+    folder.chmod(0o755)
 
 
 def _append(rootfs: Path, path: str, line: str) -> None:

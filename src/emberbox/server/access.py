@@ -38,6 +38,11 @@ class Principal:
         if scope not in self.scopes and "admin" not in self.scopes:
             raise Forbidden(f"Token {self.name!r} has not the scope {scope}.")
 
+    def require_read(self) -> None:
+        """Raises Forbidden where the caller may not look at anything; who may execute may."""
+        if "execute" not in self.scopes:
+            self.require("read")
+
     def require_all_agents(self) -> None:
         """Raises Forbidden for a token that is bound to agents."""
         if self.agents is not None:

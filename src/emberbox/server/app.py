@@ -21,6 +21,7 @@ from emberbox.config import Settings
 from emberbox.engine import Engine
 from emberbox.errors import VmExecutionError
 from emberbox.hooks.approval import ApprovalDesk
+from emberbox.languages import RULES
 from emberbox.server import failures, tracing
 from emberbox.server.access import Doorkeeper
 from emberbox.server.asking import Asking
@@ -49,7 +50,8 @@ def create_app(settings: Settings, on_ready: Callable[[], object] = lambda: None
     """
     asking = Asking()
     desk = ApprovalDesk(on_request=asking.asked)
-    metrics = Metrics()
+    own = [rule.id for rule in settings.vm_execution.policy.rules]
+    metrics = Metrics([*RULES, *own])
     doorkeeper = Doorkeeper(TokenStore(token_file(settings)), settings.server)
 
     @asynccontextmanager
@@ -60,7 +62,8 @@ def create_app(settings: Settings, on_ready: Callable[[], object] = lambda: None
             async with Engine(settings, approver=desk, recorders=[metrics], durable=True) as engine:
                 service = Service(settings, engine, desk, asking, metrics)
                 app.state.service = service
-                app.state.prober = Prober(service)
+                app.state.prober = prober = Prober(service)
+                metrics.watch(prober.gauges)
                 try:
                     await engine.list_sandboxes()  # what the server before this one left is found now
                 except VmExecutionError as error:

@@ -38,8 +38,7 @@ class Call:
 
     def read(self) -> None:
         """Raises Forbidden where the caller may not look at anything."""
-        if "execute" not in self.principal.scopes:
-            self.principal.require("read")
+        self.principal.require_read()
 
     async def run(self, body: BaseModel, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> Response:
         """Do the work and answer with what it returns. It is cancelled when the caller leaves, unless it has a key:

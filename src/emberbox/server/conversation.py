@@ -207,6 +207,7 @@ class Conversation:
 
     async def _history(self, data: dict[str, Any]) -> None:
         wanted = messages.QueryHistory.model_validate(data)
+        self._principal.require_read()
         request = HistoryQueryRequest(
             vm_id=self._vm_id, agent_id=wanted.agent_id, limit=wanted.limit, failures_only=wanted.failures_only
         )

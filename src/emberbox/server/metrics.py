@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from emberbox.languages import RULES, resolve
 from emberbox.models import CommandHistoryEntry, TerminationReason
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
@@ -19,9 +20,14 @@ GaugeSource = Callable[[], Iterable[GaugeMetricFamily]]
 
 
 class Metrics:
-    """All figures of one server. As a recorder of the engine it hears of each execution."""
+    """All figures of one server. As a recorder of the engine it hears of each execution.
 
-    def __init__(self) -> None:
+    Args:
+        rules: of the policy, those of this installation included.
+    """
+
+    def __init__(self, rules: Iterable[str] = RULES) -> None:
+        self._rules = frozenset(rules)
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._executions = Counter(
@@ -35,6 +41,9 @@ class Metrics:
             "emberbox_hook_decisions_total", "Decisions of hooks, policy and people.",
             ["hook", "stage", "decision"], registry=self.registry,
         )  # fmt: skip
+        self._policy_hits = Counter(
+            "emberbox_policy_hits_total", "Executions that a rule refused.", ["rule"], registry=self.registry
+        )
         self._redactions = Counter(
             "emberbox_redactions_total", "Outputs in which something secret was replaced.", registry=self.registry
         )
@@ -62,10 +71,14 @@ class Metrics:
         """An execution has a new state."""
         if entry.state == "started" or entry.language in _LLM:
             return
-        outcome = outcome_of(entry)
-        self._executions.labels(entry.language, outcome).inc()
+        # what a caller calls a language is anything: a label needs few values
+        language = resolve(entry.language) or "other"
+        self._executions.labels(language, outcome_of(entry)).inc()
+        for rule in (entry.blocked_by or "").split(", "):
+            if rule in self._rules:
+                self._policy_hits.labels(rule).inc()
         if entry.state == "finished" and entry.duration_ms is not None:
-            self._durations.labels(entry.language).observe(entry.duration_ms / 1000)
+            self._durations.labels(language).observe(entry.duration_ms / 1000)
         for decision in entry.decisions:
             said = decision.decision
             if said == "ask_user":

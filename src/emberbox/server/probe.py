@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from prometheus_client.core import GaugeMetricFamily
+
 from emberbox.engine import Engine
-from emberbox.errors import ExecutionFailed, VmNotAvailable
+from emberbox.errors import ExecutionFailed, VmExecutionError, VmNotAvailable
 from emberbox.models import Execution
 from emberbox.models.service import Readiness
 from emberbox.sandbox.work import Listeners, RunOptions
+from emberbox.server.metrics import gauge
 from emberbox.server.service import Service
 
 _PROBE_SECONDS = 30.0
+_RETRY_SECONDS = 5.0
+"""After a failure, who asks again gets the same answer for so long: nobody needs a token to ask."""
 _CODE = {"python": "print(6 * 7)", "javascript": "console.log(6 * 7)", "bash": "echo $((6 * 7))"}
 
 
@@ -28,6 +34,7 @@ class Prober:
         self._service = service
         self._asking: asyncio.Task[Readiness] | None = None
         self._known: tuple[float, Readiness] | None = None
+        self._failed: tuple[float, VmNotAvailable] | None = None
 
     async def readiness(self) -> Readiness:
         """The newest answer.
@@ -39,12 +46,30 @@ class Prober:
             raise VmNotAvailable("The server is stopping.", remediation="Ask another one.")
         if self._known is not None and time.monotonic() - self._known[0] < self._service.config.probe_seconds:
             return self._known[1]
+        if self._failed is not None and time.monotonic() - self._failed[0] < _RETRY_SECONDS:
+            raise self._failed[1]
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
             self._asking.add_done_callback(_retrieved)
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> Readiness:
+        try:
+            ready = await self._answered()
+        except VmExecutionError as exc:
+            failed = VmNotAvailable(f"No machine answers: {exc.message}", remediation=exc.remediation)
+            self._failed = (time.monotonic(), failed)
+            raise failed from exc
+        self._known, self._failed = (time.monotonic(), ready), None
+        return ready
+
+    def gauges(self) -> Iterator[GaugeMetricFamily]:
+        """What the last look said; nothing where nobody has looked."""
+        if self._known is not None or self._failed is not None:
+            good = self._failed is None
+            yield gauge("emberbox_ready", "Whether a machine answered at the last look.", [({}, good)])
+
+    async def _answered(self) -> Readiness:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._service.settings.boot_timeout_seconds + _PROBE_SECONDS):
@@ -54,9 +79,7 @@ class Prober:
         if run.stdout != "42\n":
             raise ExecutionFailed(f"A machine said {run.stdout!r:.80} instead of 42.")
         spent = time.monotonic() - began
-        ready = Readiness(backend=backend, answered_at=datetime.now(UTC), answer_ms=round(spent * 1000, 3))
-        self._known = (time.monotonic(), ready)
-        return ready
+        return Readiness(backend=backend, answered_at=datetime.now(UTC), answer_ms=round(spent * 1000, 3))
 
     async def close(self) -> None:
         """Ask nothing more."""

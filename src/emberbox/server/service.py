@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from emberbox.errors import (
     VmNotAvailable,
 )
 from emberbox.hooks.approval import ApprovalDesk
+from emberbox.host.pressure import MemoryReader
 from emberbox.local import LocalCommands
 from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
 from emberbox.models.server import ServerConfig
@@ -99,6 +101,7 @@ class Service:
         self._naming: set[tuple[str, str]] = set()
         self._commands: WeakKeyDictionary[Session, LocalCommands] = WeakKeyDictionary()
         self._background: set[asyncio.Task[Any]] = set()
+        self._memory = MemoryReader()
         metrics.watch(self._gauges)
 
     # --- whose is what --------------------------------------------------------------------------------------------
@@ -346,8 +349,16 @@ class Service:
         count, size = self.engine.snapshot_figures()
         yield gauge("emberbox_snapshots", "Snapshots of live sandboxes.", [({}, count)])
         yield gauge("emberbox_snapshot_bytes", "Bytes of these.", [({}, size)])
+        left = self._memory.available_bytes()
+        if left is not None:
+            yield gauge("emberbox_memory_available_bytes", "Memory that the host has left for us.", [({}, left)])
+        needed = self.settings.min_free_memory_mb << 20
+        yield gauge("emberbox_memory_needed_bytes", "Below it no sandbox starts (min_free_memory_mb).", [({}, needed)])
         for name, text, read in _POOL:
-            yield gauge(name, text, [({"template": kind.template}, read(kind)) for kind in pool])
+            by_template: Counter[str] = Counter()  # kinds of one template with different limits are one figure
+            for kind in pool:
+                by_template[kind.template] += read(kind)
+            yield gauge(name, text, [({"template": template}, count) for template, count in by_template.items()])
 
 
 _POOL: tuple[tuple[str, str, Callable[..., int]], ...] = (

@@ -26,8 +26,8 @@ from emberbox.config import Settings
 from emberbox.errors import ConfigError, ValidationFailed
 from emberbox.models import Model
 
-Scope = Literal["read", "execute", "approve", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "execute", "approve", "admin")
+Scope = Literal["metrics", "read", "execute", "approve", "admin"]
+SCOPES: tuple[Scope, ...] = ("metrics", "read", "execute", "approve", "admin")
 _FORM = re.compile(r"ebx_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _DUMMY = hashlib.sha256(b"").hexdigest()
 

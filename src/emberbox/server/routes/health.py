@@ -15,6 +15,7 @@ from emberbox.server.streams import answer
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=Health, summary="Does the process live?")
 async def health(request: Request) -> Response:
     """Answers as long as the process does. No token is needed."""
@@ -22,6 +23,7 @@ async def health(request: Request) -> Response:
     return answer(Health(version=__version__, uptime_seconds=round(time.monotonic() - service.started, 3)))
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=Readiness, summary="Can it run code?")
 async def ready(request: Request) -> Response:
     """A machine has answered lately; if not, one is asked now. 503 while it cannot, and while it stops. No token is
@@ -34,8 +36,9 @@ async def ready(request: Request) -> Response:
     response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )  # fmt: skip
 async def metrics(call: Caller) -> Response:
-    """For a token with the scope `read` that is bound to no agents."""
-    call.read()
+    """For a token with the scope `metrics` or `read` that is bound to no agents."""
+    if "metrics" not in call.principal.scopes:
+        call.read()
     call.principal.require_all_agents()
     text = call.service.metrics.text()
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
