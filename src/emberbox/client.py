@@ -14,9 +14,9 @@ from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 from emberbox._guarded import Guarded
-from emberbox._http import EXECUTION_SECONDS, HttpServer, parsed_text
+from emberbox._http import EXECUTION_SECONDS, HttpServer
 from emberbox._loop import Loop, Relay
-from emberbox.errors import ExecutionTimeout, SessionNotFound, VmConnectionError, VmNotAvailable
+from emberbox.errors import ExecutionTimeout, SessionNotFound, VmNotAvailable
 from emberbox.hooks.manager import HookManager
 from emberbox.models import (
     HistoryQueryResponse,
@@ -32,8 +32,6 @@ from emberbox.models.service import (
     CancelRequest,
     CancelResponse,
     Health,
-    OutputEvent,
-    ResultEvent,
     SnapshotCreated,
     SnapshotCreateRequest,
     SnapshotList,
@@ -41,6 +39,7 @@ from emberbox.models.service import (
     VmInstance,
     VmPoolResponse,
 )
+from emberbox.remote import followed
 from emberbox.sandbox.work import Listeners, OnResult, OnText
 
 T = TypeVar("T")
@@ -124,14 +123,7 @@ class VmExecutionClient:
             )
             return await self._cancelling(answer, key)
         async with self._server.events(f"{path}?stream=true", request) as events:
-            async for event in events:
-                if event.name in ("stdout", "stderr"):
-                    await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
-                elif event.name == "result":
-                    await listeners.result(parsed_text(ResultEvent, event.data).result)
-                elif event.name == "complete":
-                    return parsed_text(VmExecuteResponse, event.data)
-        raise VmConnectionError("The server's stream ended before the execution did; it may have run.")
+            return await followed(VmExecuteResponse, events, listeners)
 
     async def _cancelling(self, answer: Coroutine[Any, Any, T], key: str | None) -> T:
         """A call that is cancelled cancels its execution. Without a key the server sees that we left; with one it goes

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer, ServerEvent, base64_of, parsed, parsed_text
+from emberbox._http import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, parsed, parsed_text
 from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.languages import get_language
 from emberbox.models import (
@@ -59,9 +59,6 @@ from emberbox.models.service import (
 )
 from emberbox.sandbox.files import Data, chunks
 from emberbox.sandbox.work import Listeners, RunOptions
-
-_GRACE_SECONDS = 60.0
-"""Beyond a time-out, for the server to say so."""
 
 
 class RemoteFiles:
@@ -157,7 +154,7 @@ class RemoteCommands:
         """Run a program to its end."""
         request = CommandRequest(cmd=list(argv), cwd=cwd, envs=dict(envs), timeout_seconds=timeout)
         async with self._server.events(self._path, request) as events:
-            return await _followed(events, listeners)
+            return await followed(CommandResult, events, listeners)
 
     async def start(
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
@@ -184,7 +181,7 @@ class RemoteCommands:
         self, request: CommandRequest, listeners: Listeners, started: asyncio.Future[int]
     ) -> CommandResult:
         async with self._server.events(self._path, request) as events:
-            return await _followed(events, listeners, started)
+            return await followed(CommandResult, events, listeners, started)
 
     async def list(self) -> list[ProcessInfo]:
         """Commands under way."""
@@ -211,17 +208,36 @@ class RemoteCommands:
 _STDIN_PIECE = 1 << 20
 
 
-async def _followed(
-    events: AsyncIterator[ServerEvent], listeners: Listeners, started: asyncio.Future[int] | None = None
-) -> CommandResult:
+async def followed(
+    model: type[M],
+    events: AsyncIterator[ServerEvent],
+    listeners: Listeners,
+    started: asyncio.Future[int] | None = None,
+) -> M:
+    """Hand a stream's events to listeners, and return what its last one says.
+
+    Args:
+        model: of the last event.
+        events: of the stream.
+        listeners: hear output and results.
+        started: gets the pid of a command.
+
+    Raises:
+        VmConnectionError: the stream ended too early; it may have run all the same.
+    """
     async for event in events:
         if event.name in ("stdout", "stderr"):
             await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
+        elif event.name == "result":
+            await listeners.result(parsed_text(ResultEvent, event.data).result)
         elif event.name == "started" and started is not None and not started.done():
             started.set_result(parsed_text(CommandStarted, event.data).pid)
         elif event.name == "complete":
-            return parsed_text(CommandResult, event.data)
-    raise VmConnectionError("The server's stream ended before the command did.")
+            return parsed_text(model, event.data)
+    raise VmConnectionError(
+        "The server's stream ended before its work did.",
+        remediation="It may have run all the same: look at the history before you try again.",
+    )
 
 
 class RemoteSandbox:
@@ -310,17 +326,7 @@ class RemoteSandbox:
             seconds = EXECUTION_SECONDS if options.timeout is None else options.timeout + EXECUTION_SECONDS
             return await self._server.post(Execution, f"{self._path}/run", request, seconds=seconds)
         async with self._server.events(f"{self._path}/run?stream=true", request) as events:
-            async for event in events:
-                if event.name in ("stdout", "stderr"):
-                    await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
-                elif event.name == "result":
-                    await listeners.result(parsed_text(ResultEvent, event.data).result)
-                elif event.name == "complete":
-                    return parsed_text(Execution, event.data)
-        raise VmConnectionError(
-            "The server's stream ended before the execution did.",
-            remediation="It may have run all the same: look at the history before you try again.",
-        )
+            return await followed(Execution, events, listeners)
 
     async def create_context(self, language: str, cwd: str | None, envs: Mapping[str, str]) -> ContextInfo:
         request = ContextCreateRequest(language=language, cwd=cwd, envs=dict(envs))
