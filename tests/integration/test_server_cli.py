@@ -207,6 +207,7 @@ def test_a_shell_on_a_machine_of_a_server_leaves_it(served: Served, api: httpx.C
     assert done.returncode == 0, done.stderr
     assert "42" in done.stdout
     assert run(api, vm, "x")["results"][0]["text"] == "7"
+    assert api.get(f"/api/vms/{vm}/snapshots").json()["snapshots"] == []
 
 
 def test_ctrl_c_interrupts_what_runs_and_keeps_the_variables(served: Served, api: httpx.Client, vm: str) -> None:

@@ -53,7 +53,12 @@ def _table(*columns: str) -> Table:
 
 
 def _when(moment: datetime) -> str:
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{moment.astimezone():%m-%d %H:%M:%S}"
+
+
+def _own_name(name: str, of: str) -> str:
+    """A name that somebody gave."""
+    return "" if name == of else name
 
 
 def _status(status: str) -> Text:
@@ -75,7 +80,7 @@ def list_vms(target: Target, *, as_json: bool) -> None:
         else:
             table = _table("machine", "status", "name", "type", "agent", "made", "last used")
             for vm in found.vms:
-                name, agent = Text(printable(vm.name)), Text(printable(vm.agent_id))
+                name, agent = Text(printable(_own_name(vm.name, vm.id))), Text(printable(vm.agent_id))
                 made, used = _when(vm.created_at), _when(vm.last_activity)
                 table.add_row(vm.id, _status(vm.status), name, Text(printable(vm.vm_type)), agent, made, used)
             _console().print(table)
@@ -203,7 +208,7 @@ def list_snapshots(target: Target, vm_id: str, *, as_json: bool) -> None:
             for one in found.snapshots:
                 good = "[green]✓[/]" if one.good else "[red]✗[/]"
                 size = f"{one.size_bytes / (1 << 20):,.1f} MiB"
-                name = Text(printable(one.name))
+                name = Text(printable(_own_name(one.name, one.snapshot_id)))
                 table.add_row(one.snapshot_id, one.kind, name, good, _when(one.created_at), size, one.parent_id or "")
             _console().print(table)
 

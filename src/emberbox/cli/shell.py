@@ -52,6 +52,7 @@ class Shell:
             try:
                 text = await asyncio.to_thread(self._read_whole, read)
             except EOFError:
+                self.console.print()
                 return int(Exit.SUCCESS)
             if not text.strip():
                 continue
@@ -101,6 +102,12 @@ class Shell:
             self.console.print("[yellow]cut short; its variables are lost[/]")
         finally:
             self._work = self._interrupting = None
+
+    async def forget(self) -> None:
+        """The machine stays, its points for `%undo` need not."""
+        for point in self.points:
+            with contextlib.suppress(VmExecutionError):
+                await self.sandbox.delete_snapshot(point)
 
     def interrupt(self) -> None:
         """Ctrl-C: the first one interrupts what runs, as it would at home; the second one cuts it short."""
@@ -255,6 +262,8 @@ def open_shell(target: Target, vm_id: str | None, *, language: str, template: st
             )
             return await shell.loop(_reader())
         finally:
+            if shell.sandbox is sandbox and kept:
+                await shell.forget()
             for owned in shell.owned:
                 await owned.kill()
             await sandbox.disconnect()
