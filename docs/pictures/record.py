@@ -1,7 +1,9 @@
 """Records a real run of a command as an SVG picture of the terminal: `python docs/pictures/record.py OUT.svg CMD…`.
 
-The command runs on a pseudo-terminal, so that it shows what a person sees. The picture of README.md is made by
-`python docs/pictures/record.py docs/pictures/run.svg ./ember run examples/all-languages.md`.
+The command runs on a pseudo-terminal, so that it shows what a person sees; lines of standard input are typed when it
+prompts (`> `). The pictures are made by
+`python docs/pictures/record.py docs/pictures/run.svg ./ember run examples/all-languages.md </dev/null`
+`python docs/pictures/record.py docs/pictures/shell.svg ./ember shell <docs/pictures/shell.txt`.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ _SVG = """\
 """Rich's own picture without its web fonts: a README must not make its reader fetch from a third party."""
 
 
-def run_on_a_terminal(argv: list[str]) -> str:
-    """What the command writes to a terminal, control sequences included."""
+def run_on_a_terminal(argv: list[str], typed: list[str]) -> str:
+    """What the command writes to a terminal, control sequences included, and what is typed there."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
@@ -67,6 +69,8 @@ def run_on_a_terminal(argv: list[str]) -> str:
         if not piece:
             break
         data += piece
+        if typed and re.search(rb"(> |\.\.\. )(\x1b\[[^A-Za-z]*[A-Za-z])*$", data):
+            os.write(master, typed.pop(0).encode())
     os.close(master)
     process.wait(timeout=60)
     return data.decode("utf-8", "replace")
@@ -74,7 +78,8 @@ def run_on_a_terminal(argv: list[str]) -> str:
 
 def main() -> None:
     out, *argv = sys.argv[1:]
-    shown = re.sub(r"\x1b\[\?25[hl]", "", run_on_a_terminal(argv)).replace("\r\n", "\n")
+    typed = sys.stdin.readlines()
+    shown = re.sub(r"\x1b\[\?(25|2004)[hl]|\r(?!\n)", "", run_on_a_terminal(argv, typed)).replace("\r\n", "\n")
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bold green"), (" ".join(argv), "bold")))
     console.print(Text.from_ansi(shown), end="")
