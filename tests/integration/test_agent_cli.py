@@ -121,7 +121,7 @@ def test_repairs_and_what_was_taken_back_are_shown(tmp_path: Path) -> None:
 def test_errors_say_what_to_do(as_json: bool, tmp_path: Path) -> None:
     with ChatServer([refuses(401, "who are you")]) as server:
         done = agent(asking(tmp_path, server), "hello", as_json=as_json)
-    assert done.returncode == 1
+    assert done.returncode == 2
     said = done.stdout if as_json else done.stderr
     assert "who are you" in said
     assert "VLLM_API_KEY" in said
