@@ -219,7 +219,8 @@ def checked_url(url: str) -> str:
     """The address of a server without the slash at its end; raises ConfigError."""
     try:
         parts = httpx.URL(url)
-    except httpx.InvalidURL as exc:
+        parts.host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as exc:
         raise ConfigError(f"{url!r:.200} is no address: {exc}.", remediation="Write http://HOST:PORT.") from exc
     if parts.scheme not in ("http", "https") or not parts.host:
         raise ConfigError(f"{url!r:.200} is no address of a server.", remediation="Write http://HOST:PORT.")

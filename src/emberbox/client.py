@@ -16,7 +16,7 @@ from urllib.parse import quote
 from emberbox._guarded import Guarded
 from emberbox._http import EXECUTION_SECONDS, HttpServer
 from emberbox._loop import Loop, Relay
-from emberbox.errors import ExecutionTimeout, SessionNotFound, VmNotAvailable
+from emberbox.errors import ExecutionTimeout, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.hooks.manager import HookManager
 from emberbox.models import (
     HistoryQueryResponse,
@@ -108,6 +108,11 @@ class VmExecutionClient:
             VmConnectionError, ExecutionTimeout: the server cannot be reached (`retryable`), or it may have run.
         """
         listeners = Listeners(on_stdout, on_stderr, on_result)
+        if idempotency_key is not None and listeners != Listeners():
+            raise ValidationFailed(
+                "A stream is not kept, so that an idempotency_key and callbacks do not go together.",
+                remediation="Leave one of them out.",
+            )
         if self._guarded is None:
             return await self._execute(request, listeners, idempotency_key)
         return await self._guarded.execute(
@@ -117,7 +122,7 @@ class VmExecutionClient:
     async def _execute(self, request: VmExecuteRequest, listeners: Listeners, key: str | None) -> VmExecuteResponse:
         path = "/api/llm/execute"
         seconds = EXECUTION_SECONDS + (request.timeout_seconds or 0)
-        if listeners == Listeners() or key is not None:
+        if listeners == Listeners():
             answer = self._server.post(
                 VmExecuteResponse, path, request, seconds=seconds, headers={"Idempotency-Key": key} if key else None
             )
@@ -225,7 +230,6 @@ class VmExecutionClient:
                 raise VmNotAvailable(f"Machine {vm_id} is {vm.status}.", remediation="Provision a new one.")
             if vm.status == "paused":  # put aside: to be asked wakes it
                 await self._server.request("POST", f"/api/vms/{_part(vm_id)}/resume")
-                continue
             if asyncio.get_running_loop().time() >= deadline:
                 raise ExecutionTimeout(f"Machine {vm_id} is not ready after {timeout:g} s: it is {vm.status}.")
             await asyncio.sleep(0.1)

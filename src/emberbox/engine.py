@@ -64,6 +64,8 @@ class ExecuteRequest:
     """Which snapshot is wanted of this execution, beside what the history's policy asks for."""
     on_begin: Callable[[str], None] | None = None
     """Told the id of the execution, before hooks and people are asked."""
+    on_run: Callable[[], None] | None = None
+    """Told that the code is about to run: from here on it may have done something."""
 
 
 C = TypeVar("C", PreLlmContext, PostLlmContext)
@@ -171,6 +173,8 @@ class Engine(Fleet):
         try:
             before, notes = await self.undo.before(request.sandbox, request.snapshot)
             await self._record(entry.model_copy(update={"snapshot_before_id": before}))
+            if request.on_run is not None:
+                request.on_run()
             filtered = self._gate.listeners(asker, language, request.code, listeners or Listeners())
             execution = await self._heard(request.sandbox, language, request.code, options, listeners, filtered)
             execution.notes += notes

@@ -154,11 +154,13 @@ class Fleet:
         agent_id: str = "local",
         snapshot: str | None = None,
         idle_seconds: float | None = None,
+        durable: bool = True,
         progress: Progress = no_progress,
     ) -> Session:
         """Start a sandbox from a template (built first, if need be and `auto_provision` allows it), or from a kept
         snapshot (its id; the template and the limits are the snapshot's own). One that nobody uses for `idle_seconds`
-        ends (a durable one is put aside); None: it does not.
+        ends (a durable one is put aside); None: it does not. One that is not `durable` ends with this process, whatever
+        the engine is.
 
         Raises:
             SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
@@ -190,6 +192,7 @@ class Fleet:
             timeout=timeout,
             agent_id=agent_id,
             idle_seconds=idle_seconds,
+            durable=durable,
         )
 
     async def warm(

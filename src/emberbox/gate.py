@@ -150,7 +150,8 @@ class Gate:
         """
         if filtered is not None and filtered.failed is not None:
             name, how = filtered.failed
-            raise _blocked(f"The output was withheld: the filter of hook {name} {how}", Block(reason=how, hook=name))
+            why = f"The output was withheld: the filter of hook {name} {how}"
+            raise _blocked(why, Block(reason=how, hook=name), retryable=False)
         execution.notes += _changes(trail, "pre_tool", "code")
         if not self.hooks.handles("post_tool"):
             return execution
@@ -168,7 +169,8 @@ class Gate:
         )
         decision = await self.hooks.run_post_tool(context, trail)
         if isinstance(decision, Block):
-            raise _blocked(f"The output was withheld by hook {decision.hook}: {decision.reason}", decision)
+            why = f"The output was withheld by hook {decision.hook}: {decision.reason}"
+            raise _blocked(why, decision, retryable=False)  # the code has run
         if isinstance(decision, Modify) and isinstance(decision.value, ToolOutput):
             return _with(execution, decision.value, trail)
         return execution
@@ -263,9 +265,10 @@ class FilteredOutput:
                     await self._show(stream, self._chain.finish(stream))
 
 
-def _blocked(message: str, decision: Block) -> PolicyBlocked:
+def _blocked(message: str, decision: Block, *, retryable: bool = True) -> PolicyBlocked:
     return PolicyBlocked(
         message,
+        retryable=retryable,
         remediation=next((finding.remediation for finding in decision.findings if finding.remediation), None),
         details={"hook": decision.hook, "findings": [finding.model_dump() for finding in decision.findings]},
     )

@@ -12,6 +12,7 @@ from emberbox.sandbox.files import Data
 from emberbox.sandbox.work import Listeners, OnText
 
 DEFAULT_COMMAND_TIMEOUT = 60.0
+_LONGEST_SECONDS = 1e9
 
 
 class AsyncFiles:
@@ -127,7 +128,7 @@ class AsyncCommands:
             VmNotAvailable: the sandbox is gone.
             ExecutionFailed: no such program or working directory.
         """
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not 0 < timeout <= _LONGEST_SECONDS:
             raise ValidationFailed(f"A timeout of {timeout:g} s is not possible.", remediation="Use None for no limit.")
         argv = ["/bin/bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)
         listeners = Listeners(on_stdout, on_stderr)

@@ -37,7 +37,7 @@ from emberbox.models import (
     SnapshotKind,
     SnapshotStrategy,
 )
-from emberbox.sandbox.copies import Copies, ran
+from emberbox.sandbox.copies import Copies, CopyOptions, ran
 from emberbox.sandbox.differences import differences, take_back
 from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.snapshots import Node, SnapshotTree
@@ -151,15 +151,26 @@ class Undo:
         async with self._copies.reading(sandbox, node) as then:
             return await take_back(then, sandbox, paths)
 
-    async def branch(self, sandbox: Session, target: str, *, timeout: float | None = None) -> Session:
-        """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
+    async def branch(
+        self, sandbox: Session, target: str, *, timeout: float | None = None, options: CopyOptions | None = None
+    ) -> Session:
+        """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched. `options`: what
+        it is other than this one, instead of a `timeout` alone."""
         await self._settled(sandbox)
         tree = self._copies.tree(sandbox)
         node, _ = await self._resolve(sandbox, tree, target)
-        return await self._copies.branch(sandbox, node, timeout)
+        return await self._copies.branch(sandbox, node, options or CopyOptions(timeout))
 
-    async def fork(self, sandbox: Session, count: int = 1, *, timeout: float | None = None) -> list[Session]:
-        """New sandboxes that go on from this moment, each with its own copy of memory, processes and files.
+    async def fork(
+        self,
+        sandbox: Session,
+        count: int = 1,
+        *,
+        timeout: float | None = None,
+        options: CopyOptions | None = None,
+    ) -> list[Session]:
+        """New sandboxes that go on from this moment, each with its own copy of memory, processes and files. `options`:
+        as of `branch`.
 
         Raises:
             SnapshotFailed: code is running in the sandbox.
@@ -167,7 +178,7 @@ class Undo:
         """
         if count < 1:
             raise ValidationFailed(f"count must be at least 1, not {count}.", remediation="Leave it out for one fork.")
-        children = await self._copies.fork(sandbox, count, timeout)
+        children = await self._copies.fork(sandbox, count, options or CopyOptions(timeout))
         good = [child for child in children if isinstance(child, Session)]
         bad = [child for child in children if not isinstance(child, Session)]
         if bad:

@@ -56,7 +56,7 @@ def test_open_files_and_iterables_are_streamed(sandbox: Sandbox, tmp_path: Path)
     assert sandbox.files.read("text") == "text stream"
 
 
-def test_500_mb_pass_without_being_held_in_memory(sandbox: Sandbox) -> None:
+def test_500_mb_pass_without_being_held_in_memory(own_sandbox: Sandbox) -> None:
     piece, count = bytes(range(256)) * 4096, 500
 
     def pieces() -> Iterator[bytes]:
@@ -65,10 +65,10 @@ def test_500_mb_pass_without_being_held_in_memory(sandbox: Sandbox) -> None:
 
     before = psutil.Process().memory_info().rss
     peak = before
-    sandbox.files.write("big", pieces())
-    assert sandbox.files.get_info("big").size == count * len(piece)
+    own_sandbox.files.write("big", pieces())
+    assert own_sandbox.files.get_info("big").size == count * len(piece)
     digest = hashlib.sha256()
-    for part in sandbox.files.read("big", "stream"):
+    for part in own_sandbox.files.read("big", "stream"):
         digest.update(part)
         peak = max(peak, psutil.Process().memory_info().rss)
     assert digest.hexdigest() == hashlib.sha256(piece * count).hexdigest()

@@ -306,6 +306,6 @@ def test_rust_errors_of_compiler_and_program(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.rust
-def test_rust_is_stopped_when_it_takes_too_long(sandbox: Sandbox) -> None:
-    run = sandbox.run_code("fn main() { loop { std::thread::yield_now() } }", "rust", timeout=20)
+def test_rust_is_stopped_when_it_takes_too_long(own_sandbox: Sandbox) -> None:
+    run = own_sandbox.run_code("fn main() { loop { std::thread::yield_now() } }", "rust", timeout=20)
     assert run.termination_reason is TerminationReason.TIMEOUT

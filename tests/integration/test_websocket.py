@@ -71,11 +71,11 @@ def test_several_executions_share_a_socket(socket: ClientConnection) -> None:
     """The second one ends while the first one waits for it: each in a language of its own."""
     wait = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('waited')"
     send(socket, "LlmExecuteCode", language="python", code=wait, execution_id="one")
-    send(socket, "LlmExecuteCode", language="bash", code="echo second; touch go", execution_id="two")
-    ended: list[str] = []
-    while len(ended) < 2:
-        ended += [data["execution_id"] for kind, data in until(socket, "LlmExecutionComplete") if "status" in data]
-    assert ended == ["two", "one"]
+    send(socket, "LlmExecuteCode", language="bash", code="echo second", execution_id="two")
+    assert until(socket, "LlmExecutionComplete")[-1][1]["execution_id"] == "two"
+    send(socket, "LlmExecuteCode", language="bash", code="touch go", execution_id="three")
+    ended = {until(socket, "LlmExecutionComplete")[-1][1]["execution_id"] for _ in range(2)}
+    assert ended == {"one", "three"}
     send(socket, "LlmExecuteCode", language="python", code="import time; time.sleep(60)", execution_id="same")
     send(socket, "LlmExecuteCode", language="bash", code="echo", execution_id="same")
     assert "under way" in until(socket, "Error")[-1][1]["message"]

@@ -72,7 +72,11 @@ _ONLY_IN_ROW = {"number", "owner", "changed_files", "decisions"}
 
 def timestamp(moment: datetime) -> str:
     """UTC with microseconds, always 32 characters. A time without a zone is local time."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    try:
+        there = moment.astimezone(UTC)
+    except (OverflowError, ValueError):  # beyond the first or the last year that there is
+        there = moment.replace(tzinfo=UTC)
+    return there.isoformat(timespec="microseconds")
 
 
 def row_of(entry: CommandHistoryEntry, *, number: int, owner: str) -> dict[str, Any]:

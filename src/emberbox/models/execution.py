@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from emberbox.models.base import Language, Model, TerminationReason
+from emberbox.models.base import AgentId, Language, Model, Seconds, TerminationReason
 from emberbox.models.configuration import VmExecutionConfig
 from emberbox.models.extraction import CodeBlock, ExecutionIntent
 
@@ -131,12 +131,12 @@ class CommandResult(Model):
 class VmExecuteRequest(Model):
     """A request to run one piece of code."""
 
-    agent_id: str = "local"
+    agent_id: AgentId = "local"
     language: str
     code: str
     vm_id: str | None = None
     requirements: list[str] = Field(default_factory=list, description="packages that the code needs")
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: Seconds | None = None
     working_dir: str | None = None
     metadata: dict[str, Any] | None = None
 
@@ -204,7 +204,7 @@ class VmExecuteResponse(Model):
 class ParseExecuteRequest(Model):
     """An LLM's answer, to be searched for code and run."""
 
-    agent_id: str = "local"
+    agent_id: AgentId = "local"
     llm_response: str
     auto_execute: bool = True
     auto_execute_threshold: float = Field(default=0.7, ge=0, le=1)

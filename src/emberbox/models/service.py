@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from emberbox.models.base import Language, Model
+from emberbox.models.base import AgentId, EnvName, EnvValue, Language, Milliseconds, Model, Seconds
 from emberbox.models.configuration import MachineLimits
 from emberbox.models.execution import BlockError, Result, VmExecuteResponse
 from emberbox.models.hooks import ApprovalRequest
@@ -27,7 +27,6 @@ ExecutionStatus = Literal["completed", "failed", "timeout", "cancelled"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names of sessions and machines: they stand in URLs."""
-AGENT = r"^[^\x00-\x1f\x7f]{1,200}$"
 
 
 class ErrorBody(Model):
@@ -72,11 +71,11 @@ class VmCreateRequest(Model):
 
     vm_type: str | None = Field(default=None, description="a template's name; default_vm_type if left out")
     vm_name: str | None = Field(default=None, pattern=NAME)
-    agent_id: str | None = Field(default=None, pattern=AGENT)
-    envs: dict[str, str] = Field(default_factory=dict)
+    agent_id: AgentId | None = None
+    envs: dict[EnvName, EnvValue] = Field(default_factory=dict)
     metadata: dict[str, str] = Field(default_factory=dict)
     limits: MachineLimits | None = None
-    timeout_seconds: float | None = Field(default=None, gt=0, description="killed after so long; None: never")
+    timeout_seconds: Seconds | None = Field(default=None, description="killed after so long; None: never")
     snapshot_id: str | None = Field(default=None, description="a kept snapshot to go on from")
 
 
@@ -124,7 +123,7 @@ class SessionCreateRequest(Model):
     vm_type: str | None = None
     memory_mb: int | None = Field(default=None, ge=128, le=1 << 20)
     vcpus: float | None = Field(default=None, ge=0.1, le=256)
-    agent_id: str | None = Field(default=None, pattern=AGENT)
+    agent_id: AgentId | None = None
 
 
 class SessionInfo(Model):
@@ -151,7 +150,7 @@ class SessionCommand(Model):
     """A command for the session's shell: working directory and variables stay."""
 
     command: str = Field(min_length=1)
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: Seconds | None = None
 
 
 class SessionOutput(Model):
@@ -176,7 +175,7 @@ class SessionRollbackRequest(Model):
 class ExecutionLimits(Model):
     """Bounds of one execution, narrower than the machine's own."""
 
-    timeout_ms: int | None = Field(default=None, ge=1)
+    timeout_ms: Milliseconds | None = None
     output_bytes: int | None = Field(default=None, ge=1024, le=64 << 20)
 
 
@@ -185,9 +184,9 @@ class ExecuteV2Request(Model):
 
     code: str
     language: str
-    agent_id: str | None = Field(default=None, pattern=AGENT)
+    agent_id: AgentId | None = None
     vm_id: str | None = None
-    timeout_ms: int | None = Field(default=None, ge=1)
+    timeout_ms: Milliseconds | None = None
     working_dir: str | None = None
     requirements: list[str] = Field(default_factory=list)
     metadata: dict[str, Any] | None = None
@@ -204,7 +203,7 @@ class ExecuteV2Response(VmExecuteResponse):
 class BatchBlock(Model):
     code: str
     language: str
-    timeout_ms: int | None = Field(default=None, ge=1)
+    timeout_ms: Milliseconds | None = None
 
 
 class BatchRequest(Model):
@@ -212,7 +211,7 @@ class BatchRequest(Model):
     its own, at once."""
 
     code_blocks: list[BatchBlock] = Field(min_length=1, max_length=100)
-    agent_id: str | None = Field(default=None, pattern=AGENT)
+    agent_id: AgentId | None = None
     vm_id: str | None = None
     execution_mode: Literal["sequential", "parallel"] = "sequential"
     stop_on_failure: bool = False
@@ -234,6 +233,7 @@ class BatchResponse(Model):
     total_duration_ms: float
     vm_id: str
     snapshot_id: str | None = None
+    note: str = Field(default="", description="what else was wanted and did not come about")
 
 
 class PoolStats(Model):
@@ -271,7 +271,7 @@ class VmConfig(Model):
 
 
 class AllocateRequest(Model):
-    agent_id: str | None = Field(default=None, pattern=AGENT)
+    agent_id: AgentId | None = None
     vm_type: str | None = None
     vm_config: VmConfig = Field(default_factory=VmConfig)
 
@@ -347,17 +347,17 @@ class RunCodeRequest(Model):
     language: str = "python"
     context_id: str | None = None
     cwd: str | None = None
-    envs: dict[str, str] = Field(default_factory=dict)
+    envs: dict[EnvName, EnvValue] = Field(default_factory=dict)
     args: list[str] = Field(default_factory=list)
     stdin: str = ""
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: Seconds | None = None
     requirements: list[str] = Field(default_factory=list)
 
 
 class ContextCreateRequest(Model):
     language: Language | str = "python"
     cwd: str | None = None
-    envs: dict[str, str] = Field(default_factory=dict)
+    envs: dict[EnvName, EnvValue] = Field(default_factory=dict)
 
 
 class CommandRequest(Model):
@@ -365,8 +365,8 @@ class CommandRequest(Model):
 
     cmd: str | list[str]
     cwd: str | None = None
-    envs: dict[str, str] = Field(default_factory=dict)
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    envs: dict[EnvName, EnvValue] = Field(default_factory=dict)
+    timeout_seconds: Seconds | None = None
     background: bool = False
 
 
@@ -381,12 +381,12 @@ class PointRequest(Model):
     """A point of a machine's past: a snapshot (id or name), an execution, or "last-success"."""
 
     point: str
-    timeout_seconds: float | None = Field(default=300.0, gt=0)
+    timeout_seconds: Seconds | None = 300.0
 
 
 class ForkRequest(Model):
     count: int = Field(default=1, ge=1, le=100)
-    timeout_seconds: float | None = Field(default=300.0, gt=0)
+    timeout_seconds: Seconds | None = 300.0
 
 
 class ForkResponse(Model):
@@ -401,7 +401,7 @@ class DiffRequest(Model):
 
 
 class TimeoutRequest(Model):
-    seconds: float | None = Field(description="from now; null: never")
+    seconds: Seconds | None = Field(description="from now; null: never")
 
 
 class InterruptRequest(Model):

@@ -29,7 +29,8 @@ _REMEMBERED = 1000
 class Starter(Protocol):
     """Finds a place for a sandbox, forks its machine and wakes it; nothing is left when it fails.
 
-    `counted`: it counts as a sandbox, and waits until there may be one more.
+    `counted`: it counts as a sandbox, and waits until there may be one more. `durable`: it outlives this process where
+    others do. `idle_seconds`: it ends, or is put aside, when it is not used for so long.
     """
 
     async def __call__(
@@ -42,7 +43,26 @@ class Starter(Protocol):
         agent_id: str,
         counted: bool = True,
         sandbox_id: str | None = None,
+        durable: bool = True,
+        idle_seconds: float | None = None,
     ) -> Session: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """What a copy is other than its origin.
+
+    Args:
+        timeout: seconds after which it is killed; None: never.
+        metadata: its words; None: those of the origin.
+        durable: it outlives this process where others do.
+        idle_seconds: it ends, or is put aside, when it is not used for so long; None: it does not.
+    """
+
+    timeout: float | None = None
+    metadata: Mapping[str, str] | None = None
+    durable: bool = True
+    idle_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,19 +253,19 @@ class Copies:
         with tree.use(node) as snapshot:
             await session.replace_machine(snapshot, self._fork, swapped, dead=dead)
 
-    async def branch(self, session: Session, node: Node, timeout: float | None) -> Session:
+    async def branch(self, session: Session, node: Node, options: CopyOptions) -> Session:
         """A new sandbox that goes on from a snapshot; the old one is not touched."""
         with self.tree(session).use(node) as snapshot:
-            return await self._copy(session, snapshot, node.moment, timeout)
+            return await self._copy(session, snapshot, node.moment, options)
 
-    async def fork(self, session: Session, count: int, timeout: float | None) -> list[Session | VmExecutionError]:
+    async def fork(self, session: Session, count: int, options: CopyOptions) -> list[Session | VmExecutionError]:
         """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
         # not in the tree: the copies do not depend on whether the sandbox lives on
         directory = self._folder() / f"fork-{secrets.token_hex(6)}"
         moment = Moment(tuple(session.path), session.good)
         snapshot = await session.checkpoint(directory, look=count > 1)
         try:
-            return await self._copies(session, snapshot, moment, count, timeout)
+            return await self._copies(session, snapshot, moment, count, options)
         finally:
             await self._surely(asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True))
 
@@ -262,12 +282,12 @@ class Copies:
             await asyncio.wait(list(self._cleaning))
 
     async def _copies(
-        self, session: Session, snapshot: Snapshot, moment: Moment, count: int, timeout: float | None
+        self, session: Session, snapshot: Snapshot, moment: Moment, count: int, options: CopyOptions
     ) -> list[Session | VmExecutionError]:
         async def one() -> Session | VmExecutionError:
             async with self._forking:
                 try:
-                    copy = await self._copy(session, snapshot, moment, timeout)
+                    copy = await self._copy(session, snapshot, moment, options)
                 except VmExecutionError as exc:
                     return exc
                 if snapshot.idle:
@@ -283,15 +303,17 @@ class Copies:
             raise
 
     async def _copy(
-        self, origin: Session, snapshot: Snapshot, moment: Moment, timeout: float | None, *, counted: bool = True
+        self, origin: Session, snapshot: Snapshot, moment: Moment, options: CopyOptions, *, counted: bool = True
     ) -> Session:
         copy = await self._start(
             snapshot,
             envs=origin.envs,
-            metadata=origin.metadata,
-            timeout=timeout,
+            metadata=origin.metadata if options.metadata is None else options.metadata,
+            timeout=options.timeout,
             agent_id=origin.agent_id,
             counted=counted,
+            durable=options.durable,
+            idle_seconds=options.idle_seconds,
         )
         copy.path, copy.good = list(moment.path), moment.good
         self.changed(copy)
@@ -302,7 +324,7 @@ class Copies:
         """A short-lived copy of a snapshot, to read files of it."""
         with self.tree(session).use(node) as snapshot:
             # part of a rollback, which does not wait
-            copy = await self._copy(session, snapshot, node.moment, _READING_SECONDS, counted=False)
+            copy = await self._copy(session, snapshot, node.moment, CopyOptions(_READING_SECONDS), counted=False)
             try:
                 yield copy
             finally:

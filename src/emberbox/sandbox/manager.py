@@ -97,12 +97,13 @@ class SandboxManager:
         agent_id: str = "local",
         own: bool = False,
         idle_seconds: float | None = None,
+        durable: bool = True,
     ) -> Session:
         """A machine of the warm pool, or one that is started until its agent is ready: forked from the template's
         snapshot, or booted where there is none yet. A failed or cancelled start leaves nothing behind.
 
         `own`: it is the one that the agent gets without naming one. `idle_seconds`: it ends, or is put aside, when it
-        is not used for so long.
+        is not used for so long. `durable`: it outlives this process where others do.
 
         Raises:
             NoCapacity: no place or no memory for it in time.
@@ -120,6 +121,7 @@ class SandboxManager:
                 session = self._session(machine, image, limits, envs, metadata)
                 await self._started(session, self._boot(session), timeout)
             session.agent_id, session.own, session.idle_seconds = agent_id, own, idle_seconds
+            session.durable = session.durable and durable
             await self._opened(session, holding)
         self.pool.created(image, limits)
         return session
@@ -311,6 +313,8 @@ class SandboxManager:
         agent_id: str,
         counted: bool = True,
         sandbox_id: str | None = None,
+        durable: bool = True,
+        idle_seconds: float | None = None,
     ) -> Session:
         """A sandbox that goes on from a snapshot (see `Starter`)."""
         with contextlib.ExitStack() as holding:
@@ -320,7 +324,8 @@ class SandboxManager:
             holding.enter_context(snapshot.image.in_use())
             machine = await self.pool.fork(snapshot)
             session = self._session(machine, snapshot.image, snapshot.limits, envs, metadata, agent_id, sandbox_id)
-            session.durable = session.durable and counted
+            session.durable = session.durable and counted and durable
+            session.idle_seconds = idle_seconds
             await self._started(session, session.start_copy(self._boot_timeout), timeout)
             await self._opened(session, holding)
         return session

@@ -43,6 +43,7 @@ from emberbox.sandbox.work import (
 
 _CALL_TIMEOUT = 15.0
 _FIRST_ANSWER_SECONDS = 2.0
+_LONGEST_SECONDS = 1e9
 _REBUILD = "Build the image again: `emberbox image build NAME --force`."
 
 
@@ -90,6 +91,8 @@ class Session:
         """Unused for so long, it is ended, or put aside."""
         self.last_used = asyncio.get_running_loop().time()
         self.recovered: Recovery | None = None
+        self.attachments: dict[str, Any] = {}
+        """What rooms above keep with it, for as long as it is there."""
         self.aside = False
         """Its sandbox goes on without it."""
         self.machine = machine
@@ -232,8 +235,11 @@ class Session:
 
     def set_timeout(self, seconds: float | None) -> None:
         """Kill the sandbox after this many seconds from now; None: never."""
-        if seconds is not None and seconds <= 0:
-            raise ValidationFailed(f"A sandbox's timeout must be positive, not {seconds:g}.", remediation="Use kill().")
+        if seconds is not None and not 0 < seconds <= _LONGEST_SECONDS:
+            raise ValidationFailed(
+                f"A sandbox's timeout must be positive and at most {_LONGEST_SECONDS:g} s, not {seconds:g}.",
+                remediation="Use kill() to end it now, None for never.",
+            )
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = self.end_at = None

@@ -15,7 +15,7 @@ import structlog
 from emberbox.errors import ConfigError, Forbidden, TooManyRequests, Unauthorized
 from emberbox.models.server import ServerConfig
 from emberbox.sandbox.manager import LOCAL_AGENT
-from emberbox.server.tokens import SCOPES, Scope, TokenStore
+from emberbox.server.tokens import SCOPES, Scope, TokenRecord, TokenStore
 
 _ANY = "*"
 _CALLERS = 10_000
@@ -32,6 +32,8 @@ class Principal:
     agents: frozenset[str] | None
     requests_per_second: float
     max_executions: int
+    record: TokenRecord | None = None
+    """Of its token."""
 
     def require(self, scope: Scope) -> None:
         """Raises Forbidden where the token has not this scope."""
@@ -89,6 +91,8 @@ class Doorkeeper:
         self._tokens = tokens
         self._config = config
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        with contextlib.suppress(ConfigError):
+            _ = tokens.enforced  # known from now on: a file that goes before anybody comes opens no door
 
     def principal(self, authorization: str | None, address: str) -> Principal:
         """Who a request with this header, from this address, is from.
@@ -105,6 +109,19 @@ class Doorkeeper:
             raise Unauthorized(
                 "The server cannot read its tokens, and lets nobody in.", remediation="Its log says why."
             ) from exc
+
+    def counts(self, principal: Principal) -> bool:
+        """Whether a caller that was let in would be let in now, with the same scopes and agents."""
+        try:
+            if principal.record is None:
+                return not self._tokens.enforced
+            return self._tokens.current(principal.id) == principal.record
+        except ConfigError:
+            return False
+
+    def take(self, principal: Principal) -> None:
+        """One more message of a socket; raises TooManyRequests where that is too much."""
+        self._pass(principal.id, principal.requests_per_second)
 
     def _principal(self, authorization: str | None, address: str) -> Principal:
         if not self._tokens.enforced:
@@ -129,6 +146,7 @@ class Doorkeeper:
             None if _ANY in record.agents else frozenset(record.agents),
             record.requests_per_second or self._config.requests_per_second,
             record.max_concurrent_executions or self._config.max_concurrent_executions,
+            record,
         )
         self._pass(who.id, who.requests_per_second)
         return who

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from emberbox.config import Settings
@@ -63,8 +64,10 @@ async def parse_execute(
     if len(body.llm_response) > service.settings.max_input_bytes:
         raise ValidationFailed("The answer is longer than max_input_bytes.", remediation="Give less at once.")
     extractor = service.engine.extractor
-    blocks = extractor.extract_code_blocks(body.llm_response)
-    found = ParseExecuteResponse(code_blocks=blocks, intent=extractor.detect_execution_intent(body.llm_response))
+    text = body.llm_response  # a long one takes a while: others are served meanwhile
+    blocks = await asyncio.to_thread(extractor.extract_code_blocks, text)
+    intent = await asyncio.to_thread(extractor.detect_execution_intent, text)
+    found = ParseExecuteResponse(code_blocks=blocks, intent=intent)
     if not body.auto_execute:
         return found
     agent = agent_id if vm_id is not None else principal.agent(agent_id)

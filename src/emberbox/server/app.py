@@ -41,18 +41,22 @@ _ROUTERS = (
 )  # fmt: skip
 
 
-def create_app(settings: Settings, on_ready: Callable[[], object] = lambda: None) -> FastAPI:
+def create_app(
+    settings: Settings, on_ready: Callable[[], object] = lambda: None, tokens: TokenStore | None = None
+) -> FastAPI:
     """The server as an ASGI application, with a durable engine that lives as long as it does.
 
     Args:
         settings: in force.
         on_ready: called when it can take requests.
+        tokens: who may call; those of the settings' file if not given.
     """
+    tokens = tokens or TokenStore(token_file(settings))
     asking = Asking()
     desk = ApprovalDesk(on_request=asking.asked)
     own = [rule.id for rule in settings.vm_execution.policy.rules]
     metrics = Metrics([*RULES, *own])
-    doorkeeper = Doorkeeper(TokenStore(token_file(settings)), settings.server)
+    doorkeeper = Doorkeeper(tokens, settings.server)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,7 +64,7 @@ def create_app(settings: Settings, on_ready: Callable[[], object] = lambda: None
         stop_tracing = tracing.configure(endpoint) if endpoint else None
         try:
             async with Engine(settings, approver=desk, recorders=[metrics], durable=True) as engine:
-                service = Service(settings, engine, desk, asking, metrics)
+                service = Service(settings, engine, desk, asking, metrics, doorkeeper)
                 app.state.service = service
                 app.state.prober = prober = Prober(service)
                 metrics.watch(prober.gauges)

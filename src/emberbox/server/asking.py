@@ -6,6 +6,8 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+import structlog
+
 from emberbox.models import ApprovalRequest
 
 Told = Callable[[ApprovalRequest], None]
@@ -31,4 +33,8 @@ class Asking:
     def asked(self, question: ApprovalRequest) -> None:
         """A question waits on the desk."""
         for told in list(self._attached.get(question.vm_id or "", ())):
-            told(question)
+            try:
+                told(question)
+            except Exception:  # one that cannot be told does not keep the others from it
+                log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+                log.exception("a question could not be told")

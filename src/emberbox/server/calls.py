@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from emberbox.errors import ValidationFailed
 from emberbox.server.access import Principal
 from emberbox.server.idempotency import HEADER
-from emberbox.server.service import Service
+from emberbox.server.service import BEGAN, Service
 from emberbox.server.streams import EventStream, Outbox, unless_gone
 
 SSE: dict[str, Any] = {
@@ -50,10 +50,21 @@ class Call:
         """
         if self.key is None:
             return _json(await unless_gone(self.request, _dumped(work())))
-        named = json.dumps([self.request.url.path, body.model_dump(mode="json")], sort_keys=True).encode()
-        keys = self.service.keys
-        done = keys.once(self.principal.id, self.key, named, lambda: _dumped(work()))
-        return _json(await self.service.whoever_leaves(done))
+        url = self.request.url
+        named = json.dumps([url.path, url.query, body.model_dump(mode="json")], sort_keys=True).encode()
+        return _json(await self.service.whoever_leaves(self._once(self.key, named, work)))
+
+    async def _once(self, key: str, named: bytes, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> bytes:
+        began: list[bool] = []
+        BEGAN.set(began)  # of this task alone
+        service, principal = self.service, self.principal
+        return await service.keys.once(
+            principal.id,
+            key,
+            named,
+            lambda: service.cancellable(principal, key, _dumped(work())),
+            lambda: bool(began),
+        )
 
     def stream(self, work: Callable[[Outbox], Coroutine[Any, Any, BaseModel]]) -> Response:
         """Answer with events as the work goes on."""
@@ -68,7 +79,10 @@ class Call:
             with service.streams.one(self.principal.id, service.config.max_sockets):
                 return await work(outbox)
 
-        return EventStream(counted, service.config.slow_reader_seconds)
+        def counts() -> bool:
+            return service.doorkeeper.counts(self.principal)
+
+        return EventStream(counted, service.config.slow_reader_seconds, counts)
 
 
 def _call(request: Request) -> Call:
@@ -78,7 +92,7 @@ def _call(request: Request) -> Call:
 Caller = Annotated[Call, Depends(_call)]
 
 
-async def _dumped(work: Awaitable[BaseModel]) -> bytes:
+async def _dumped(work: Coroutine[Any, Any, BaseModel]) -> bytes:
     return (await work).model_dump_json().encode()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
 from pydantic import ValidationError
 
-from emberbox.errors import ExecutionCancelled, ValidationFailed, VmExecutionError
+from emberbox.errors import ExecutionCancelled, Internal, Unauthorized, ValidationFailed, VmExecutionError
 from emberbox.models import (
     ApprovalResponse,
     HistoryQueryRequest,
@@ -21,7 +23,7 @@ from emberbox.sandbox.work import Listeners
 from emberbox.server import messages
 from emberbox.server.access import Principal
 from emberbox.server.answers import parse_execute
-from emberbox.server.failures import of_model, plain
+from emberbox.server.failures import GoneError, of_model, plain
 from emberbox.server.line import Line
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
@@ -51,7 +53,11 @@ class Conversation:
         with self._service.asking.attached(self._vm_id, self._asked):
             while True:
                 try:
-                    await self._take(await self._line.receive())
+                    raw = await self._line.receive()
+                    self._service.admit(self._principal)
+                    await self._take(raw)
+                except Unauthorized:
+                    raise
                 except VmExecutionError as error:
                     await self._error(error)
 
@@ -112,9 +118,15 @@ class Conversation:
             await self._cancelled(name)
         except VmExecutionError as error:
             await self._refused(name, error)
-        except BaseException:
+        except asyncio.CancelledError:
             await self._cancelled(name)
             raise
+        except GoneError:
+            raise
+        except Exception as exc:
+            log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+            log.exception("unexpected error")
+            await self._refused(name, Internal(f"{type(exc).__name__} in the server."))
         else:
             await self._completed(name, VmExecuteResponse.of(run), status_of_run(run))
 
@@ -185,7 +197,7 @@ class Conversation:
             )
         except VmExecutionError as error:
             await self._error(error, name)
-        except BaseException:
+        except asyncio.CancelledError:
             if not self._line.gone:
                 await self._send("LlmParseComplete", messages.ParseComplete(execution_id=name, status="cancelled"))
             raise
@@ -264,4 +276,4 @@ class Conversation:
         """A person is asked about something in this machine: whoever is attached may answer, if its token says so."""
         if "approve" in self._principal.scopes or "admin" in self._principal.scopes:
             name = f"question-{question.approval_id}"
-            self._beside(name, lambda: self._send("ApprovalRequest", question))
+            self._line.tell(name, self._send("ApprovalRequest", question))

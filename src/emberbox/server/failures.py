@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -75,12 +75,18 @@ _WORDS = {
     503: "no capacity, or no machine; it did not run",
     504: "a time-out of the server",
 }
+CLIENT_CLOSED_REQUEST = 499
+"""As nginx calls it: the client has left before there was an answer."""
 PROBLEM = "problem"
 """In a request's state: what was wrong with its body, which a framework may have made another error of."""
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": words} for status, words in _WORDS.items()
 }
 """What every request may be answered with instead."""
+
+
+class GoneError(Exception):
+    """Whoever asked has left, or reads nothing any more."""
 
 
 def status_of(error: VmExecutionError) -> int:
@@ -129,6 +135,8 @@ def register(app: FastAPI) -> None:
         if type(known) is ApiError:
             answer.status_code = error.status_code
         answer.headers.update(error.headers or {})
+        if PROBLEM in request.scope["state"]:
+            answer.headers["Connection"] = "close"  # the rest of the body would be taken for the next request
         return answer
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -137,7 +145,12 @@ def register(app: FastAPI) -> None:
         log.error("unexpected error", exc_info=error)
         return error_answer(Internal(f"{type(error).__name__} in the server.", details={}))
 
+    async def gone(request: Request, error: Exception) -> Response:
+        del request, error
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it; the log shows it
+
     app.add_exception_handler(VmExecutionError, ours)
+    app.add_exception_handler(GoneError, gone)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)

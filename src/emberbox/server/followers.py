@@ -13,7 +13,8 @@ from emberbox.models.service import FollowedEvent
 from emberbox.sandbox.work import Listeners, OnResult, OnText
 
 _KEPT = 1000
-"""Events that wait for one follower."""
+_KEPT_CHARS = 1 << 20
+"""Events that wait for one follower, and their text."""
 
 
 class Follower:
@@ -22,14 +23,17 @@ class Follower:
     def __init__(self) -> None:
         self._events: deque[FollowedEvent] = deque()
         self._missed = 0
+        self._size = 0
         self._some = asyncio.Event()
 
     def tell(self, event: FollowedEvent) -> None:
         """Something happened."""
-        if len(self._events) >= _KEPT:
+        full = len(self._events) >= _KEPT or self._size + len(event.content) > _KEPT_CHARS
+        if full and event.kind != "closed":  # after which nothing comes
             self._missed += 1
             return
         self._events.append(event)
+        self._size += len(event.content)
         self._some.set()
 
     async def next(self) -> FollowedEvent:
@@ -38,6 +42,7 @@ class Follower:
             self._some.clear()
             await self._some.wait()
         event = self._events.popleft()
+        self._size -= len(event.content)
         if self._missed and not self._events:
             self._events.append(FollowedEvent(kind="missed", content=str(self._missed)))
             self._missed = 0

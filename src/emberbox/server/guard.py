@@ -20,10 +20,13 @@ from emberbox.errors import Forbidden, Unauthorized, ValidationFailed, VmExecuti
 from emberbox.models.server import ServerConfig
 from emberbox.server.access import Doorkeeper
 from emberbox.server.failures import PROBLEM, error_answer, too_large
+from emberbox.server.protocol import MAX_HEAD_BYTES
 
 REQUEST_ID = "X-Request-ID"
 POLICY_VIOLATION = 1008
 """Close code of a WebSocket that is refused (RFC 6455, 7.4.1)."""
+UNAUTHORIZED = 3000
+"""Close code of one whose token does not count (IANA's registry of close codes)."""
 _PUBLIC = re.compile(r"/(health|ready|docs(/.*)?|openapi\.json)?")
 """What shows nothing of anybody."""
 _STREAMED = re.compile(r"/api/vms/[^/]+/files")
@@ -84,6 +87,9 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises where it is not let in."""
+        head = len(scope.get("raw_path") or b"") + sum(len(name) + len(value) for name, value in headers.raw)
+        if head > MAX_HEAD_BYTES:
+            raise too_large(MAX_HEAD_BYTES)
         self._check_source(headers)
         if scope["type"] == "http" and (_PUBLIC.fullmatch(scope["path"]) or self._preflight(scope, headers)):
             return
@@ -112,7 +118,7 @@ class Guard:
             if headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
                 raise Forbidden("Another web page may not call this server.")
             return
-        if origin.lower() not in self._origins and urlsplit(origin).netloc.lower() != hosts[0].lower():
+        if origin.lower() not in self._origins and _netloc(origin) != hosts[0].lower():
             raise Forbidden(
                 f"The web page {origin!r:.100} may not call this server.",
                 remediation="Add its origin to server.allowed_origins, if you trust it.",
@@ -207,8 +213,16 @@ async def _refuse(scope: Scope, receive: Receive, send: _Seen, error: VmExecutio
         await send({"type": "websocket.http.response.body", "body": bytes(answer.body)})
         send.status = answer.status_code
         return
-    code = 3000 if isinstance(error, Unauthorized) else POLICY_VIOLATION  # 3000: IANA's registry, "unauthorized"
+    code = UNAUTHORIZED if isinstance(error, Unauthorized) else POLICY_VIOLATION
     await send({"type": "websocket.close", "code": code, "reason": error.message[:100]})
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(header: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
@@ -16,26 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from emberbox._http import error_of
 from emberbox.errors import Conflict, HistoryError, ValidationFailed, VmExecutionError
+from emberbox.server.failures import plain
 
 HEADER = "Idempotency-Key"
 _LONGEST_KEY = 200
 _MOST_KEYS = 100_000
+"""Of one caller."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
     caller TEXT NOT NULL, key TEXT NOT NULL, request TEXT NOT NULL, server TEXT NOT NULL,
-    began REAL NOT NULL, answer BLOB, PRIMARY KEY (caller, key)
+    began REAL NOT NULL, answer BLOB, failed INTEGER NOT NULL, PRIMARY KEY (caller, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS keys_by_age ON keys (began);
+CREATE INDEX IF NOT EXISTS keys_by_caller ON keys (caller, began);
 """
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class KnownAnswer:
-    """What the request was answered with the first time: JSON."""
-
-    body: bytes
 
 
 class IdempotencyStore:
@@ -55,18 +53,27 @@ class IdempotencyStore:
         self._lock = asyncio.Lock()
         self._running: dict[tuple[str, str], tuple[str, asyncio.Future[bytes]]] = {}
 
-    async def once(self, caller: str, key: str | None, request: bytes, work: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Do the work and return its answer, unless this key has done it: then that one's answer.
+    async def once(
+        self,
+        caller: str,
+        key: str | None,
+        request: bytes,
+        work: Callable[[], Awaitable[bytes]],
+        ran: Callable[[], bool] = lambda: True,
+    ) -> bytes:
+        """Do the work and return its answer, unless this key has done it: then that one's answer, or its error.
 
         Args:
             caller: keys of different callers are different.
             key: None: do it in any case.
             request: all that makes the request what it is.
             work: its answer is JSON.
+            ran: whether the work, which has failed, has done anything by then; if not, the key is free again.
 
         Raises:
             Conflict: the key was used for another request, or the server died while its work ran.
-            HistoryError: the key cannot be written down; nothing ran.
+            HistoryError: the key cannot be written down.
+            VmExecutionError: as of the work.
         """
         if key is None:
             return await work()
@@ -74,16 +81,16 @@ class IdempotencyStore:
         digest = hashlib.sha256(request).hexdigest()
         place = (caller, key)
         if (under_way := self._running.get(place)) is not None:
-            _same((under_way[0], None), digest, key)
+            _same(under_way[0], digest, key)
             return await asyncio.shield(under_way[1])
         outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         outcome.add_done_callback(_retrieved)
         self._running[place] = (digest, outcome)
         try:
-            body = await self._first(place, digest, work)
+            body = await self._first(place, digest, work, ran)
         except BaseException as exc:
-            known = exc if isinstance(exc, VmExecutionError) else Conflict(f"The work of key {key!r} was cut short.")
-            outcome.set_exception(known)
+            cut = Conflict(f"The work of {HEADER} {key!r} was cut short.", retryable=False)
+            outcome.set_exception(exc if isinstance(exc, VmExecutionError) else cut)
             raise
         else:
             outcome.set_result(body)
@@ -91,25 +98,34 @@ class IdempotencyStore:
         finally:
             del self._running[place]
 
-    async def _first(self, place: tuple[str, str], digest: str, work: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def _first(
+        self, place: tuple[str, str], digest: str, work: Callable[[], Awaitable[bytes]], ran: Callable[[], bool]
+    ) -> bytes:
         known = await self._call(lambda db: _begin(db, place, digest, self._server, self._keep))
         if known is not None:
-            _same(known, digest, place[1])
-            if known[1] is not None:
-                return bytes(known[1])
-            raise Conflict(
-                f"The server stopped while the work of {HEADER} {place[1]!r} ran; nobody knows how far it came.",
-                remediation="Look at the history, then ask again with a new key.",
-                retryable=False,
-            )
+            return _again(known, digest, place[1])
         try:
             body = await work()
-        except BaseException as exc:
-            if isinstance(exc, VmExecutionError) and exc.retryable:  # it did not run: the key is free again
+        except VmExecutionError as exc:
+            if ran():
+                await self._kept(place, json.dumps({"error": plain(exc)}).encode(), failed=True)
+            else:
                 await asyncio.shield(asyncio.ensure_future(self._call(lambda db: _forget(db, place))))
             raise
-        await asyncio.shield(asyncio.ensure_future(self._call(lambda db: _done(db, place, body))))
+        await self._kept(place, body, failed=False)
         return body
+
+    async def _kept(self, place: tuple[str, str], body: bytes, *, failed: bool) -> None:
+        """Write the outcome down; without it, who asks again is told that nobody knows."""
+        writing = asyncio.ensure_future(self._call(lambda db: _done(db, place, body, failed=failed)))
+        try:
+            await asyncio.shield(writing)
+        except HistoryError as exc:
+            raise HistoryError(
+                f"It ran, but its answer cannot be kept: {exc.message}",
+                remediation="Look at the history for what came of it.",
+                retryable=False,
+            ) from exc
 
     async def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
         async with self._lock:
@@ -123,7 +139,11 @@ class IdempotencyStore:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._path.touch(mode=0o600)
             connection = sqlite3.connect(self._path, check_same_thread=False, timeout=10)
-            connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
+            try:
+                connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
+            except BaseException:
+                connection.close()
+                raise
             self._connection = connection
         with self._connection:
             return work(self._connection)
@@ -137,36 +157,62 @@ class IdempotencyStore:
                 self._connection = None
 
 
-Row = tuple[str, bytes | None]
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is known of a key."""
+
+    request: str
+    answer: bytes | None
+    failed: bool
 
 
-def _row(db: sqlite3.Connection, place: tuple[str, str]) -> Row | None:
-    found: Row | None = db.execute("SELECT request, answer FROM keys WHERE caller = ? AND key = ?", place).fetchone()
-    return found
+def _row(db: sqlite3.Connection, place: tuple[str, str]) -> _Row | None:
+    query = "SELECT request, answer, failed FROM keys WHERE caller = ? AND key = ?"
+    found = db.execute(query, place).fetchone()
+    return None if found is None else _Row(found[0], found[1], bool(found[2]))
 
 
-def _begin(db: sqlite3.Connection, place: tuple[str, str], digest: str, server: str, keep: float) -> Row | None:
+def _begin(db: sqlite3.Connection, place: tuple[str, str], digest: str, server: str, keep: float) -> _Row | None:
     """What is known of a key; None: nothing was, and now it is written down."""
     now = time.time()
     db.execute("DELETE FROM keys WHERE began < ?", (now - keep,))
     if (known := _row(db, place)) is not None:
         return known
-    extra = "DELETE FROM keys WHERE began <= (SELECT began FROM keys ORDER BY began DESC LIMIT 1 OFFSET ?)"
-    db.execute(extra, (_MOST_KEYS,))
-    db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL)", (*place, digest, server, now))
+    db.execute(_PRUNE, (place[0], place[0], _MOST_KEYS))
+    db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL, 0)", (*place, digest, server, now))
     return None
 
 
-def _done(db: sqlite3.Connection, place: tuple[str, str], body: bytes) -> None:
-    db.execute("UPDATE keys SET answer = ? WHERE caller = ? AND key = ?", (body, *place))
+_PRUNE = """
+DELETE FROM keys WHERE caller = ? AND began <=
+    (SELECT began FROM keys WHERE caller = ? ORDER BY began DESC LIMIT 1 OFFSET ?)
+"""
+
+
+def _done(db: sqlite3.Connection, place: tuple[str, str], body: bytes, *, failed: bool) -> None:
+    db.execute("UPDATE keys SET answer = ?, failed = ? WHERE caller = ? AND key = ?", (body, failed, *place))
 
 
 def _forget(db: sqlite3.Connection, place: tuple[str, str]) -> None:
     db.execute("DELETE FROM keys WHERE caller = ? AND key = ?", place)
 
 
-def _same(known: Row | None, digest: str, key: str) -> None:
-    if known is not None and known[0] != digest:
+def _again(known: _Row, digest: str, key: str) -> bytes:
+    """The answer of the first time; raises what was raised then."""
+    _same(known.request, digest, key)
+    if known.answer is None:
+        raise Conflict(
+            f"The server stopped while the work of {HEADER} {key!r} ran; nobody knows how far it came.",
+            remediation="Look at the history, then ask again with a new key.",
+            retryable=False,
+        )
+    if known.failed:
+        raise error_of(None, known.answer, {})
+    return bytes(known.answer)
+
+
+def _same(request: str, digest: str, key: str) -> None:
+    if request != digest:
         raise Conflict(
             f"{HEADER} {key!r} was used for another request.", remediation="Use a new key for each new request."
         )

@@ -8,10 +8,11 @@ import json
 from collections.abc import Coroutine
 from typing import Any, Self
 
+import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from emberbox.errors import RequestTooLarge, ValidationFailed
-from emberbox.server.streams import GoneError
+from emberbox.server.failures import GoneError
 
 _WAITING = 64
 _MAX_TASKS = 64
@@ -34,6 +35,8 @@ class Line:
         self._slow_seconds = slow_seconds
         self._out: asyncio.Queue[str] = asyncio.Queue(_WAITING)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._own: set[str] = set()
+        """Of the tasks, those that nobody has asked for."""
         self._writer: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[Any] | None = None
         self.gone = False
@@ -57,7 +60,10 @@ class Line:
                 text = await self._out.get()
                 async with asyncio.timeout(self._slow_seconds):
                     await self._socket.send_text(text)
-        except (TimeoutError, OSError, RuntimeError, WebSocketDisconnect):
+        except Exception as exc:
+            if not isinstance(exc, TimeoutError | OSError | RuntimeError | WebSocketDisconnect):
+                log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+                log.exception("a message could not be sent")
             self.leave()
 
     def leave(self) -> None:
@@ -98,31 +104,40 @@ class Line:
             raise GoneError("the client left")
         return _parsed(message)
 
+    def tell(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Send something of the server's own beside, which is not counted."""
+        self._own.add(name)
+        self._begin(name, work)
+
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; it ends with the socket. Raises ValidationFailed where the name is taken, or too much
         is under way."""
-        if name in self._tasks or len(self._tasks) >= _MAX_TASKS:
+        if name in self._tasks or len(self._tasks) - len(self._own) >= _MAX_TASKS:
             work.close()
             why = f"{name!r:.80} is under way" if name in self._tasks else f"{_MAX_TASKS} things are under way"
             raise ValidationFailed(f"{why} on this socket already.", remediation="Wait for its end, or cancel it.")
+        self._begin(name, work)
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks[name] = task
         task.add_done_callback(lambda done: self._ended(name, done))
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(name, None)
+        self._own.discard(name)
         if not task.cancelled():
             task.exception()  # what went wrong was sent, or nobody is there to be told
 
     def cancel(self, name: str) -> bool:
         """Cancel what was started under this name; False if there is none."""
-        task = self._tasks.get(name)
+        task = None if name in self._own else self._tasks.get(name)
         return task is not None and task.cancel()
 
     async def close(self, code: int, reason: str) -> None:
         """Say why, and close."""
         if self._socket.application_state is WebSocketState.CONNECTED:
-            with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+            with contextlib.suppress(OSError, RuntimeError, TimeoutError, WebSocketDisconnect):
                 async with asyncio.timeout(5):
                     await self._socket.close(code, reason)
 

@@ -15,7 +15,8 @@ from emberbox.models import (
     Result,
     VmExecuteResponse,
 )
-from emberbox.models.service import AGENT, ExecutionStatus
+from emberbox.models.base import AgentId, Seconds
+from emberbox.models.service import ExecutionStatus
 
 # --- /ws/{vm_id}, in --------------------------------------------------------------------------------------------------
 
@@ -25,9 +26,9 @@ class ExecuteCode(Model):
 
     language: str
     code: str
-    agent_id: str | None = Field(default=None, pattern=AGENT)
+    agent_id: AgentId | None = None
     execution_id: str | None = Field(default=None, max_length=200, description="a name of the caller's for it")
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: Seconds | None = None
     requirements: list[str] = Field(default_factory=list)
     metadata: dict[str, Any] | None = None
 
@@ -36,7 +37,7 @@ class ParseExecute(Model):
     """LlmParseExecute."""
 
     llm_response: str
-    agent_id: str | None = Field(default=None, pattern=AGENT)
+    agent_id: AgentId | None = None
     execution_id: str | None = Field(default=None, max_length=200)
     auto_execute: bool = True
     auto_execute_threshold: float = Field(default=0.7, ge=0, le=1)
@@ -155,8 +156,8 @@ class WorkflowCode(Model):
 
     language: str
     code: str
-    agent_id: str | None = Field(default=None, pattern=AGENT)
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    agent_id: AgentId | None = None
+    timeout_seconds: Seconds | None = None
 
 
 class WorkflowCommand(Model):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from prometheus_client.core import GaugeMetricFamily
 
 from emberbox.engine import Engine
-from emberbox.errors import ExecutionFailed, VmExecutionError, VmNotAvailable
-from emberbox.models import Execution
+from emberbox.errors import ExecutionFailed, NoCapacity, VmExecutionError, VmNotAvailable
 from emberbox.models.service import Readiness
+from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners, RunOptions
 from emberbox.server.metrics import gauge
-from emberbox.server.service import Service
+from emberbox.server.service import PROBE, Service
 
 _PROBE_SECONDS = 30.0
 _RETRY_SECONDS = 5.0
@@ -73,11 +74,9 @@ class Prober:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._service.settings.boot_timeout_seconds + _PROBE_SECONDS):
-                run, backend = await _answer(self._service.engine)
+                backend = await _answer(self._service.engine)
         except TimeoutError as exc:
             raise VmNotAvailable("A machine did not answer in time.") from exc
-        if run.stdout != "42\n":
-            raise ExecutionFailed(f"A machine said {run.stdout!r:.80} instead of 42.")
         spent = time.monotonic() - began
         return Readiness(backend=backend, answered_at=datetime.now(UTC), answer_ms=round(spent * 1000, 3))
 
@@ -88,16 +87,33 @@ class Prober:
             await asyncio.wait([self._asking])
 
 
-async def _answer(engine: Engine) -> tuple[Execution, str]:
-    """Not an execution of anybody's: it is in no history, and no hook is asked."""
-    session = await engine.create_sandbox()
+async def _answer(engine: Engine) -> str:
+    """The back end of a machine that has answered. Not an execution of anybody's: it is in no history, and no hook is
+    asked."""
+    if len(engine.live_sandboxes()) >= engine.settings.max_sandboxes:  # it would wait for a place
+        return await _one_of(engine.live_sandboxes())
+    try:
+        session = await engine.create_sandbox(agent_id=PROBE, durable=False)
+    except NoCapacity:
+        return await _one_of(engine.live_sandboxes())
     try:
         languages = session.image.template.languages
         language = next(one for one in ("python", "bash", "javascript") if one in languages)
         run = await session.runner.run_code(language, _CODE[language], RunOptions(timeout=_PROBE_SECONDS), Listeners())
-        return run, session.machine.backend
+        if run.stdout != "42\n":
+            raise ExecutionFailed(f"A machine said {run.stdout!r:.80} instead of 42.")
+        return session.machine.backend
     finally:
         await asyncio.shield(asyncio.ensure_future(session.kill()))
+
+
+async def _one_of(sessions: Sequence[Session]) -> str:
+    """There is no place for one more: to be full is to work, if those that there are do."""
+    for session in sessions:
+        with contextlib.suppress(VmExecutionError):
+            await session.call("metrics")
+            return session.machine.backend
+    raise VmNotAvailable("There is no place for a machine, and none of those that there are answers.")
 
 
 def _retrieved(task: asyncio.Task[Readiness]) -> None:

@@ -19,7 +19,7 @@ import uvicorn
 from emberbox.config import Settings
 from emberbox.errors import ConfigError
 from emberbox.server.app import create_app
-from emberbox.server.protocol import http_protocol
+from emberbox.server.protocol import BoundedWebSocket, http_protocol
 from emberbox.server.service import Service
 from emberbox.server.tokens import TokenStore, token_file
 
@@ -27,6 +27,7 @@ _STOP_SECONDS = 10
 """For connections that are left when all executions have ended."""
 _MAX_MESSAGE = 17 << 20
 _PATIENT_SIGNALS = 2
+_BACKLOG = 1024
 
 
 def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> None:
@@ -51,7 +52,7 @@ def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> Non
         announce(address, tokens.enforced)
         notify_systemd("READY=1")
 
-    app = create_app(settings, ready)
+    app = create_app(settings, ready, tokens)
     config = uvicorn.Config(
         app,
         http=http_protocol(settings.server.slow_request_seconds),
@@ -60,17 +61,17 @@ def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> Non
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        ws="websockets-sansio",
+        ws=BoundedWebSocket,
         ws_max_size=_MAX_MESSAGE,
         ws_per_message_deflate=False,  # costs more than it saves here, and unpacks what was never sent
         lifespan="on",
         timeout_graceful_shutdown=_STOP_SECONDS,
         timeout_keep_alive=30,
-        backlog=1024,
+        backlog=_BACKLOG,
     )
     server = DrainingServer(config, lambda: getattr(app.state, "service", None), settings.server.drain_seconds)
     # what keeps it from starting is raised below, and need not be logged with a traceback
-    logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failure is None)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: app.state.failure is None and _is_news(record))
     with contextlib.closing(listener):
         try:
             server.run(sockets=[listener])
@@ -122,6 +123,14 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what clients do wrong, nor that a stream was left: neither is an error of the server."""
+    return not record.getMessage().startswith(_NO_NEWS)
+
+
+_NO_NEWS = ("ASGI callable returned without completing response", "Invalid UTF-8 sequence received from client")
+
+
 def check_binding(settings: Settings, tokens: TokenStore) -> None:
     """Raises ConfigError where the server would be open to others without tokens."""
     host = settings.server.host
@@ -148,10 +157,11 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(_BACKLOG)  # who is told the address may connect at once
         except BaseException:
             listener.close()
             raise
-    except (OSError, OverflowError) as exc:
+    except (OSError, OverflowError, UnicodeError) as exc:
         raise ConfigError(
             f"Cannot listen on {host}:{port}: {getattr(exc, 'strerror', None) or exc}.",
             remediation="Choose another --host or --port, or stop what listens there.",

@@ -8,10 +8,10 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from prometheus_client.core import GaugeMetricFamily
 
@@ -22,6 +22,8 @@ from emberbox.errors import (
     ExecutionCancelled,
     Forbidden,
     SessionNotFound,
+    SnapshotNotFound,
+    Unauthorized,
     ValidationFailed,
     VmExecutionError,
     VmNotAvailable,
@@ -32,10 +34,11 @@ from emberbox.local import LocalCommands
 from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
+from emberbox.sandbox.copies import CopyOptions
 from emberbox.sandbox.ledger import SandboxRecord
 from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.work import Listeners
-from emberbox.server.access import Places, Principal
+from emberbox.server.access import Doorkeeper, Places, Principal
 from emberbox.server.asking import Asking
 from emberbox.server.followers import Followers
 from emberbox.server.idempotency import IdempotencyStore
@@ -45,6 +48,8 @@ from emberbox.server.tracing import span
 T = TypeVar("T")
 RESERVED = "emberbox:"
 """Words of the server's own among a machine's metadata begin so."""
+PROBE = RESERVED + "probe"
+"""The agent of the machine that /ready asks; nobody sees it."""
 NAME_KEY = RESERVED + "name"
 SESSION_KEY = RESERVED + "session"
 _STATUS: dict[SessionState, VmStatus] = {
@@ -55,6 +60,10 @@ _STATUS: dict[SessionState, VmStatus] = {
 }
 
 
+BEGAN: ContextVar[list[bool] | None] = ContextVar("BEGAN", default=None)
+"""Of the request that is being served: filled when any code of it begins to run."""
+
+
 @dataclass(eq=False, slots=True)
 class Running:
     """An execution under way."""
@@ -62,7 +71,6 @@ class Running:
     task: asyncio.Task[Execution]
     agent_id: str
     vm_id: str
-    key: str | None = None
     execution_id: str | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -76,16 +84,24 @@ class Service:
         desk: where questions to people wait.
         asking: tells who is attached of them.
         metrics: counts.
+        doorkeeper: knows whether a caller still counts.
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, desk: ApprovalDesk, asking: Asking, metrics: Metrics
+        self,
+        settings: Settings,
+        engine: Engine,
+        desk: ApprovalDesk,
+        asking: Asking,
+        metrics: Metrics,
+        doorkeeper: Doorkeeper,
     ) -> None:
         self.settings = settings
         self.config: ServerConfig = settings.server
         self.engine = engine
         self.desk = desk
         self.asking = asking
+        self.doorkeeper = doorkeeper
         self.metrics = metrics
         self.executions = Places("executions")
         self.streams = Places("streams and sockets")
@@ -94,12 +110,12 @@ class Service:
         self.draining = False
         self.server_id = secrets.token_hex(8)
         self.keys = IdempotencyStore(
-            settings.state_dir / "server" / "idempotency.db", self.server_id, self.config.idempotency_hours * 3600
+            settings.state_dir / "server" / "keys.db", self.server_id, self.config.idempotency_hours * 3600
         )
         self._running: set[Running] = set()
         self._waiting = 0
         self._naming: set[tuple[str, str]] = set()
-        self._commands: WeakKeyDictionary[Session, LocalCommands] = WeakKeyDictionary()
+        self._keyed: dict[tuple[str, str], asyncio.Task[Any]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._memory = MemoryReader()
         metrics.watch(self._gauges)
@@ -118,11 +134,22 @@ class Service:
     async def visible(self, principal: Principal, vm_id: str) -> str:
         """Whose a machine is, if the caller may know of it; raises SessionNotFound as of `session`."""
         agent_id = await self.engine.agent_of(vm_id)
-        if agent_id is None or not principal.sees(agent_id):
+        if agent_id is None or agent_id == PROBE or not principal.sees(agent_id):
             raise SessionNotFound(
                 f"There is no machine {vm_id!r:.80}.", remediation="GET /api/vms lists what there is."
             )
         return agent_id
+
+    async def kept_snapshot(self, principal: Principal, snapshot_id: str) -> None:
+        """Raises SnapshotNotFound where there is no such kept snapshot, or it is another agent's: it holds memory,
+        files and environment."""
+        store = self.engine.kept_snapshots()
+        record = await asyncio.to_thread(store.record, snapshot_id)
+        if not principal.sees(record.info.agent_id) or (record.imported and principal.agents is not None):
+            raise SnapshotNotFound(
+                f"There is no kept snapshot {snapshot_id!r:.80}.",
+                remediation="Name one of this agent's machines.",
+            )
 
     async def lease(self, principal: Principal, agent_id: str | None, vm_id: str | None) -> Session:
         """The machine for an execution: the one that is named, or the agent's own, made where there is none."""
@@ -143,6 +170,11 @@ class Service:
         finally:
             self._waiting -= 1
 
+    def copying(self, session: Session, timeout: float | None = None, *, durable: bool = True) -> CopyOptions:
+        """What a copy of a machine is other than that: it has not its name."""
+        words = {key: value for key, value in session.metadata.items() if not key.startswith(RESERVED)}
+        return CopyOptions(timeout, words, durable, self.settings.session_idle_seconds)
+
     @property
     def waiting_now(self) -> int:
         """How much waits for a machine."""
@@ -162,7 +194,8 @@ class Service:
 
     async def instances(self, principal: Principal) -> list[VmInstance]:
         """All machines of the caller's, oldest first."""
-        live = [self.instance(one) for one in await self.engine.list_sandboxes() if principal.sees(one.agent_id)]
+        sessions = [one for one in await self.engine.list_sandboxes() if one.agent_id != PROBE]
+        live = [self.instance(one) for one in sessions if principal.sees(one.agent_id)]
         asleep = [_asleep(one) for one in await self.engine.list_dormant() if principal.sees(one.agent_id)]
         known = {vm.id for vm in live}
         return sorted([*live, *(vm for vm in asleep if vm.id not in known)], key=lambda vm: vm.created_at)
@@ -204,13 +237,12 @@ class Service:
 
     def commands(self, session: Session) -> LocalCommands:
         """The commands that were started in a machine through this server."""
-        return self._commands.setdefault(session, LocalCommands(session))
+        commands: LocalCommands = session.attachments.setdefault("commands", LocalCommands(session))
+        return commands
 
     # --- executions -----------------------------------------------------------------------------------------------
 
-    async def execute(
-        self, principal: Principal, request: ExecuteRequest, listeners: Listeners, key: str | None = None
-    ) -> Execution:
+    async def execute(self, principal: Principal, request: ExecuteRequest, listeners: Listeners) -> Execution:
         """Run one piece of code for a caller.
 
         Raises:
@@ -220,10 +252,10 @@ class Service:
         principal.require("execute")
         session = request.sandbox
         with self.accepted(principal), span("execute", language=request.language, vm_id=session.id) as current:
-            entered = replace(request, on_begin=lambda execution_id: self._begins(running, execution_id))
+            entered = replace(request, on_begin=lambda execution_id: self._begins(running, execution_id), on_run=_runs)
             followed = self.followers.listeners(session.id, listeners)
             task = asyncio.ensure_future(self.engine.execute(entered, followed))
-            running = Running(task, request.agent_id or session.agent_id, session.id, key)
+            running = Running(task, request.agent_id or session.agent_id, session.id)
             self._running.add(running)
             try:
                 execution = await task
@@ -244,22 +276,59 @@ class Service:
         running.execution_id = execution_id
         self.followers.begins(running.vm_id, execution_id)
 
+    def admit(self, principal: Principal) -> None:
+        """One more message of a socket.
+
+        Raises:
+            Unauthorized: the token counts no more.
+            TooManyRequests: there are too many.
+        """
+        if not self.doorkeeper.counts(principal):
+            raise Unauthorized("The token was revoked, has expired, or is another one now.")
+        self.doorkeeper.take(principal)
+
+    def check_open(self) -> None:
+        """Raises VmNotAvailable where the server takes nothing new."""
+        if self.draining:
+            raise VmNotAvailable("The server is stopping.", remediation="Try again when it has started again.")
+
     @contextlib.contextmanager
     def accepted(self, principal: Principal) -> Iterator[None]:
         """Work is done for a caller meanwhile: it has a place, and a stop of the server waits for it."""
-        if self.draining:
-            raise VmNotAvailable("The server is stopping.", remediation="Try again when it has started again.")
+        self.check_open()
         with self.executions.one(principal.id, principal.max_executions):
             yield
 
+    async def cancellable(self, principal: Principal, key: str, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work of a request with a key, until it is done or `cancel` stops it, in whatever state it is.
+
+        Raises:
+            ExecutionCancelled: it was stopped.
+        """
+        task = asyncio.ensure_future(work)
+        self._keyed[principal.id, key] = task
+        try:
+            return await task
+        except asyncio.CancelledError as exc:
+            own = asyncio.current_task()
+            if task.cancelled() and not (own is not None and own.cancelling()):
+                raise ExecutionCancelled("The execution was stopped by a request, or with the server.") from exc
+            await _ended(task)
+            raise
+        finally:
+            del self._keyed[principal.id, key]
+
     def cancel(self, principal: Principal, execution_id: str | None, key: str | None) -> bool:
-        """Stop an execution of the caller's; False where none such runs (any more)."""
+        """Stop an execution: of the caller's agents by its id, or of the caller itself by its key; False where none
+        such is under way (any more)."""
         principal.require("execute")
         if (execution_id is None) == (key is None):
             raise ValidationFailed("Name either execution_id or idempotency_key.", remediation="One of them.")
+        if key is not None:
+            keyed = self._keyed.get((principal.id, key))
+            return keyed is not None and keyed.cancel()
         for running in self._running:
-            named = running.execution_id == execution_id if key is None else running.key == key
-            if named and principal.sees(running.agent_id):
+            if running.execution_id == execution_id and principal.sees(running.agent_id):
                 running.task.cancel()
                 return True
         return False
@@ -368,7 +437,13 @@ _POOL: tuple[tuple[str, str, Callable[..., int]], ...] = (
 )
 
 
-async def _ended(task: asyncio.Task[Execution]) -> None:
+def _runs() -> None:
+    began = BEGAN.get()
+    if began is not None:
+        began.append(True)
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait([task])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,20 +11,20 @@ from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.websockets import WebSocket
 
-from emberbox.errors import ExecutionCancelled, TooManyRequests, ValidationFailed, VmExecutionError
+from emberbox.errors import ExecutionCancelled, TooManyRequests, Unauthorized, ValidationFailed, VmExecutionError
 from emberbox.models import VmExecuteResponse
 from emberbox.sandbox.work import Listeners
 from emberbox.server import messages
 from emberbox.server.access import Principal
 from emberbox.server.conversation import Conversation
-from emberbox.server.failures import of_model, plain
+from emberbox.server.failures import GoneError, of_model, plain
+from emberbox.server.guard import POLICY_VIOLATION, UNAUTHORIZED
 from emberbox.server.line import GOING_AWAY, TRY_AGAIN_LATER, Line
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
-from emberbox.server.streams import GoneError
 
 router = APIRouter()
-_POLICY_VIOLATION = 1008
+_LOOK_SECONDS = 5.0
 
 
 async def serve(socket: WebSocket, talk: Callable[[Line, Service, Principal], Awaitable[None]]) -> None:
@@ -36,15 +37,25 @@ async def serve(socket: WebSocket, talk: Callable[[Line, Service, Principal], Aw
     try:
         with service.streams.one(principal.id, service.config.max_sockets), service.metrics.sockets.track_inprogress():
             async with line:
+                line.tell("watch", _watch(line, service, principal))
                 await talk(line, service, principal)
     except GoneError:
         pass
     except TooManyRequests as error:
         code, reason = TRY_AGAIN_LATER, error.message
+    except Unauthorized as error:
+        code, reason = UNAUTHORIZED, error.message
     except VmExecutionError as error:
-        code, reason = _POLICY_VIOLATION, error.message
+        code, reason = POLICY_VIOLATION, error.message
     finally:
         await line.close(code, reason[:100])
+
+
+async def _watch(line: Line, service: Service, principal: Principal) -> None:
+    """A token that is revoked or expires counts no more, here neither."""
+    while service.doorkeeper.counts(principal):  # noqa: ASYNC110 (a file tells, and no event)
+        await asyncio.sleep(_LOOK_SECONDS)
+    line.leave()
 
 
 # --- /ws/{vm_id} ------------------------------------------------------------------------------------------------------
@@ -78,8 +89,12 @@ class Workflow:
         while True:
             command = messages.WorkflowCommand(command_type="")
             try:
-                command = _workflow(await self._line.receive())
+                raw = await self._line.receive()
+                self._service.admit(self._principal)
+                command = _workflow(raw)
                 await self._take(command)
+            except Unauthorized:
+                raise
             except VmExecutionError as error:
                 await self._send(command, "error", plain(error))
 
@@ -130,7 +145,7 @@ class Workflow:
             await self._send(command, "execution_complete", {"status": "cancelled"})
         except VmExecutionError as error:
             await self._send(command, "error", plain(error))
-        except BaseException:
+        except asyncio.CancelledError:
             if not self._line.gone:
                 await self._send(command, "execution_complete", {"status": "cancelled"})
             raise

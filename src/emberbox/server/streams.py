@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+import structlog
 from pydantic import BaseModel
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from emberbox.errors import Internal, VmExecutionError
 from emberbox.models import Result
 from emberbox.models.service import ErrorResponse, OutputEvent, ResultEvent
 from emberbox.sandbox.work import Listeners
-from emberbox.server.failures import plain
+from emberbox.server.failures import GoneError, plain
 
 T = TypeVar("T")
 _WAITING = 64
@@ -24,10 +25,8 @@ _WAITING = 64
 _PIECE = 64 << 10
 """Characters of output in one event."""
 PING_SECONDS = 15.0
-
-
-class GoneError(Exception):
-    """Whoever asked has left, or reads nothing any more."""
+_LOOK_SECONDS = 5.0
+"""How often a quiet stream looks whether its reader still counts."""
 
 
 class Outbox:
@@ -38,14 +37,12 @@ class Outbox:
     """
 
     def __init__(self, slow_seconds: float) -> None:
-        self._queue: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue(_WAITING)
+        self._queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_WAITING)
         self._slow_seconds = slow_seconds
 
     async def put(self, name: str, model: BaseModel) -> None:
         """Send an event; raises GoneError where the reader takes nothing."""
-        await self._put((name, model.model_dump_json()))
-
-    async def _put(self, item: tuple[str, str] | None) -> None:
+        item = (name, model.model_dump_json())
         try:
             self._queue.put_nowait(item)
         except asyncio.QueueFull:
@@ -55,12 +52,8 @@ class Outbox:
             except TimeoutError as exc:
                 raise GoneError("the reader takes nothing") from exc
 
-    async def end(self) -> None:
-        """Nothing more comes."""
-        await self._put(None)
-
-    async def next(self) -> tuple[str, str] | None:
-        """The next event; None at the end."""
+    async def next(self) -> tuple[str, str]:
+        """The next event."""
         return await self._queue.get()
 
     def listeners(self) -> Listeners:
@@ -86,15 +79,22 @@ class EventStream(Response):
     Args:
         work: gets the outbox; what it returns is the last event.
         slow_seconds: how long the reader may take for what it was sent.
+        counts: whether the reader may still have it.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, work: Callable[[Outbox], Coroutine[Any, Any, BaseModel]], slow_seconds: float) -> None:
+    def __init__(
+        self,
+        work: Callable[[Outbox], Coroutine[Any, Any, BaseModel]],
+        slow_seconds: float,
+        counts: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._work = work
         self._slow_seconds = slow_seconds
+        self._counts = counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -122,23 +122,37 @@ class EventStream(Response):
             except GoneError:
                 raise
             except Exception as error:
+                log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
+                log.exception("unexpected error")
                 internal = Internal(f"{type(error).__name__} in the server.")
                 await outbox.put("error", ErrorResponse.model_validate({"error": plain(internal)}))
-                raise
-            await outbox.end()
 
     async def _copy(self, outbox: Outbox, work: asyncio.Task[None], send: Send) -> None:
-        while not (work.done() and work.cancelled()):
-            try:
-                async with asyncio.timeout(PING_SECONDS):
-                    event = await _first(outbox.next(), work)
-            except TimeoutError:
-                await self._body(send, b": alive\n\n")
-                continue
-            if event is None:
-                await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
-                return
-            await self._body(send, f"event: {event[0]}\ndata: {event[1]}\n\n".encode())
+        getting: asyncio.Future[tuple[str, str]] | None = None
+        quiet, look = 0.0, min(_LOOK_SECONDS, PING_SECONDS)
+        try:
+            while True:
+                getting = getting or asyncio.ensure_future(outbox.next())
+                if work.done():
+                    await asyncio.sleep(0)  # what waits in the outbox is taken at once
+                    if not getting.done():
+                        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+                        return
+                else:
+                    both: list[asyncio.Future[Any]] = [getting, work]
+                    await asyncio.wait(both, timeout=look, return_when=asyncio.FIRST_COMPLETED)
+                if not self._counts():
+                    raise GoneError("the token counts no more")
+                if getting.done():
+                    name, data = getting.result()
+                    getting, quiet = None, 0.0
+                    await self._body(send, f"event: {name}\ndata: {data}\n\n".encode())
+                elif not work.done() and (quiet := quiet + look) >= PING_SECONDS:
+                    quiet = 0.0
+                    await self._body(send, b": alive\n\n")
+        finally:
+            if getting is not None:
+                getting.cancel()
 
     async def _body(self, send: Send, data: bytes) -> None:
         await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
@@ -151,16 +165,30 @@ class EventStream(Response):
             raise GoneError("the reader takes nothing") from exc
 
 
-async def _first(getting: Coroutine[Any, Any, tuple[str, str] | None], work: asyncio.Task[None]) -> Any:
-    """The next event; raises GoneError when the work was cancelled and none comes any more."""
-    task = asyncio.ensure_future(getting)
-    try:
-        await asyncio.wait([task, work] if not work.done() else [task], return_when=asyncio.FIRST_COMPLETED)
-        if not task.done() and work.cancelled():
-            raise GoneError("the reader left")
-        return await task
-    finally:
-        task.cancel()
+class PatientStream(StreamingResponse):
+    """Bytes for a reader who may take so long for each piece.
+
+    Args:
+        pieces: of the body.
+        slow_seconds: for each.
+    """
+
+    def __init__(self, pieces: AsyncIterator[bytes], slow_seconds: float) -> None:
+        super().__init__(pieces, media_type="application/octet-stream")
+        self._slow_seconds = slow_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+
+        async def patient(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._slow_seconds):
+                    await send(message)
+            except TimeoutError as exc:
+                raise OSError("the reader takes nothing") from exc
+
+        with contextlib.suppress(OSError, ClientDisconnect):
+            await super().__call__(scope, receive, patient)
 
 
 async def _left(receive: Receive) -> None:

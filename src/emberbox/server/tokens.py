@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from emberbox.config import Settings
 from emberbox.errors import ConfigError, ValidationFailed
@@ -29,6 +29,7 @@ from emberbox.models import Model
 Scope = Literal["metrics", "read", "execute", "approve", "admin"]
 SCOPES: tuple[Scope, ...] = ("metrics", "read", "execute", "approve", "admin")
 _FORM = re.compile(r"ebx_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_LARGEST = 16 << 20
 _DUMMY = hashlib.sha256(b"").hexdigest()
 
 
@@ -37,12 +38,12 @@ class TokenRecord(Model):
 
     id: str
     name: str
-    hash: str = Field(repr=False)
+    hash: str = Field(repr=False, pattern="^[0-9a-f]{64}$")
     scopes: list[Scope]
     agents: list[str] = Field(description="ids of the agents that it may act for; `*`: any")
-    created_at: datetime
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
     requests_per_second: float | None = Field(default=None, gt=0)
     max_concurrent_executions: int | None = Field(default=None, ge=1)
 
@@ -74,6 +75,8 @@ class TokenStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen: tuple[int, ...] | None = None
+        self._bad: tuple[int, ...] | None = None
+        """A state of the file that could not be read."""
         self._records: dict[str, TokenRecord] = {}
         self._ever = False
 
@@ -104,6 +107,12 @@ class TokenStore:
         same = hmac.compare_digest(wanted, hashlib.sha256(token.encode()).hexdigest())
         return record if record is not None and same and record.state == "active" else None
 
+    def current(self, token_id: str) -> TokenRecord | None:
+        """The record of a token that counts now; None if it does not."""
+        self._refresh()
+        record = self._records.get(token_id)
+        return record if record is not None and record.state == "active" else None
+
     def _refresh(self) -> None:
         try:
             now = self.path.stat()
@@ -113,14 +122,20 @@ class TokenStore:
         except OSError as exc:
             raise ConfigError(f"Cannot read the tokens in {self.path}: {exc.strerror}.") from exc
         seen = (now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size)  # a chmod counts
+        if seen == self._bad:
+            raise ConfigError(f"{self.path} is no file of tokens that can be read.", remediation="Restore it.")
         if seen != self._seen:
+            self._bad = seen
             if not stat.S_ISREG(now.st_mode):
                 raise ConfigError(f"{self.path} is no file.", remediation="Set server.token_file.")
             if now.st_mode & 0o077:
                 raise ConfigError(
                     f"Others may read or write the tokens in {self.path}.", remediation=f"chmod 600 {self.path}"
                 )
+            if now.st_size > _LARGEST:
+                raise ConfigError(f"{self.path} has {now.st_size:,} bytes; that is no file of tokens.")
             self._records = {record.id: record for record in self._load().tokens}
+            self._bad = None
             self._seen, self._ever = seen, self._ever or bool(self._records)
 
     def _load(self) -> _File:

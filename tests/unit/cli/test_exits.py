@@ -51,7 +51,7 @@ def error_of(kind: type[VmExecutionError]) -> BlockError:
         (ExecutionTimeout, 4),
         (ExecutionFailed, 1),
         (VmConnectionError, 1),
-        (SessionNotFound, 1),
+        (SessionNotFound, 2),
         (Internal, 1),
     ],
 )

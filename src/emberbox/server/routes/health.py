@@ -16,7 +16,7 @@ router = APIRouter(tags=["operations"])
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", response_model=Health, summary="Does the process live?")
+@router.get("/health", openapi_extra={"security": []}, response_model=Health, summary="Does the process live?")
 async def health(request: Request) -> Response:
     """Answers as long as the process does. No token is needed."""
     service: Service = request.app.state.service
@@ -24,7 +24,7 @@ async def health(request: Request) -> Response:
 
 
 @router.head("/ready", include_in_schema=False)
-@router.get("/ready", response_model=Readiness, summary="Can it run code?")
+@router.get("/ready", openapi_extra={"security": []}, response_model=Readiness, summary="Can it run code?")
 async def ready(request: Request) -> Response:
     """A machine has answered lately; if not, one is asked now. 503 while it cannot, and while it stops. No token is
     needed."""

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from emberbox.models import CommandResult, EntryInfo
@@ -26,8 +25,9 @@ from emberbox.models.service import (
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners
 from emberbox.server.calls import SSE, Call, Caller
+from emberbox.server.failures import GoneError
 from emberbox.server.routes.sandboxes import decoded, used
-from emberbox.server.streams import GoneError, Outbox, answer
+from emberbox.server.streams import Outbox, PatientStream, answer
 
 router = APIRouter(prefix="/api/vms/{vm_id}", tags=["files and commands"])
 GuestPath = Annotated[str, Query(description="in the machine; a relative one starts in its work directory")]
@@ -50,7 +50,7 @@ async def read(vm_id: str, path: GuestPath, call: Caller) -> Response:
         async for piece in pieces:
             yield piece
 
-    return StreamingResponse(rest(), media_type="application/octet-stream")
+    return PatientStream(rest(), call.service.config.slow_reader_seconds)
 
 
 @router.put(
@@ -120,6 +120,7 @@ async def _command(call: Call, session: Session, body: CommandRequest, outbox: O
     if not body.background:
         with call.service.accepted(call.principal):
             return await commands.run(argv, body.cwd, body.envs, body.timeout_seconds, outbox.listeners())
+    call.service.check_open()
     followed = _Leaving(outbox)
     running = await commands.start(argv, body.cwd, body.envs, body.timeout_seconds, followed.listeners)
     try:

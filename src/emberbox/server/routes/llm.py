@@ -38,7 +38,7 @@ async def _execute(call: Call, body: VmExecuteRequest, listeners: Listeners) -> 
         requirements=body.requirements,
         metadata=body.metadata,
     )
-    return VmExecuteResponse.of(await call.service.execute(call.principal, request, listeners, call.key))
+    return VmExecuteResponse.of(await call.service.execute(call.principal, request, listeners))
 
 
 def _named(body: VmExecuteRequest | ParseExecuteRequest, agent_id: str) -> str | None:

@@ -74,7 +74,7 @@ async def _run(call: Call, vm_id: str, body: RunCodeRequest, listeners: Listener
         timeout=body.timeout_seconds,
     )
     request = ExecuteRequest(session, body.language, body.code, options, body.requirements)
-    return await call.service.execute(call.principal, request, listeners, call.key)
+    return await call.service.execute(call.principal, request, listeners)
 
 
 @router.post("/contexts", response_model=ContextInfo, status_code=201, summary="Make a context")
@@ -152,13 +152,14 @@ async def fork(vm_id: str, body: ForkRequest, call: Caller) -> Response:
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "fork"):
         try:
-            made = await call.service.engine.undo.fork(session, body.count, timeout=body.timeout_seconds)
+            options = call.service.copying(session, body.timeout_seconds)
+            made = await call.service.engine.undo.fork(session, body.count, options=options)
         except ForkFailed as exc:
             for child in exc.children:
                 await child.kill()
             exc.children = []
             raise
-    return answer(ForkResponse(vms=[_new(call, child) for child in made]), 201)
+    return answer(ForkResponse(vms=[call.service.instance(child) for child in made]), 201)
 
 
 @router.post("/branch", response_model=VmInstance, status_code=201, summary="Branch off")
@@ -166,13 +167,9 @@ async def branch(vm_id: str, body: PointRequest, call: Caller) -> Response:
     """A new machine that goes on from a point of this one, which is not touched."""
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "branch"):
-        made = await call.service.engine.undo.branch(session, body.point, timeout=body.timeout_seconds)
-    return answer(_new(call, made), 201)
-
-
-def _new(call: Call, session: Session) -> VmInstance:
-    session.idle_seconds = call.service.settings.session_idle_seconds
-    return call.service.instance(session)
+        options = call.service.copying(session, body.timeout_seconds)
+        made = await call.service.engine.undo.branch(session, body.point, options=options)
+    return answer(call.service.instance(made), 201)
 
 
 @router.post("/diff", response_model=DiffResponse, summary="Files that differ")

@@ -87,7 +87,7 @@ async def _execute(call: Call, name: str, agent_id: str | None, body: SessionCom
     request = request_of(
         session, language="bash", code=body.command, agent_id=session.agent_id, timeout=body.timeout_seconds
     )
-    run = await call.service.execute(call.principal, request, Listeners(), call.key)
+    run = await call.service.execute(call.principal, request, Listeners())
     return SessionOutput(
         stdout=run.stdout,
         stderr=run.stderr,

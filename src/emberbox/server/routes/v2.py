@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 
 from emberbox.errors import ExecutionCancelled, SnapshotNotFound, ValidationFailed, VmExecutionError
 from emberbox.host.pressure import MemoryReader
-from emberbox.models import Execution, MachineLimits, RollbackResponse, VmExecuteResponse
+from emberbox.models import Execution, MachineLimits, RollbackResponse, SnapshotInfo, VmExecuteResponse
 from emberbox.models.service import (
     AllocateRequest,
     AllocateResponse,
@@ -39,7 +39,7 @@ from emberbox.server.calls import SSE, Call, Caller, Stream
 from emberbox.server.requests import request_of, request_of_v2, response_v2, status_of_run
 from emberbox.server.routes.vms import roll_back, take
 from emberbox.server.streams import answer
-from emberbox.undo import LAST_SUCCESS
+from emberbox.undo import LAST_SUCCESS, Undo
 
 router = APIRouter(prefix="/api/v2", tags=["v2"])
 _AT_ONCE = 8
@@ -58,7 +58,7 @@ async def execute(body: ExecuteV2Request, call: Caller, stream: Stream = False) 
 async def _execute(call: Call, body: ExecuteV2Request, listeners: Listeners) -> ExecuteV2Response:
     session = await call.service.lease(call.principal, body.agent_id, body.vm_id)
     request = request_of_v2(session, body)
-    return response_v2(await call.service.execute(call.principal, request, listeners, call.key))
+    return response_v2(await call.service.execute(call.principal, request, listeners))
 
 
 @router.post("/executions/cancel", response_model=CancelResponse, summary="Stop an execution")
@@ -84,19 +84,23 @@ async def _batch(call: Call, body: BatchRequest) -> BatchResponse:
     if body.snapshot and body.execution_mode == "parallel":
         raise ValidationFailed("A snapshot of a parallel batch has no meaning.", remediation="Take sequential.")
     session = await call.service.lease(call.principal, body.agent_id, body.vm_id)
-    snapshot_id = None
+    snapshot_id, note = None, ""
     if body.execution_mode == "parallel":
         results = await _parallel(call, session, body.code_blocks)
     else:
         results = await _sequential(call, session, body)
         if body.snapshot:
-            snapshot_id = (await take(call, session, SnapshotCreateRequest())).snapshot_id
+            try:
+                snapshot_id = (await take(call, session, SnapshotCreateRequest())).snapshot_id
+            except VmExecutionError as exc:  # the blocks have run: their results are the answer
+                note = f"No snapshot was taken: {exc.message}"
     return BatchResponse(
         batch_id=f"ba-{secrets.token_hex(8)}",
         results=results,
         total_duration_ms=round((time.monotonic() - began) * 1000, 3),
         vm_id=session.id,
         snapshot_id=snapshot_id,
+        note=note,
     )
 
 
@@ -113,12 +117,13 @@ async def _sequential(call: Call, session: Session, body: BatchRequest) -> list[
 async def _parallel(call: Call, session: Session, blocks: Sequence[BatchBlock]) -> list[BatchResult]:
     """All begin with the machine as it is now, whatever others do in it meanwhile; a few at once."""
     undo, gate = call.service.engine.undo, asyncio.Semaphore(_AT_ONCE)
-    start = await undo.snapshot(session)
+    taking = asyncio.ensure_future(undo.snapshot(session))
 
     async def one(index: int, block: BatchBlock) -> BatchResult:
         async with gate:
             try:
-                child = await undo.branch(session, start.snapshot_id)
+                start, options = await taking, call.service.copying(session, durable=False)
+                child = await undo.branch(session, start.snapshot_id, options=options)
             except VmExecutionError as exc:
                 return BatchResult(block=index, status="refused", error=block_error(index, exc))
             try:
@@ -127,12 +132,18 @@ async def _parallel(call: Call, session: Session, blocks: Sequence[BatchBlock]) 
                 await asyncio.shield(asyncio.ensure_future(child.kill()))
 
     try:
+        await asyncio.shield(taking)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(index, block)) for index, block in enumerate(blocks)]
     finally:
-        with contextlib.suppress(VmExecutionError):
-            await asyncio.shield(asyncio.ensure_future(undo.delete(session, start.snapshot_id)))
+        await asyncio.shield(asyncio.ensure_future(_forgotten(undo, session, taking)))
     return [task.result() for task in tasks]
+
+
+async def _forgotten(undo: Undo, session: Session, taking: asyncio.Future[SnapshotInfo]) -> None:
+    """The snapshot that a batch began with is of no use any more, also one that is just being taken."""
+    with contextlib.suppress(VmExecutionError):
+        await undo.delete(session, (await taking).snapshot_id)
 
 
 async def _one(call: Call, session: Session, index: int, block: BatchBlock) -> BatchResult:

@@ -43,6 +43,8 @@ async def create(body: VmCreateRequest, call: Caller) -> Response:
     call.principal.require("execute")
     service = call.service
     name = {} if body.vm_name is None else {NAME_KEY: body.vm_name}
+    if body.snapshot_id is not None:
+        await service.kept_snapshot(call.principal, body.snapshot_id)
     with service.accepted(call.principal), service.waiting():
         session = await service.engine.create_sandbox(
             body.vm_type,
