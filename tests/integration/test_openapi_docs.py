@@ -174,10 +174,14 @@ def test_each_endpoint_wants_the_scope_that_the_page_says(own_server: Served, sc
         scope: own_server.token(scope, "--scope", scope, "--agent", "nobody")
         for scope in ("read", "execute", "approve")
     }
+    tokens["metrics"] = own_server.token("metrics", "--scope", "metrics")
     tokens["all"] = own_server.token("all", "--scope", "read")
     for (method, path), told in SCOPES.items():
         scope, _, all_agents = told.partition(", ")
-        wanted: dict[str | None, bool] = {"all": scope in {"-", "read"}}
+        wanted: dict[str | None, bool] = {
+            "all": scope == "-" or "read" in scope.split(" or "),
+            "metrics": scope == "-" or "metrics" in scope.split(" or "),
+        }
         if not all_agents:
             wanted |= {"read": scope in {"-", "read"}, "approve": scope in {"-", "approve"}}
         for holder, may in wanted.items():
