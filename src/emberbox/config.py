@@ -19,7 +19,7 @@ from emberbox.errors import ConfigError
 from emberbox.models import HistoryConfig, HooksConfig, VmExecutionConfig
 from emberbox.models.server import ServerConfig
 
-Backend = Literal["auto", "gvisor"]
+Backend = Literal["auto", "firecracker", "gvisor"]
 
 
 def default_cache_dir() -> Path:
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         env_prefix="EMBERBOX_", env_nested_delimiter="__", extra="forbid", nested_model_default_partial_update=True
     )
 
-    backend: Backend = Field(default="auto", description="which isolation to use; auto picks the best that works")
+    backend: Backend = Field(default="auto", description="which isolation to use; auto: gvisor, for now")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="images and downloads")
     run_dir: Path = Field(default_factory=default_run_dir, description="state of running machines")
     state_dir: Path = Field(
@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     runsc_sha512: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{128}$", description="checksum that a downloaded runsc release must have"
     )
+    firecracker: Path | None = Field(default=None, description="the firecracker program, instead of the one found")
+    jailer: Path | None = Field(default=None, description="Firecracker's jailer, instead of the one found")
+    kernel: Path | None = Field(default=None, description="the guest kernel (vmlinux) of microVMs, instead of our own")
+    jail: bool = Field(default=True, description="confine Firecracker by its jailer; only root can")
     boot_timeout_seconds: float = Field(default=60.0, gt=0, description="deadline for the start of a machine")
     max_sandboxes: int = Field(default=200, ge=1, description="sandboxes at once, those of the warm pool included")
     capacity_timeout_seconds: float = Field(
@@ -103,7 +107,7 @@ class Settings(BaseSettings):
         description="how code runs, and which code",
     )
 
-    @field_validator("cache_dir", "run_dir", "state_dir", "templates_dir", "runsc")
+    @field_validator("cache_dir", "run_dir", "state_dir", "templates_dir", "runsc", "firecracker", "jailer", "kernel")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         """Helper processes run in other directories."""

@@ -14,6 +14,7 @@ from emberbox.images.builder import Progress, ensure_image, no_progress
 from emberbox.images.store import Image, ImageStore
 from emberbox.images.template import load_template
 from emberbox.machines.base import Capabilities, MachineFactory
+from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.gvisor import GvisorFactory
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.sandbox.copies import Bounds
@@ -25,8 +26,14 @@ from emberbox.sandbox.session import Session
 from emberbox.sandbox.store import SnapshotStore
 from emberbox.undo import Undo
 
-BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {"gvisor": GvisorFactory}
-"""Every back end, best first: `auto` takes the first that is usable."""
+BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {
+    "firecracker": FirecrackerFactory,
+    "gvisor": GvisorFactory,
+}
+"""Every back end, best first."""
+AUTOMATIC = ("gvisor",)
+"""Of these `auto` takes the first that is usable. Firecracker joins them when it has been proven on hardware KVM: until
+then it is used where the settings name it."""
 
 
 class Fleet:
@@ -129,7 +136,7 @@ class Fleet:
         return SnapshotStore(self.settings.state_dir / "snapshots", ImageStore(self.settings), identity)
 
     def _choose(self) -> MachineFactory:
-        wanted = list(BACKENDS) if self.settings.backend == "auto" else [self.settings.backend]
+        wanted = AUTOMATIC if self.settings.backend == "auto" else (self.settings.backend,)
         reasons = []
         for name in wanted:
             factory = BACKENDS[name](self.settings)

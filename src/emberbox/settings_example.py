@@ -46,6 +46,9 @@ SAMPLES: Mapping[str, object] = {
     "debian_mirror": "https://deb.debian.org/debian",
     "runsc": "/usr/bin/runsc",
     "runsc_sha512": "0" * 128,
+    "firecracker": "/usr/local/bin/firecracker",
+    "jailer": "/usr/local/bin/jailer",
+    "kernel": "/usr/local/lib/emberbox/vmlinux",
     "server.token_file": "/etc/emberbox/tokens.json",
     "server.otlp_endpoint": "http://localhost:4318",
 }

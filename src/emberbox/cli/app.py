@@ -185,11 +185,15 @@ def policy_check(
 def setup(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before installing.")] = False,
     template: Template = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="Of this back end: gvisor, firecracker.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Firecracker's release, for hosts without a network.")
+    ] = None,
 ) -> None:
     """Install what is missing, build the template's image, and start a sandbox from it as proof."""
     from emberbox.cli.setup import run_setup
 
-    run_setup(yes=yes, template=template)
+    run_setup(yes=yes, template=template, backend=backend, archive=archive)
 
 
 @app.command()

@@ -46,7 +46,8 @@ async def _doctor(as_json: bool, template_name: str | None) -> int:
     checks = [*_host(settings)]
     async with Engine(settings) as engine:
         backends = engine.capabilities()
-        checks += [check for found in backends for check in _backend(found)]
+        any_usable = any(found.usable for found in backends)
+        checks += [check for found in backends for check in _backend(found, others=any_usable)]
         checks.append(_image(settings, template_name))
         proof = await _proof(engine, template_name)
     checks.append(proof)
@@ -83,9 +84,10 @@ def _host(settings: Settings) -> list[Check]:
     return rows
 
 
-def _backend(found: Capabilities) -> list[Check]:
+def _backend(found: Capabilities, *, others: bool) -> list[Check]:
+    """`others`: there is a usable back end, so that this one need not be."""
     if not found.usable:
-        return [Check(f"back end {found.backend}", "missing", found.why, found.remedy)]
+        return [Check(f"back end {found.backend}", "note" if others else "missing", found.why, found.remedy)]
     rows = [Check(f"back end {found.backend}", "ok", f"{found.version} ({found.program}), {found.why}")]
     if found.cgroup == "none":
         rows.append(

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +19,13 @@ from emberbox.errors import VmNotAvailable
 from emberbox.host.apt import install_packages
 from emberbox.images.store import ImageStore
 from emberbox.images.template import Template, load_template
+from emberbox.machines.firecracker.install import install_firecracker
+from emberbox.machines.firecracker.options import (
+    PINNED_VERSION,
+    FirecrackerOptions,
+    kvm_problem,
+    private_folder,
+)
 from emberbox.machines.gvisor.install import install_runsc
 from emberbox.machines.gvisor.runsc import find_runsc, private_runsc
 
@@ -29,10 +37,11 @@ class Plan:
     packages: list[str]
     runsc: bool
     image: bool
+    firecracker: bool = False
 
     @property
     def empty(self) -> bool:
-        return not (self.packages or self.runsc or self.image)
+        return not (self.packages or self.runsc or self.image or self.firecracker)
 
 
 def plan_setup(settings: Settings, template: Template) -> Plan:
@@ -45,16 +54,36 @@ def plan_setup(settings: Settings, template: Template) -> Plan:
         packages.append("npm")
     if shutil.which("unshare") is None:
         packages.append("util-linux")
-    return Plan(packages, find_runsc(settings)[0] is None, image)
+    if settings.backend != "firecracker":
+        return Plan(packages, find_runsc(settings)[0] is None, image)
+    if shutil.which("mke2fs") is None or shutil.which("debugfs") is None:
+        packages.append("e2fsprogs")
+    options = FirecrackerOptions.of(settings)
+    programs = [options.firecracker, *([options.jailer] if options.jailed else [])]
+    return Plan(packages, False, image, not all(program.is_file() for program in programs))
 
 
-def run_setup(*, yes: bool, template: str | None) -> None:
+def check_host(settings: Settings) -> None:
+    """What setup cannot mend; raises VmNotAvailable."""
+    options = FirecrackerOptions.of(settings)
+    if settings.backend == "firecracker":
+        if (problem := kvm_problem(options)) is not None:
+            raise VmNotAvailable(f"Firecracker cannot be used: {problem[0]}.", remediation=problem[1])
+        if not options.kernel.is_file():
+            raise VmNotAvailable(
+                f"Firecracker cannot be used: there is no guest kernel {options.kernel}.",
+                remediation=f"Build one: kernel/build.sh {options.kernel} (kernel/README.md).",
+            )
+
+
+def run_setup(*, yes: bool, template: str | None, backend: str | None = None, archive: Path | None = None) -> None:
     """The command; leaves the process."""
-    run_async(lambda: _setup(yes, template), as_json=False)
+    run_async(lambda: _setup(yes, template, backend, archive), as_json=False)
 
 
-async def _setup(yes: bool, template_name: str | None) -> int:
-    settings = load_settings()
+async def _setup(yes: bool, template_name: str | None, backend: str | None, archive: Path | None) -> int:
+    settings = load_settings() if backend is None else load_settings(backend=backend)
+    check_host(settings)
     template = load_template(template_name or settings.vm_execution.default_vm_type, settings)
     console = Console(stderr=True, highlight=False)
     plan = plan_setup(settings, template)
@@ -63,7 +92,7 @@ async def _setup(yes: bool, template_name: str | None) -> int:
         if not yes and not _agreed(console):
             console.print("Nothing was changed.")
             return int(Exit.USAGE)
-        _install(console, plan, settings)
+        _install(console, plan, settings, archive)
     await _prove(console, settings, template)
     return 0
 
@@ -74,6 +103,10 @@ def _announce(console: Console, plan: Plan, settings: Settings, template: Templa
         console.print(f"  • install these Debian packages with apt: {', '.join(plan.packages)}")
     if plan.runsc:
         console.print(f"  • fetch runsc (gVisor) from a signed package into {private_runsc(settings)}", soft_wrap=True)
+    if plan.firecracker:
+        console.print(
+            f"  • install firecracker and jailer {PINNED_VERSION} into {private_folder(settings)}", soft_wrap=True
+        )
     if plan.image:
         console.print(
             f"  • build the image {template.name!r} below {settings.cache_dir} (a download of some hundred MB)",
@@ -87,7 +120,7 @@ def _agreed(console: Console) -> bool:
     return console.input("Go on? [Y/n] ").strip().lower() in ("", "y", "yes")
 
 
-def _install(console: Console, plan: Plan, settings: Settings) -> None:
+def _install(console: Console, plan: Plan, settings: Settings, archive: Path | None) -> None:
     def say(message: str) -> None:
         console.print(f"  {escape(message)}", style="dim", soft_wrap=True)
 
@@ -97,6 +130,9 @@ def _install(console: Console, plan: Plan, settings: Settings) -> None:
     if plan.runsc:
         runsc = install_runsc(settings, say)
         console.print(f"[green]✓[/] runsc {runsc.version}: {runsc.program}", soft_wrap=True)
+    if plan.firecracker:
+        folder = install_firecracker(settings, say, archive)
+        console.print(f"[green]✓[/] firecracker and jailer: {folder}", soft_wrap=True)
 
 
 async def _prove(console: Console, settings: Settings, template: Template) -> None:

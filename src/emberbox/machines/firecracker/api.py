@@ -1,0 +1,156 @@
+"""Firecracker's API over its Unix socket: the calls that are used, typed, each with a deadline.
+
+Fields and paths: src/firecracker/swagger/firecracker.yaml of Firecracker 1.12.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from emberbox.errors import VmNotAvailable
+
+if TYPE_CHECKING:
+    import httpx
+
+CALL_SECONDS = 15.0
+SNAPSHOT_SECONDS = 120.0
+"""The guest's whole memory goes to the disk, or is looked up there."""
+_POLL_SECONDS = 0.002
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BootSource(Body):
+    kernel_image_path: str
+    boot_args: str
+
+
+class MachineConfig(Body):
+    vcpu_count: int
+    mem_size_mib: int
+    smt: bool = False
+    track_dirty_pages: bool = True
+
+
+class Drive(Body):
+    drive_id: str
+    path_on_host: str
+    is_root_device: bool
+    is_read_only: bool
+
+
+class Vsock(Body):
+    guest_cid: int
+    uds_path: str
+
+
+class Entropy(Body):
+    pass
+
+
+class Action(Body):
+    action_type: Literal["InstanceStart"] = "InstanceStart"
+
+
+class VmState(Body):
+    state: Literal["Paused", "Resumed"]
+
+
+class SnapshotCreate(Body):
+    snapshot_path: str
+    mem_file_path: str
+    snapshot_type: Literal["Full", "Diff"]
+
+
+class MemoryBackend(Body):
+    backend_path: str
+    backend_type: Literal["File", "Uffd"] = "File"
+
+
+class SnapshotLoad(Body):
+    snapshot_path: str
+    mem_backend: MemoryBackend
+    resume_vm: bool = True
+    enable_diff_snapshots: bool = True
+
+
+class ApiError(VmNotAvailable):
+    """Firecracker refused a call, or does not answer. `message` has its own words."""
+
+
+class FirecrackerApi:
+    """One Firecracker process.
+
+    Args:
+        socket: of its API. It appears a moment after the process has started.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        import httpx  # a fleet that has no microVMs does without it
+
+        self.socket = socket
+        # verify: no certificates are read for a socket that has none
+        self._client = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(socket), verify=False, retries=0),
+            base_url="http://firecracker",
+            trust_env=False,
+        )
+
+    async def appeared(self, seconds: float = CALL_SECONDS) -> None:
+        """Wait for the socket; raises ApiError."""
+        end = asyncio.get_running_loop().time() + seconds
+        while not self.socket.exists():
+            if asyncio.get_running_loop().time() > end:
+                raise ApiError(f"Firecracker did not open its socket {self.socket} within {seconds:g} s.")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def put(self, path: str, body: Body, *, seconds: float = CALL_SECONDS) -> None:
+        """Raises ApiError."""
+        await self._call("PUT", path, body, seconds)
+
+    async def patch_vm(self, state: Literal["Paused", "Resumed"]) -> None:
+        """Stop or resume the processors of the guest; raises ApiError."""
+        await self._call("PATCH", "/vm", VmState(state=state), CALL_SECONDS)
+
+    async def create_snapshot(self, state: str, memory: str, *, whole: bool) -> None:
+        """Write a snapshot of a machine that is paused; raises ApiError.
+
+        `whole`: all of its memory; else the pages that changed since the last snapshot, or since its start: the file
+        has holes where the others are.
+        """
+        kind: Literal["Full", "Diff"] = "Full" if whole else "Diff"
+        body = SnapshotCreate(snapshot_path=state, mem_file_path=memory, snapshot_type=kind)
+        await self.put("/snapshot/create", body, seconds=SNAPSHOT_SECONDS)
+
+    async def load_snapshot(self, state: str, memory: str) -> None:
+        """Become the machine of a snapshot, and let it run; raises ApiError."""
+        body = SnapshotLoad(snapshot_path=state, mem_backend=MemoryBackend(backend_path=memory))
+        await self.put("/snapshot/load", body, seconds=SNAPSHOT_SECONDS)
+
+    async def _call(self, method: str, path: str, body: Body, seconds: float) -> None:
+        import httpx
+
+        try:
+            answer = await self._client.request(method, path, json=body.model_dump(), timeout=seconds)
+        except httpx.HTTPError as exc:
+            raise ApiError(f"Firecracker does not answer {method} {path}: {exc!r}.", retryable=True) from exc
+        if answer.status_code >= 300:
+            raise ApiError(f"Firecracker refused {method} {path}: {_fault(answer)}")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.aclose()
+
+
+def _fault(answer: httpx.Response) -> str:
+    """Firecracker's own words: `{"fault_message": "…"}`."""
+    try:
+        return str(answer.json()["fault_message"])[:1500]
+    except (ValueError, KeyError, TypeError):
+        return f"status {answer.status_code}"

@@ -1,0 +1,357 @@
+"""One Firecracker microVM: its process, its channel, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from emberbox.errors import SnapshotFailed, VmConnectionError, VmNotAvailable
+from emberbox.host.cgroups import MachineGroup
+from emberbox.host.spawner import Process, Spawner
+from emberbox.machines.base import Death, MachineState, MachineStats, MemoryUse, next_states
+from emberbox.machines.firecracker import snapshot_files, vsock
+from emberbox.machines.firecracker.api import ApiError, FirecrackerApi
+from emberbox.machines.firecracker.channel import VmChannel
+from emberbox.machines.firecracker.place import MEMORY, STATE, Place, kill_processes
+from emberbox.machines.firecracker.serial import SerialLog
+from emberbox.machines.firecracker.vsock import FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS
+from emberbox.models import MachineLimits, TerminationReason
+
+_T = TypeVar("_T")
+_KILL_SECONDS = 10.0
+_CHANGES = "changes"
+_LAST = "last"
+"""In the folder of a machine: the memory file of its last snapshot, which may be deleted before the machine ends."""
+_LAST_WORDS_SECONDS = 0.2
+_AGAIN_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the changes that Firecracker counts are changes of."""
+
+    memory: Path | None
+    """The file of the last snapshot; None: of a machine's memory before it was booted, which is empty."""
+
+
+class FirecrackerMachine:
+    """A microVM that `FirecrackerFactory` started.
+
+    Args:
+        place: its folder.
+        spawner: started its process, and reports its end.
+        group: its cgroup, or None.
+        marks: what its snapshots depend on (snapshot_files.py).
+        on_dead: told its id when it has ended and everything is cleared away.
+    """
+
+    backend = "firecracker"
+
+    def __init__(
+        self,
+        place: Place,
+        spawner: Spawner,
+        group: MachineGroup | None,
+        marks: snapshot_files.Marks,
+        on_dead: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.id = place.machine_id
+        self.place = place
+        self.spawner = spawner
+        self.group = group
+        self.marks = marks
+        self.on_dead = on_dead
+        self.recipe: tuple[Path, MachineLimits] | None = None
+        """Directory of the image, and the limits: only snapshots of the same can fill it."""
+        self.api = FirecrackerApi(place.api)
+        self.serial: SerialLog | None = None
+        self._state = MachineState.STARTING
+        self._channel: VmChannel | None = None
+        self._process: Process | None = None
+        self._base: Base | None = None
+        """Of the next snapshot; None: that must be whole."""
+        self._outlives = False
+        self._death: Death | None = None
+        self._loop = asyncio.get_running_loop()
+        self._dead: asyncio.Future[Death] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._kill_task: asyncio.Task[Death] | None = None
+        self._calling = asyncio.Lock()
+        """Held while the processors are stopped and let go on."""
+
+    @property
+    def state(self) -> MachineState:
+        return self._state
+
+    @property
+    def channel(self) -> VmChannel:
+        if self._channel is None:
+            raise VmNotAvailable(f"Machine {self.id} has no channel: it is {self._state}.")
+        return self._channel
+
+    # --- steps of its start ---------------------------------------------------------------------------------------
+
+    def attach(self, serial_fd: int) -> None:
+        """Take over the end of the pipe with Firecracker's output."""
+        self.serial = SerialLog(serial_fd)
+
+    def prepared(self, process: Process) -> None:
+        """Firecracker runs: its end is the end of the machine."""
+        self._process = process
+        self._to(MachineState.PREPARED)
+        self._background(self._follow(process))
+
+    def taken_over(self, process: Process) -> None:
+        """Its Firecracker runs, and was another process's."""
+        self._outlives = True
+        self.prepared(process)
+        self._to(MachineState.RUNNING)
+
+    async def ready_for_calls(self) -> None:
+        """Wait until Firecracker listens to its API; raises ApiError, VmConnectionError."""
+        await self._unless_dead(self.api.appeared())
+
+    async def connect(self, seconds: float, last_request: int | None = None) -> None:
+        """Open the channel: the agent runs.
+
+        Args:
+            seconds: for all attempts.
+            last_request: of the channel's numbers, when the agent is a copy.
+
+        Raises:
+            VmConnectionError: nobody answered in time, or the machine died.
+        """
+        first_try = FIRST_TRY_SECONDS if last_request is not None else LONGEST_TRY_SECONDS
+        fds = await self._unless_dead(vsock.connect(self.place.vsock, seconds, first_try))
+        self._channel = VmChannel(*fds, self._channel_broke)
+        if last_request is not None:
+            self._channel.number_after(last_request)
+        if not self._outlives:
+            self._base = Base(None if last_request is None else self.place.root / MEMORY)
+        self._to(MachineState.RUNNING)
+
+    async def listening(self, seconds: float) -> None:
+        """Wait for the word of the guest's first process on the console; raises TimeoutError, VmConnectionError."""
+        assert self.serial is not None  # noqa: S101 (for the type checker)
+        async with asyncio.timeout(seconds):
+            await self._unless_dead(self.serial.ready.wait())
+
+    async def _unless_dead(self, work: Coroutine[object, object, _T]) -> _T:
+        """The result of some work, which is given up when the machine dies; raises VmConnectionError then."""
+        task = self._loop.create_task(work)
+        try:
+            ends: set[asyncio.Future[Any]] = {task, self._dead}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            task.cancel()
+            raise
+        if not task.done():
+            task.cancel()
+            raise VmConnectionError(self._dead.result().message)
+        return task.result()
+
+    # --- snapshots ------------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, directory: Path) -> int:
+        building = directory.with_name(f".{directory.name}")
+        try:
+            building.mkdir(mode=0o700)
+            async with self._stopped():
+                base, self._base = self._base, None  # whatever goes wrong from here on, the next one is whole
+                names = self.place.written(STATE), self.place.written(MEMORY)
+                await self.api.create_snapshot(*names, whole=base is None)
+            size = await asyncio.to_thread(self._collect, building, base)
+            building.rename(directory)
+        except BaseException as exc:
+            await asyncio.to_thread(self._discard, building)
+            if isinstance(exc, ApiError):
+                raise SnapshotFailed(f"{self.id} cannot be written down: {exc.message}") from exc
+            if isinstance(exc, OSError):
+                raise SnapshotFailed(f"Cannot write a snapshot to {directory}: {exc.strerror or exc}.") from exc
+            raise
+        return size
+
+    @contextlib.asynccontextmanager
+    async def _stopped(self) -> AsyncIterator[None]:
+        """The processors stand still meanwhile, and the channel gets another connection afterwards. A machine that does
+        not go on is killed."""
+        async with self._calling:
+            await self.api.patch_vm("Paused")
+            channel = self._channel
+            if channel is not None:
+                channel.detach()
+            try:
+                yield
+            finally:
+                try:
+                    await self.api.patch_vm("Resumed")
+                    if channel is not None:
+                        channel.attach(*await self._unless_dead(vsock.connect(self.place.vsock, _AGAIN_SECONDS)))
+                except (ApiError, VmConnectionError) as exc:
+                    self._background(self._died(f"it did not go on after a snapshot: {exc.message}"))
+
+    def _collect(self, building: Path, base: Base | None) -> int:
+        """Put the snapshot's files together; bytes that they take on the disk."""
+        self.place.take(STATE, building / STATE)
+        if base is None:
+            self.place.take(MEMORY, building / MEMORY)
+        else:
+            self.place.take(MEMORY, building / _CHANGES)
+            snapshot_files.merge(base.memory, building / _CHANGES, building / MEMORY)
+        snapshot_files.write_marks(building, self.marks)
+        link = self.place.directory / _LAST
+        with contextlib.suppress(OSError):  # another file system: the next one is whole as well
+            link.unlink(missing_ok=True)
+            os.link(building / MEMORY, link)
+            self._base = Base(link)
+        return sum(path.stat().st_blocks * 512 for path in building.iterdir())
+
+    def _discard(self, building: Path) -> None:
+        for name in (STATE, MEMORY):
+            with contextlib.suppress(OSError):
+                (self.place.root / self.place.written(name)).unlink()
+        shutil.rmtree(building, ignore_errors=True)
+
+    # --- stop, go on ----------------------------------------------------------------------------------------------
+
+    async def pause(self, *, idle: bool = False) -> None:
+        del idle  # a guest that waits uses no processor, and one call stops any
+        if self._state is MachineState.RUNNING:
+            async with self._calling:
+                await self.api.patch_vm("Paused")
+
+    async def resume(self) -> None:
+        if self._state is MachineState.RUNNING:
+            async with self._calling:
+                await self.api.patch_vm("Resumed")
+
+    def rest(self) -> None:
+        """Nothing to do: the processors of a guest in which nothing runs are halted."""
+
+    async def outlive(self, seconds: float) -> None:
+        """Raises VmNotAvailable: it cannot."""
+        if seconds > 0 and self._process is not None:
+            ended, write_fd = os.pipe()  # three descriptors are kept; the connection is made anew by the next owner
+            os.close(write_fd)
+            try:
+                serial = self.serial.fileno() if self.serial is not None and self.serial.fileno() >= 0 else ended
+                await self.spawner.keep(self.id, [self._process.pid], [serial, ended, ended], self._info(), seconds)
+            finally:
+                os.close(ended)
+            self._outlives = True
+        elif self._outlives:
+            await self.spawner.drop(self.id)
+            self._outlives = False
+
+    def _info(self) -> dict[str, int]:
+        return {"uid": -1 if self.place.uid is None else self.place.uid}
+
+    # --- figures --------------------------------------------------------------------------------------------------
+
+    def stats(self) -> MachineStats:
+        if self.group is None:
+            return MachineStats()
+        return MachineStats(self.group.memory_bytes(), self.group.memory_peak_bytes(), self.group.cpu_seconds())
+
+    def mark(self) -> int:
+        if self.group is None:
+            return 0
+        self.group.reset_memory_peak()
+        return self.group.oom_kills()
+
+    def since(self, mark: int) -> MemoryUse:
+        if self.group is None:
+            return MemoryUse(None, False)
+        return MemoryUse(self.group.memory_peak_bytes(), self.group.oom_kills() > mark)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    async def wait(self) -> Death:
+        return await asyncio.shield(self._dead)
+
+    async def kill(self, death: Death | None = None) -> Death:
+        if self._kill_task is None:
+            self._death = death or Death(TerminationReason.KILLED, "the sandbox was killed")
+            self._kill_task = asyncio.get_running_loop().create_task(self._kill(), name=f"kill {self.id}")
+        # whoever waits may be cancelled; the clean-up goes on
+        return await asyncio.shield(self._kill_task)
+
+    def abandon(self) -> None:
+        """Close the descriptors, without an event loop."""
+        if self._channel is not None:
+            self._channel.abandon()
+        if self.serial is not None:
+            self.serial.abandon()
+
+    def _to(self, state: MachineState) -> None:
+        if state in next_states(self._state):
+            self._state = state
+
+    def _background(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _channel_broke(self, why: str) -> None:
+        self._background(self._died(why))
+
+    async def _follow(self, process: Process) -> None:
+        status = await asyncio.shield(process.ended)
+        await self._died(f"Firecracker ended with status {status}")
+
+    async def _died(self, why: str) -> None:
+        """The machine ended by itself: find out why, then clean up."""
+        if self._kill_task is None and self._state is not MachineState.DEAD:
+            if self._process is not None and not self._process.ended.done():
+                with contextlib.suppress(TimeoutError):  # the channel may have heard of it first
+                    async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                        why = f"Firecracker ended with status {await asyncio.shield(self._process.ended)}"
+            await self.kill(self._explain(why))
+
+    def _explain(self, why: str) -> Death:
+        if self.group is not None and self.group.oom_kills():
+            return Death(TerminationReason.MEMORY, "the host had not enough memory for the sandbox")
+        if self._channel is not None and self._channel.broken_by_guest:
+            return Death(TerminationReason.KILLED, f"the sandbox was killed because {why}")
+        tail = self.serial.text() if self.serial is not None else ""
+        if "Kernel panic" in tail:
+            why = "the guest's kernel panicked"
+        return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail[-700:]})" if tail else ""))
+
+    async def _kill(self) -> Death:
+        death = self._death or Death(TerminationReason.KILLED, "the sandbox was killed")
+        self._to(MachineState.DEAD)
+        if self._process is not None:
+            await self.spawner.signal(self._process, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_KILL_SECONDS):
+                    await asyncio.shield(self._process.ended)
+        if self.spawner.gone or self._process is None:
+            # nobody reports their end, or a start was cut short
+            await asyncio.to_thread(kill_processes, self.id)
+        if self._outlives:
+            await self.spawner.drop(self.id)
+        if self._channel is not None:
+            self._channel.close(death.message)
+        if self.serial is not None:
+            self.serial.close()
+        await self.api.close()
+        await asyncio.to_thread(self._remove_files)
+        if not self._dead.done():
+            self._dead.set_result(death)
+        for task in self._tasks:
+            task.cancel()
+        self.on_dead(self.id)
+        return death
+
+    def _remove_files(self) -> None:
+        if self.group is not None:
+            self.group.remove()
+        self.place.remove()

@@ -1,0 +1,81 @@
+"""What a snapshot depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from emberbox.errors import VmNotAvailable
+from emberbox.images.store import Image
+from emberbox.machines.base import Snapshot
+from emberbox.machines.firecracker.snapshot_files import MARKS, Marks, check_marks, merge, processor, write_marks
+from emberbox.models import MachineLimits
+
+OURS = Marks(firecracker="1.12.1", processor="AuthenticAMD-25-1-1", disk="d" * 64)
+
+
+def snapshot(directory: Path) -> Snapshot:
+    return Snapshot(directory, cast(Image, SimpleNamespace()), MachineLimits(), 0, 0)
+
+
+def test_the_same_is_accepted(tmp_path: Path) -> None:
+    write_marks(tmp_path, OURS)
+    check_marks(snapshot(tmp_path), OURS)
+
+
+@pytest.mark.parametrize("field", ["layout", "firecracker", "processor", "disk"])
+def test_each_difference_is_refused(tmp_path: Path, field: str) -> None:
+    write_marks(tmp_path, OURS.model_copy(update={field: 99 if field == "layout" else "other"}))
+    with pytest.raises(VmNotAvailable) as error:
+        check_marks(snapshot(tmp_path), OURS)
+    assert not error.value.retryable
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"firecracker": 1}'])
+def test_damage_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / MARKS).write_text(text)
+    with pytest.raises(VmNotAvailable, match="is damaged"):
+        check_marks(snapshot(tmp_path), OURS)
+
+
+def test_the_processor_is_named(tmp_path: Path) -> None:
+    text = "vendor_id : GenuineIntel\ncpu family : 6\nmodel : 85\nstepping : 7\n\nvendor_id : other\n"
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor(tmp_path / "cpuinfo") == "GenuineIntel-6-85-7"
+    assert processor(tmp_path / "none")
+
+
+PAGE = 4096
+
+
+def sparse(path: Path, pages: dict[int, bytes], size: int = 64) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size * PAGE)
+        for number, data in pages.items():
+            file.seek(number * PAGE)
+            file.write(data * PAGE)
+    return path
+
+
+def test_changes_are_merged_and_holes_stay(tmp_path: Path) -> None:
+    base = sparse(tmp_path / "base", {1: b"a", 2: b"b", 40: b"c"})
+    changes = sparse(tmp_path / "changes", {2: b"B", 63: b"z"})
+    expected = bytearray(base.read_bytes())
+    expected[2 * PAGE : 3 * PAGE] = b"B" * PAGE
+    expected[63 * PAGE :] = b"z" * PAGE
+    merge(base, changes, tmp_path / "memory")
+    assert (tmp_path / "memory").read_bytes() == expected
+    assert (tmp_path / "memory").stat().st_blocks * 512 <= 16 * PAGE
+    assert (tmp_path / "memory").stat().st_mode & 0o777 == 0o444
+    assert not changes.exists()
+    assert base.read_bytes()[2 * PAGE : 3 * PAGE] == b"b" * PAGE
+
+
+def test_a_first_snapshot_is_its_changes(tmp_path: Path) -> None:
+    changes = sparse(tmp_path / "changes", {})
+    merge(None, changes, tmp_path / "memory")
+    merge(tmp_path / "memory", sparse(tmp_path / "changes", {}), tmp_path / "next")
+    assert (tmp_path / "next").read_bytes() == bytes(64 * PAGE)
