@@ -443,6 +443,17 @@ def test_a_port_that_is_taken_is_told() -> None:
             server.finish()
 
 
+def test_settings_of_a_file_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text('[server]\nhost = "0.0.0.0"\n')
+    server = Served()
+    try:
+        done = server.cli("serve", "--port", "0", "--config", str(tmp_path / "other.toml"))
+        assert done.returncode == 2
+        assert "lets others in" in done.stderr
+    finally:
+        server.finish()
+
+
 def test_tokens_of_a_file_that_is_named(tmp_path: Path) -> None:
     server = Served({}, None, "--token-file", str(tmp_path / "t.json"))
     try:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -51,10 +52,13 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8080 by default, 0 for any.", min=0, max=65535)] = None,
     token_file: TokenFile = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).", exists=True)] = None,
 ) -> None:
     """Serve the HTTP and WebSocket API."""
     from emberbox.cli.serve import serve as run
 
+    if config is not None:
+        os.environ["EMBERBOX_CONFIG"] = str(config)
     run(host=host, port=port, token_file=token_file)
 
 
