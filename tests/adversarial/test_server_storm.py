@@ -24,7 +24,7 @@ from served import Served
 
 AGENTS = 20
 POOL = "/api/v2/vm-pool/status"
-STORM_SECONDS = 4.0
+STORM_SECONDS = 2.0
 FINE = {200, 201, 400, 404, 409, 422, 429, 503}
 """What an agent may be told in a storm: never a defect, never a time-out."""
 

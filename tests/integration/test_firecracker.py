@@ -46,6 +46,19 @@ from emberbox.sandbox.store import digests_of
 from emberbox.sandbox.work import Listeners, RunOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+ALL = bool(os.environ.get("EMBERBOX_TEST_FIRECRACKER"))
+FEW = {
+    "test_it_boots_runs_code_and_keeps_variables", "test_rollback_takes_back_memory_and_files",
+    "test_kill_leaves_nothing", "test_the_machine_is_in_a_jail",
+}  # fmt: skip
+"""What is run always; the others take minutes where KVM is emulated."""
+
+
+@pytest.fixture(autouse=True)
+def _chosen(request: pytest.FixtureRequest) -> None:
+    if not ALL and request.node.name not in FEW:
+        pytest.skip("EMBERBOX_TEST_FIRECRACKER=1 runs all tests of microVMs")
+
 
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
 BOOT_SECONDS = 180.0

@@ -9,9 +9,6 @@ import pytest
 
 from emberbox import Sandbox, TerminationReason
 
-CONTRACT = True
-"""Against a server as well (conftest.py)."""
-
 
 @dataclass(frozen=True)
 class Speech:

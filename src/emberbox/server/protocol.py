@@ -34,7 +34,7 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """It says something."""
         super().data_received(data)
-        if self._watch():
+        if self._watch() and not self._body_goes_on():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
@@ -52,6 +52,11 @@ class BoundedHttp(HttpToolsProtocol):
         cycle: Any = self.cycle
         idle = cycle is None or cycle.response_complete
         return idle and self.transport.get_protocol() is self
+
+    def _body_goes_on(self) -> bool:
+        """The request was answered before its body had come; what comes is that, and no head."""
+        cycle: Any = self.cycle
+        return cycle is not None and cycle.more_body
 
     def _watch(self) -> bool:
         """Whether a head is awaited; its deadline goes on, or ends."""
