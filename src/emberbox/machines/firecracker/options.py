@@ -112,11 +112,6 @@ def emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return False
 
 
-def auto_allowed(options: FirecrackerOptions) -> bool:
-    """Whether `backend = auto` may choose this back end: not where KVM is emulated, whatever else was asked for."""
-    return not emulated() and find_problem(options) is None
-
-
 def version_of(program: Path) -> str | None:
     """What a firecracker or jailer program says of itself, `1.12.1`; None if it does not answer."""
     try:

@@ -10,7 +10,7 @@ import pytest
 from emberbox import Settings
 from emberbox.machines.firecracker import FirecrackerFactory, FirecrackerOptions
 from emberbox.machines.firecracker import options as module
-from emberbox.machines.firecracker.options import EMULATED, auto_allowed, emulated, find_problem, version_of
+from emberbox.machines.firecracker.options import EMULATED, emulated, find_problem, version_of
 
 
 def cpuinfo(folder: Path, flags: str) -> Path:
@@ -42,7 +42,6 @@ def test_a_host_that_does_not_say_is_taken_for_real(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(options: FirecrackerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "emulated", lambda: False)
     assert find_problem(options) is None
-    assert auto_allowed(options)
     for change, said in [
         ({"kvm": Path("/none/kvm")}, "/none/kvm is not there"),
         ({"firecracker": Path("/none/fc")}, "/none/fc is not there"),
@@ -63,7 +62,6 @@ def test_auto_never_takes_an_emulated_kvm(options: FirecrackerOptions, monkeypat
     assert problem is not None
     assert problem[0] == EMULATED
     assert find_problem(replace(options, accept_emulated=True)) is None
-    assert not auto_allowed(replace(options, accept_emulated=True))
 
 
 def test_versions(options: FirecrackerOptions, tmp_path: Path) -> None:
