@@ -13,10 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from backends_table import pytest_terminal_summary, ran_on
 from emberbox import Engine, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
 from served import Served
+
+__all__ = ["pytest_terminal_summary"]
+"""A hook, which pytest finds here."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,20 +105,23 @@ def settings(run_dir: Path) -> Settings:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Modules that say `CONTRACT = True` test what the SDK promises: in this process, and against a server."""
+    """Modules that say `CONTRACT = True` test what the SDK promises: on every back end, and against a server."""
     if "sandbox" in metafunc.fixturenames and getattr(metafunc.module, "CONTRACT", False):
         metafunc.parametrize("sandbox", ["local", "remote"], indirect=True)
 
 
 @pytest.fixture
 def sandbox(nothing_left: None, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """A fresh sandbox of the default template."""
-    if getattr(request, "param", "local") == "remote":
+    """A fresh sandbox, of the module's `TEMPLATE` or the default one."""
+    where: str = getattr(request, "param", "local")
+    ran_on(request.node, where)
+    template: str | None = getattr(request.module, "TEMPLATE", None)
+    if where == "remote":
         served: Served = request.getfixturevalue("served")
-        with Sandbox.create(base_url=served.url) as sandbox:
+        with Sandbox.create(template, base_url=served.url) as sandbox:
             yield sandbox
         return
-    with Sandbox.create() as sandbox:
+    with Sandbox.create(template) as sandbox:
         yield sandbox
 
 

@@ -8,7 +8,8 @@ from emberbox import Sandbox, TerminationReason
 from emberbox.errors import ExecutionFailed, SessionNotFound
 
 CONTRACT = True
-"""Against a server as well (conftest.py)."""
+"""On every back end, and against a server as well (conftest.py)."""
+TEMPLATE = "minimal"
 
 
 def test_run_gives_output_and_exit_code(sandbox: Sandbox) -> None:

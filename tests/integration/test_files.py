@@ -14,7 +14,8 @@ from emberbox import Sandbox
 from emberbox.errors import GuestFileError, ValidationFailed
 
 CONTRACT = True
-"""Against a server as well (conftest.py)."""
+"""On every back end, and against a server as well (conftest.py)."""
+TEMPLATE = "minimal"
 
 
 def errno_of(error: pytest.ExceptionInfo[GuestFileError]) -> str:

@@ -7,7 +7,7 @@ import base64
 from emberbox import Result, Sandbox
 
 CONTRACT = True
-"""Against a server as well (conftest.py)."""
+"""On every back end, and against a server as well (conftest.py)."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -235,11 +235,12 @@ class Runner:
 
     async def send_stdin(self, request: int, data: bytes, *, eof: bool = False) -> None:
         """Feed a command; returns when its pipe has taken everything."""
-        for start in range(0, len(data), _STDIN_CHUNK):
+        starts = range(0, max(len(data), int(eof)), _STDIN_CHUNK)
+        for start in starts:
+            # the end comes with the last of it: a program that has read all it wants may be gone by the next request
+            last = eof and start == starts[-1]
             chunk = data[start : start + _STDIN_CHUNK]
-            await self._owner.open_channel().call("stdin", chunk, timeout=3600, target=request, eof=False)
-        if eof:
-            await self._owner.call("stdin", target=request, eof=True)
+            await self._owner.open_channel().call("stdin", chunk, timeout=3600, target=request, eof=last)
 
     async def interrupt(self, context: str | None = None, *, number: int = _SIGINT) -> int:
         """Interrupt what runs in a context (None: in all), or send it another signal; how many it reached. The agent

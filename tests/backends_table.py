@@ -1,0 +1,53 @@
+"""Prints which back end each contract test was really run on, at the end of a run.
+
+A test says its back end by `ran_on`; what it says travels with its report, also from another process of the run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+    from _pytest.reports import TestReport
+    from _pytest.terminal import TerminalReporter
+
+COLUMNS = {"local": "gVisor", "remote": "gVisor, server", "qemu": "QEMU", "firecracker": "Firecracker"}
+_PROPERTY = "backend"
+_MARKS = {"passed": "yes", "failed": "FAILED", "error": "FAILED", "skipped": "skipped"}
+_WORST = ["FAILED", "skipped", "yes"]
+
+
+def ran_on(node: pytest.Item, backend: str) -> None:
+    """Note the back end of a test: a key of `COLUMNS`."""
+    node.user_properties.append((_PROPERTY, backend))
+
+
+def table_of(reports: dict[str, list[TestReport]]) -> list[str]:
+    """The lines of the table: a row for every test, a column for every back end; empty without such tests."""
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    for outcome, mark in _MARKS.items():
+        for report in reports.get(outcome, []):
+            backend = next((str(value) for name, value in report.user_properties if name == _PROPERTY), None)
+            if backend is None:
+                continue
+            cells = rows[report.nodeid.rpartition("/")[2].partition("[")[0].replace(".py::", " ")]
+            cells[backend] = min(mark, cells.get(backend, mark), key=_WORST.index)
+    if not rows:
+        return []
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  " + "  ".join(COLUMNS.values())]
+    for name in sorted(rows):
+        cells = (f"{rows[name].get(key, '-'):{len(title)}}" for key, title in COLUMNS.items())
+        lines.append(f"{name:{width}}  " + "  ".join(cells).rstrip())
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Called by pytest when everything has run."""
+    lines = table_of(terminalreporter.stats)
+    if lines:
+        terminalreporter.section("contract tests, and where they ran (-: not a test of this back end)")
+        for line in lines:
+            terminalreporter.write_line(line)
