@@ -193,7 +193,7 @@ def test_the_shell(where: str, served: Served, api: httpx.Client) -> None:
     undone = next(at for at, line in enumerate(lines) if "took back 1" in line)
     assert "1" in lines[undone : undone + 2]
     assert "42" in lines
-    assert "stays as it was" in out
+    assert "stays as it was" in out, done.stdout
     assert "There is no command %nonsense" in out
     assert "ZeroDivisionError" in out
     assert "gvisor" in out
