@@ -126,10 +126,10 @@ async def test_a_warm_pool_hands_out_machines_that_are_ready(engine: Engine, mad
 
 async def test_the_pool_is_filled_again_in_the_background(engine: Engine) -> None:
     await engine.warm(MINIMAL)
-    before = {machine.id for machine in idle(engine)}
     sandboxes = [await engine.create_sandbox(MINIMAL) for _ in range(2)]
+    used = {session.machine.id for session in sandboxes}
     await until(engine, lambda: status(engine).ready == 2)
-    assert not before & {machine.id for machine in idle(engine)}, "a machine that was used never comes back"
+    assert not used & {machine.id for machine in idle(engine)}, "a machine that was used never comes back"
     for session in sandboxes:
         await session.kill()
     assert status(engine).ready == 2
