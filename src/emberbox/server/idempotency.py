@@ -25,6 +25,8 @@ HEADER = "Idempotency-Key"
 _LONGEST_KEY = 200
 _MOST_KEYS = 100_000
 """Of one caller."""
+_MOST_BYTES = 256 << 20
+"""Of the answers of one caller; of more the oldest answers are forgotten, but not that they were given."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
     caller TEXT NOT NULL, key TEXT NOT NULL, request TEXT NOT NULL, server TEXT NOT NULL,
@@ -32,6 +34,14 @@ CREATE TABLE IF NOT EXISTS keys (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS keys_by_age ON keys (began);
 CREATE INDEX IF NOT EXISTS keys_by_caller ON keys (caller, began);
+CREATE TABLE IF NOT EXISTS sizes (caller TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS answered AFTER UPDATE OF answer ON keys BEGIN
+    INSERT INTO sizes VALUES (new.caller, LENGTH(new.answer)) ON CONFLICT (caller)
+    DO UPDATE SET bytes = bytes + LENGTH(new.answer) - COALESCE(LENGTH(old.answer), 0);
+END;
+CREATE TRIGGER IF NOT EXISTS forgotten AFTER DELETE ON keys WHEN old.answer IS NOT NULL BEGIN
+    UPDATE sizes SET bytes = bytes - LENGTH(old.answer) WHERE caller = old.caller;
+END;
 """
 T = TypeVar("T")
 
@@ -189,8 +199,16 @@ DELETE FROM keys WHERE caller = ? AND began <=
 """
 
 
+_TOO_MUCH = """
+SELECT keys.key FROM keys JOIN sizes USING (caller)
+    WHERE keys.caller = ? AND sizes.bytes > ? AND LENGTH(keys.answer) > 0 ORDER BY keys.began LIMIT 1
+"""
+
+
 def _done(db: sqlite3.Connection, place: tuple[str, str], body: bytes, *, failed: bool) -> None:
     db.execute("UPDATE keys SET answer = ?, failed = ? WHERE caller = ? AND key = ?", (body, failed, *place))
+    while (more := db.execute(_TOO_MUCH, (place[0], _MOST_BYTES)).fetchone()) is not None:
+        db.execute("UPDATE keys SET answer = X'' WHERE caller = ? AND key = ?", (place[0], more[0]))
 
 
 def _forget(db: sqlite3.Connection, place: tuple[str, str]) -> None:
@@ -204,6 +222,12 @@ def _again(known: _Row, digest: str, key: str) -> bytes:
         raise Conflict(
             f"The server stopped while the work of {HEADER} {key!r} ran; nobody knows how far it came.",
             remediation="Look at the history, then ask again with a new key.",
+            retryable=False,
+        )
+    if not known.answer:
+        raise Conflict(
+            f"The work of {HEADER} {key!r} is done, but its answer is no longer kept.",
+            remediation="Look at the history for what came of it.",
             retryable=False,
         )
     if known.failed:

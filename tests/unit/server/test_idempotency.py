@@ -163,6 +163,27 @@ async def test_one_caller_does_not_push_out_the_keys_of_others(
     assert work.times == 1
 
 
+async def test_answers_of_one_caller_have_a_bound(store: IdempotencyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest answers go; that the work was done is remembered, so that nothing runs twice."""
+    monkeypatch.setattr(idempotency, "_MOST_BYTES", 3500)
+    quiet, works = Work(b"q" * 1000), [Work(b"a" * 1000) for _ in range(6)]
+    await store.once("quiet", "k", b"x", quiet)
+    for number, work in enumerate(works):
+        await store.once("noisy", f"k{number}", b"x", work)
+    for number in (0, 1, 2):
+        with pytest.raises(Conflict, match="no longer kept"):
+            await store.once("noisy", f"k{number}", b"x", works[number])
+    for number in (3, 4, 5):
+        assert await store.once("noisy", f"k{number}", b"x", works[number]) == b"a" * 1000
+    assert await store.once("quiet", "k", b"x", quiet) == b"q" * 1000
+    assert [work.times for work in [quiet, *works]] == [1] * 7
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3601)  # all of them are forgotten, and their sizes with them
+    for number in range(3):
+        await store.once("noisy", f"n{number}", b"x", works[number])
+    assert await store.once("noisy", "n0", b"x", works[0]) == b"a" * 1000
+
+
 # --- a disk that is full, a file that is none -------------------------------------------------------------------------
 
 
