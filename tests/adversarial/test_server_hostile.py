@@ -21,7 +21,6 @@ from wire import (
     Frames,
     defects,
     descriptors,
-    end_all,
     exchange,
     frame,
     gauge,
@@ -61,7 +60,7 @@ def server() -> Iterator[Served]:
 def _as_before(server: Served) -> Iterator[None]:
     yield
     well(server)
-    end_all(server)
+    server.end_machines()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from httpx_sse import connect_sse
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
-from wire import end_all, gauge, quiet, until, well
+from wire import gauge, quiet, until, well
 
 from served import Served
 
@@ -86,7 +86,7 @@ def world() -> Iterator[World]:
 def _as_before(world: World) -> Iterator[None]:
     yield
     well(world.server, world.tokens["admin"])
-    end_all(world.server, world.tokens["admin"])
+    world.server.end_machines(world.tokens["admin"])
 
 
 @pytest.fixture

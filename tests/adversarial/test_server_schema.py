@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from wire import defects, end_all
+from wire import defects
 
 from emberbox.config import load_settings
 from emberbox.server.app import create_app
@@ -74,7 +74,7 @@ class World:
     def vm(self) -> str:
         """A machine of the agent's that lives."""
         if not self._vm or not self.api.get(f"/api/vms/{self._vm}").is_success:
-            end_all(self.server)
+            self.server.end_machines()
             self._vm = str(self._made("/api/vms", {"agent_id": "ada"})["id"])
             self._snapshot = ""
         self.api.post(f"/api/vms/{self._vm}/resume")

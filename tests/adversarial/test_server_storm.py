@@ -18,7 +18,7 @@ import psutil
 import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
-from wire import defects, descriptors, end_all, gauge, memory, until
+from wire import defects, descriptors, gauge, memory, until
 
 from served import Served
 
@@ -186,7 +186,7 @@ def test_a_storm_leaves_nothing_behind(server: Served) -> None:
         for _ in range(2):
             storms.append(blow(server))
             nothing_runs(client)
-            end_all(server)
+            server.end_machines()
             until(lambda: client.get("/api/vms").json()["total"] == 0, "no machines")
             until(lambda: client.get(POOL).json()["pool_stats"]["in_use"] == 0, "no machines in use")
             figures.append((descriptors(server.pid), children(server.pid), memory(server.pid)))

@@ -197,10 +197,3 @@ def well(server: Served, token: str | None = None) -> None:
     with server.client(token) as client:
         answer = client.get("/api/vms")
         assert answer.status_code == 200, answer.text
-
-
-def end_all(server: Served, token: str | None = None) -> None:
-    """End all machines."""
-    with server.client(token) as client:
-        for vm in client.get("/api/vms").json()["vms"]:
-            client.delete(f"/api/vms/{vm['id']}")

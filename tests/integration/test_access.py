@@ -57,9 +57,7 @@ def tokens(server: Served) -> Tokens:
 @pytest.fixture(autouse=True)
 def _end_machines(server: Served, tokens: Tokens) -> Iterator[None]:
     yield
-    with server.client(tokens.admin) as client:
-        for vm in client.get("/api/vms").json()["vms"]:
-            client.delete(f"/api/vms/{vm['id']}")
+    server.end_machines(tokens.admin)
 
 
 def code_of(response: httpx.Response) -> tuple[int, str]:

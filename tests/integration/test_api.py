@@ -41,8 +41,7 @@ def api(served: Served) -> Iterator[httpx.Client]:
     """A client; all machines end with the test."""
     with served.client() as client:
         yield client
-        for vm in client.get("/api/vms").json()["vms"]:
-            client.delete(f"/api/vms/{vm['id']}")
+    served.end_machines()
 
 
 @pytest.fixture

@@ -48,9 +48,7 @@ def config(served: Served) -> VmExecutionConfig:
 @pytest.fixture(autouse=True)
 def _end_machines(served: Served) -> Iterator[None]:
     yield
-    with served.client() as client:
-        for vm in client.get("/api/vms").json()["vms"]:
-            client.delete(f"/api/vms/{vm['id']}")
+    served.end_machines()
 
 
 @pytest.fixture

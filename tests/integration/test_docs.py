@@ -49,6 +49,7 @@ def python_blocks() -> list[ParameterSet]:
 def test_python_blocks_run(code: str, request: pytest.FixtureRequest) -> None:
     if SERVER in code and "VmExecuteRequest(language" not in code:
         served: Served = request.getfixturevalue("served")
+        request.addfinalizer(served.end_machines)
         code = code.replace(SERVER, served.url.removeprefix("http://"))
     argv = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)

@@ -22,8 +22,7 @@ def vm(served: Served) -> Iterator[str]:
     with served.client() as client:
         made = client.post("/api/vms", json={"vm_type": "minimal", "agent_id": "ada"}).json()
         yield str(made["id"])
-        for one in client.get("/api/vms").json()["vms"]:
-            client.delete(f"/api/vms/{one['id']}")
+    served.end_machines()
 
 
 @pytest.fixture
