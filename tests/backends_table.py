@@ -39,8 +39,8 @@ def table_of(reports: dict[str, list[TestReport]]) -> list[str]:
     width = max(map(len, rows))
     lines = [f"{'':{width}}  " + "  ".join(COLUMNS.values())]
     for name in sorted(rows):
-        cells = (f"{rows[name].get(key, '-'):{len(title)}}" for key, title in COLUMNS.items())
-        lines.append(f"{name:{width}}  " + "  ".join(cells).rstrip())
+        marks = (f"{rows[name].get(key, '-'):{len(title)}}" for key, title in COLUMNS.items())
+        lines.append(f"{name:{width}}  " + "  ".join(marks).rstrip())
     return lines
 
 
