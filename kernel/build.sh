@@ -45,7 +45,17 @@ export KBUILD_BUILD_TIMESTAMP='1970-01-01' KBUILD_BUILD_USER=emberbox KBUILD_BUI
 make -s tinyconfig
 scripts/kconfig/merge_config.sh -m .config "${fragments[@]}" >/dev/null
 make -s olddefconfig
-make -s -j"${JOBS:-$(nproc)}" vmlinux
+# an option that the kernel does not know, or whose conditions are not met, is left out without a word: a kernel without
+# its protections would look like one that has them
+lost=$(cat "${fragments[@]}" | awk -F= '
+  /^CONFIG_[A-Z0-9_]+=/ { wanted[$1] = $2 }
+  /^# CONFIG_[A-Z0-9_]+ is not set/ { split($0, word, " "); wanted[word[2]] = "n" }
+  END { for (name in wanted) if (wanted[name] != "n") print name "=" wanted[name] }' | sort | grep -vxFf .config || true)
+if [ -n "$lost" ]; then
+  echo "this source has no such options, or not with this configuration:" $lost >&2
+  exit 1
+fi
+make -j"${JOBS:-$(nproc)}" vmlinux
 mkdir -p -- "$(dirname -- "$target")"
 strip -o "$work/vmlinux.stripped" vmlinux
 chmod 0444 "$work/vmlinux.stripped"

@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from backends import TUNABLES, environment_of
 from backends_table import pytest_terminal_summary, ran_on
 from emberbox import Engine, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
+from emberbox.machines.processor import emulated
 from served import Served
 
 __all__ = ["pytest_terminal_summary"]
@@ -107,11 +109,17 @@ def settings(run_dir: Path) -> Settings:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Modules that say `CONTRACT = True` test what the SDK promises: on every back end, and against a server."""
     if "sandbox" in metafunc.fixturenames and getattr(metafunc.module, "CONTRACT", False):
-        metafunc.parametrize("sandbox", ["local", "remote"], indirect=True)
+        backends = [
+            "local",
+            "remote",
+            "qemu",
+            *(["firecracker"] if os.environ.get("EMBERBOX_TEST_FIRECRACKER") else []),
+        ]
+        metafunc.parametrize("sandbox", backends, indirect=True)
 
 
 @pytest.fixture
-def sandbox(nothing_left: None, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """A fresh sandbox, of the module's `TEMPLATE` or the default one."""
     where: str = getattr(request, "param", "local")
     ran_on(request.node, where)
@@ -121,7 +129,11 @@ def sandbox(nothing_left: None, request: pytest.FixtureRequest) -> Iterator[Sand
         with Sandbox.create(template, base_url=served.url) as sandbox:
             yield sandbox
         return
-    with Sandbox.create(template) as sandbox:
+    if where != "local":
+        for name, value in environment_of(where).items():
+            monkeypatch.setenv(name, value)
+    envs = TUNABLES if where == "firecracker" and emulated() else None
+    with Sandbox.create(template, envs=envs) as sandbox:
         yield sandbox
 
 

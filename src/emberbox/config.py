@@ -19,7 +19,7 @@ from emberbox.errors import ConfigError
 from emberbox.models import HistoryConfig, HooksConfig, VmExecutionConfig
 from emberbox.models.server import ServerConfig
 
-Backend = Literal["auto", "firecracker", "gvisor"]
+Backend = Literal["auto", "firecracker", "gvisor", "qemu"]
 
 
 def default_cache_dir() -> Path:
@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     jailer: Path | None = Field(default=None, description="Firecracker's jailer, instead of the one found")
     kernel: Path | None = Field(default=None, description="the guest kernel (vmlinux) of microVMs, instead of our own")
     jail: bool = Field(default=True, description="confine Firecracker by its jailer; only root can")
+    qemu: Path | None = Field(default=None, description="the qemu-system-x86_64 program, instead of the one found")
+    qemu_accel: Literal["auto", "kvm", "tcg"] = Field(
+        default="auto", description="what QEMU machines run by; auto: KVM; tcg: full emulation, which is slow"
+    )
     boot_timeout_seconds: float = Field(default=60.0, gt=0, description="deadline for the start of a machine")
     max_sandboxes: int = Field(default=200, ge=1, description="sandboxes at once, those of the warm pool included")
     capacity_timeout_seconds: float = Field(
@@ -107,7 +111,9 @@ class Settings(BaseSettings):
         description="how code runs, and which code",
     )
 
-    @field_validator("cache_dir", "run_dir", "state_dir", "templates_dir", "runsc", "firecracker", "jailer", "kernel")
+    @field_validator(
+        "cache_dir", "run_dir", "state_dir", "templates_dir", "runsc", "firecracker", "jailer", "kernel", "qemu"
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         """Helper processes run in other directories."""

@@ -16,6 +16,7 @@ from emberbox.images.template import load_template
 from emberbox.machines.base import Capabilities, MachineFactory
 from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.gvisor import GvisorFactory
+from emberbox.machines.qemu import QemuFactory
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.sandbox.copies import Bounds
 from emberbox.sandbox.keeper import reap_idle
@@ -29,8 +30,9 @@ from emberbox.undo import Undo
 BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {
     "firecracker": FirecrackerFactory,
     "gvisor": GvisorFactory,
+    "qemu": QemuFactory,
 }
-"""Every back end, best first."""
+"""Every back end."""
 AUTOMATIC = ("gvisor",)
 """Of these `auto` takes the first that is usable. Firecracker joins them when it has been proven on hardware KVM: until
 then it is used where the settings name it."""

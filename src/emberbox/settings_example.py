@@ -49,6 +49,7 @@ SAMPLES: Mapping[str, object] = {
     "firecracker": "/usr/local/bin/firecracker",
     "jailer": "/usr/local/bin/jailer",
     "kernel": "/usr/local/lib/emberbox/vmlinux",
+    "qemu": "/usr/bin/qemu-system-x86_64",
     "server.token_file": "/etc/emberbox/tokens.json",
     "server.otlp_endpoint": "http://localhost:4318",
 }

@@ -130,7 +130,7 @@ def test_everything_is_explained() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("backend", "One of auto, firecracker, gvisor."),
+        ("backend", "One of auto, firecracker, gvisor, qemu."),
         ("server.port", "0 to 65535."),
         ("server.log_level", "One of debug, info, warning, error."),
         ("adoption_seconds", "Seconds, at least 0."),

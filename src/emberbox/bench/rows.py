@@ -140,6 +140,7 @@ def _versions(settings: Settings, image: Image) -> dict[str, str]:
     runsc, _ = find_runsc(settings)
     found = {
         "emberbox": __version__,
+        "back end": "" if settings.backend == "auto" else settings.backend,
         "python": platform.python_version(),
         "python in the sandbox": image.manifest.python_version,
         "runsc": runsc.version if runsc else "",

@@ -185,7 +185,7 @@ def policy_check(
 def setup(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before installing.")] = False,
     template: Template = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="Of this back end: gvisor, firecracker.")] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="Of this one: gvisor, firecracker, qemu.")] = None,
     archive: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Firecracker's release, for hosts without a network.")
     ] = None,
@@ -206,6 +206,7 @@ def doctor(as_json: Json = False, template: Template = None) -> None:
 
 @app.command(epilog="Exit codes: 0 measured, whether or not the aims are met; 2 bad usage; 5 no back end.")
 def bench(
+    backend: Annotated[str | None, typer.Option("--backend", help="Of this one: gvisor, firecracker, qemu.")] = None,
     as_json: Json = False,
     quick: Annotated[bool, typer.Option("--quick", help="Few samples, under a minute in all.")] = False,
     only: Annotated[
@@ -221,7 +222,15 @@ def bench(
     from emberbox.cli.bench import BenchOptions, run_bench
 
     run_bench(
-        BenchOptions(as_json=as_json, quick=quick, only=tuple(only or ()), output=output, plot=plot, template=template)
+        BenchOptions(
+            backend=backend,
+            as_json=as_json,
+            quick=quick,
+            only=tuple(only or ()),
+            output=output,
+            plot=plot,
+            template=template,
+        )
     )
 
 
@@ -266,6 +275,33 @@ def image_build(
     from emberbox.cli.images import build_image
 
     build_image(name, force=force)
+
+
+@image_app.command("build-kernel")
+def image_build_kernel(
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="The variant for hosts whose KVM is emulated; for tests only.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Copy the kernel (vmlinux) there, too.")] = None,
+    source: Annotated[Path | None, typer.Option("--source", help="Archive of the source, instead of Debian's.")] = None,
+) -> None:
+    """Build the minimal kernel of microVMs from Debian's source of Linux (some minutes)."""
+    from emberbox.cli.images import build_guest_kernel
+
+    build_guest_kernel(emulated=emulated, output=output, source=source)
+
+
+@image_app.command("fetch-kernel")
+def image_fetch_kernel(
+    packages: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Package files (linux-image-…-cloud-amd64 and busybox-static), instead of apt."),
+    ] = None,
+) -> None:
+    """Make a kernel of microVMs from Debian's cloud kernel, fetched by apt."""
+    from emberbox.cli.images import fetch_guest_kernel
+
+    fetch_guest_kernel(packages or [])
 
 
 @image_app.command("show")

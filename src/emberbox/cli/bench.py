@@ -29,6 +29,7 @@ class BenchOptions:
     output: Path | None = None
     plot: Path | None = None
     template: str | None = None
+    backend: str | None = None
 
 
 def run_bench(options: BenchOptions) -> None:
@@ -39,7 +40,7 @@ def run_bench(options: BenchOptions) -> None:
 async def _bench(options: BenchOptions) -> int:
     wanted = select(options.only)
     _check_files(options)
-    settings = load_settings()
+    settings = load_settings() if options.backend is None else load_settings(backend=options.backend)
     console = Console(stderr=True)
     async with Engine(settings) as engine:
         await engine.list_sandboxes()  # chooses a back end, or says why there is none

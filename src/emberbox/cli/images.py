@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emberbox.cli.exits import fail, run_async
@@ -12,6 +17,7 @@ from emberbox.cli.progress import build_progress
 from emberbox.config import load_settings
 from emberbox.errors import ImageError, VmExecutionError
 from emberbox.images.builder import ensure_image
+from emberbox.images.kernel import GuestKernel
 from emberbox.images.store import ImageInfo, ImageStore
 from emberbox.images.template import load_template
 
@@ -104,6 +110,65 @@ def show_image(name: str, *, as_json: bool) -> None:
     table.add_row("npm", ", ".join(f"{k} {v}" for k, v in sorted(manifest.npm_packages.items())) or "none")
     table.add_row("debian", f"{len(manifest.debian_packages)} packages")
     console.print(table)
+
+
+def build_guest_kernel(*, emulated: bool, output: Path | None, source: Path | None) -> None:
+    """Build (or find) the minimal guest kernel; leaves the process."""
+
+    async def build() -> int:
+        from emberbox.images.kernel_build import build_kernel
+
+        settings = load_settings()
+        with build_progress("kernel", Console(stderr=True)) as progress:
+            kernel = await build_kernel(settings, emulated=emulated, source=source, progress=progress)
+        if output is not None:
+            _copy(kernel.vmlinux, output)
+        _print_kernel(kernel, output)
+        return 0
+
+    run_async(build, as_json=False)
+
+
+def fetch_guest_kernel(packages: list[Path]) -> None:
+    """Get Debian's kernel, or make one of package files."""
+    from emberbox.images.kernel_debian import ensure_debian_kernel
+
+    try:
+        with build_progress("kernel", Console(stderr=True)) as progress:
+            kernel = ensure_debian_kernel(load_settings(), packages=packages, refresh=True, progress=progress)
+    except VmExecutionError as error:
+        fail(error, as_json=False)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("[yellow]interrupted[/]")
+        sys.exit(130)
+    _print_kernel(kernel, None)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy that is there as a whole or not at all; raises ImageError."""
+    building = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        try:
+            shutil.copy(source, building)
+            building.replace(target)
+        finally:
+            building.unlink(missing_ok=True)
+    except OSError as exc:
+        raise ImageError(
+            f"The kernel cannot be written to {target}: {exc.strerror}.",
+            remediation="Is the folder there, and is there space?",
+        ) from exc
+
+
+def _print_kernel(kernel: GuestKernel, copy: Path | None) -> None:
+    path = copy or kernel.vmlinux
+    initrd = f" and {kernel.initrd}" if kernel.initrd else ""
+    Console().print(
+        f"[green]✓[/] Linux {escape(kernel.release)}: {escape(str(path))} "
+        f"({path.stat().st_size >> 20} MiB){escape(initrd)}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def remove_image(name: str, *, stale_only: bool) -> None:

@@ -17,17 +17,22 @@ from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine, ExecuteRequest
 from emberbox.errors import VmNotAvailable
 from emberbox.host.apt import install_packages
+from emberbox.images.kernel import find_kernel, kernels_folder
+from emberbox.images.kernel_debian import ensure_debian_kernel
 from emberbox.images.store import ImageStore
 from emberbox.images.template import Template, load_template
 from emberbox.machines.firecracker.install import install_firecracker
 from emberbox.machines.firecracker.options import (
     PINNED_VERSION,
     FirecrackerOptions,
+    kernel_problem,
     kvm_problem,
     private_folder,
 )
 from emberbox.machines.gvisor.install import install_runsc
 from emberbox.machines.gvisor.runsc import find_runsc, private_runsc
+from emberbox.machines.processor import emulated
+from emberbox.machines.qemu.options import PACKAGE, QemuOptions, host_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +43,11 @@ class Plan:
     runsc: bool
     image: bool
     firecracker: bool = False
+    kernel: bool = False
 
     @property
     def empty(self) -> bool:
-        return not (self.packages or self.runsc or self.image or self.firecracker)
+        return not (self.packages or self.runsc or self.image or self.firecracker or self.kernel)
 
 
 def plan_setup(settings: Settings, template: Template) -> Plan:
@@ -54,26 +60,37 @@ def plan_setup(settings: Settings, template: Template) -> Plan:
         packages.append("npm")
     if shutil.which("unshare") is None:
         packages.append("util-linux")
-    if settings.backend != "firecracker":
+    if settings.backend not in ("firecracker", "qemu"):
         return Plan(packages, find_runsc(settings)[0] is None, image)
     if shutil.which("mke2fs") is None or shutil.which("debugfs") is None:
         packages.append("e2fsprogs")
+    if settings.backend == "qemu":
+        if not QemuOptions.of(settings).qemu.is_file():
+            packages.append(PACKAGE)
+        return Plan(packages, False, image, kernel=find_kernel(settings) is None)
     options = FirecrackerOptions.of(settings)
     programs = [options.firecracker, *([options.jailer] if options.jailed else [])]
-    return Plan(packages, False, image, not all(program.is_file() for program in programs))
+    missing = not all(program.is_file() for program in programs)
+    return Plan(packages, False, image, missing, kernel=not options.kernel.is_file())
 
 
 def check_host(settings: Settings) -> None:
     """What setup cannot mend; raises VmNotAvailable."""
+    if settings.backend == "qemu":
+        qemu = QemuOptions.of(settings)
+        problem = host_problem(qemu)
+        if problem is None and settings.qemu is not None and not qemu.qemu.is_file():
+            problem = (f"{qemu.qemu} is not there", "Remove the setting `qemu`, or name the program.")
+        if problem is not None:
+            raise VmNotAvailable(f"QEMU cannot be used: {problem[0]}.", remediation=problem[1])
     options = FirecrackerOptions.of(settings)
     if settings.backend == "firecracker":
         if (problem := kvm_problem(options)) is not None:
             raise VmNotAvailable(f"Firecracker cannot be used: {problem[0]}.", remediation=problem[1])
-        if not options.kernel.is_file():
-            raise VmNotAvailable(
-                f"Firecracker cannot be used: there is no guest kernel {options.kernel}.",
-                remediation=f"Build one: kernel/build.sh {options.kernel} (kernel/README.md).",
-            )
+        # Debian's kernel can be fetched where there is none; it does not start on an emulated KVM
+        given = settings.kernel is not None or emulated() or options.kernel.is_file()
+        if given and (problem := kernel_problem(options)) is not None:
+            raise VmNotAvailable(f"Firecracker cannot be used: {problem[0]}.", remediation=problem[1])
 
 
 def run_setup(*, yes: bool, template: str | None, backend: str | None = None, archive: Path | None = None) -> None:
@@ -107,6 +124,8 @@ def _announce(console: Console, plan: Plan, settings: Settings, template: Templa
         console.print(
             f"  • install firecracker and jailer {PINNED_VERSION} into {private_folder(settings)}", soft_wrap=True
         )
+    if plan.kernel:
+        console.print(f"  • fetch Debian's kernel (12 MB) into {kernels_folder(settings)}", soft_wrap=True)
     if plan.image:
         console.print(
             f"  • build the image {template.name!r} below {settings.cache_dir} (a download of some hundred MB)",
@@ -133,6 +152,10 @@ def _install(console: Console, plan: Plan, settings: Settings, archive: Path | N
     if plan.firecracker:
         folder = install_firecracker(settings, say, archive)
         console.print(f"[green]✓[/] firecracker and jailer: {folder}", soft_wrap=True)
+    if plan.kernel:
+        with build_progress("kernel", console) as progress:
+            kernel = ensure_debian_kernel(settings, progress=progress)
+        console.print(f"[green]✓[/] guest kernel {kernel.release}: {kernel.vmlinux}", soft_wrap=True)
 
 
 async def _prove(console: Console, settings: Settings, template: Template) -> None:
@@ -151,3 +174,7 @@ async def _prove(console: Console, settings: Settings, template: Template) -> No
             )
         seconds = time.monotonic() - started
         console.print(f"[green]✓[/] a [bold]{execution.backend}[/] sandbox started and answered in {seconds:.1f} s")
+        if settings.backend == "qemu":  # the first one booted, perhaps: copies are what it is about
+            started = time.monotonic()
+            await engine.undo.fork(sandbox, 1)
+            console.print(f"[green]✓[/] a copy of it started in {time.monotonic() - started:.1f} s")

@@ -6,12 +6,16 @@ bytes between the host's connection and two pipes, which are the agent's stdin a
 its connection dead and the listener alive (a snapshot keeps no connection), so the relay takes the next one; the agent
 never notices. If the relay ends, the agent reads the end of its channel and ends too, and the kernel with it.
 
+Where the host says `channel=ports` (QEMU), there is no vsock but two ports of a virtio serial device, one for the
+stream and one for greetings: a copy of the machine keeps both, so that a greeting stands for a new connection.
+
 A connection begins with a greeting of the host: MAGIC, the time in nanoseconds (u64, big endian) and 64 random bytes.
 The relay sets the clock, stirs the bytes into the kernel's generator (two copies of a machine would draw the same
-numbers else) and answers with one byte, ACCEPTED. Then the stream of `protocol` begins.
+numbers else) and answers with one byte, ACCEPTED; on a port, with a digest of the greeting after it, so that the host
+knows which one is answered. Then the stream of `protocol` begins.
 
-Arguments: home_mb, tmp_mb, run_mb (sizes in MiB), open_files, hostname. READY is written to the console when the
-listener is up.
+Arguments: home_mb, tmp_mb, run_mb (sizes in MiB), open_files, hostname, channel. READY is written to the console when
+the listener is up.
 """
 
 from __future__ import annotations
@@ -23,7 +27,12 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, NoReturn
+    from typing import Dict, NoReturn, Protocol, Union
+
+    class Pollable(Protocol):
+        def fileno(self) -> int: ...
+
+    Stream = Union[socket.socket, "Port"]
 
 PORT = 52
 """Below 1024: user code cannot bind it (vsock(7))."""
@@ -33,6 +42,8 @@ ENTROPY_BYTES = 64
 GREETING = struct.Struct("!8sQ64s")
 ACCEPTED = b"K"
 READY = b"emberbox-vm: ready\n"
+AGENT_PORT, GREETING_PORT = "emberbox.agent", "emberbox.greeting"
+PORTS_SECONDS = 30.0
 CHUNK = 1 << 16
 GREETING_SECONDS = 5.0
 
@@ -56,9 +67,15 @@ def main() -> NoReturn:
     """Prepare the machine, leave the relay behind, become the agent."""
     options = dict(word.partition("=")[::2] for word in sys.argv[1:])
     prepare(options)
-    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    listener.bind((socket.VMADDR_CID_ANY, PORT))
-    listener.listen(4)
+    ports = None
+    if options.get("channel") == "ports":
+        ports = Port.find(AGENT_PORT), Port.find(GREETING_PORT)
+        held = [port.fileno() for port in ports]
+    else:
+        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        listener.bind((socket.VMADDR_CID_ANY, PORT))
+        listener.listen(4)
+        held = [listener.fileno()]
     agent_in, to_agent = os.pipe()
     from_agent, agent_out = os.pipe()
     if os.fork() == 0:
@@ -66,10 +83,13 @@ def main() -> NoReturn:
             for fd in (agent_in, agent_out):
                 os.close(fd)
             protect_from_oom()
-            Relay(listener, to_agent, from_agent).run()
+            if ports is not None:
+                PortRelay(*ports, to_agent, from_agent).run()
+            else:
+                Relay(listener, to_agent, from_agent).run()
         finally:
             os._exit(1)
-    for fd in (listener.detach(), to_agent, from_agent):
+    for fd in [*held, to_agent, from_agent]:
         os.close(fd)
     os.write(1, READY)
     os.dup2(agent_in, 0)
@@ -141,16 +161,32 @@ def stir(entropy: bytes) -> None:
         os.close(fd)
 
 
+def heed(greeting: bytes) -> None:
+    """Take the time and the random bytes of a greeting."""
+    import time
+
+    _, nanoseconds, entropy = GREETING.unpack(greeting)
+    time.clock_settime_ns(time.CLOCK_REALTIME, nanoseconds)
+    stir(entropy)
+
+
+def accepted(greeting: bytes) -> bytes:
+    """The answer to a greeting that came through a port."""
+    import hashlib
+
+    return ACCEPTED + hashlib.sha256(greeting).digest()
+
+
 class Relay:
     """Carries bytes between the newest connection and the agent's pipes."""
 
-    def __init__(self, listener: socket.socket, to_agent: int, from_agent: int) -> None:
+    def __init__(self, listener: Pollable, to_agent: int, from_agent: int) -> None:
         import select
 
         self._listener = listener
         self._to_agent = to_agent
         self._from_agent = from_agent
-        self._connection: socket.socket | None = None
+        self._connection: Stream | None = None
         self._for_agent = b""
         """Read from the host and not written yet. Bounded: nothing more is read before it is gone."""
         self._for_host = b""
@@ -204,6 +240,7 @@ class Relay:
             self._watched = wanted
 
     def _accept(self) -> None:
+        assert isinstance(self._listener, socket.socket)  # noqa: S101 (for the type checker)
         try:
             connection, (cid, _) = self._listener.accept()
         except OSError:
@@ -221,8 +258,6 @@ class Relay:
     @staticmethod
     def _greet(connection: socket.socket, cid: int) -> None:
         """Raises OSError: it is not the host, or it says something else."""
-        import time
-
         greeting = b""
         while cid == HOST_CID and len(greeting) < GREETING.size:
             data = connection.recv(GREETING.size - len(greeting))
@@ -231,9 +266,7 @@ class Relay:
             greeting += data
         if not greeting.startswith(MAGIC):
             raise OSError
-        _, nanoseconds, entropy = GREETING.unpack(greeting)
-        time.clock_settime_ns(time.CLOCK_REALTIME, nanoseconds)
-        stir(entropy)
+        heed(greeting)
         connection.sendall(ACCEPTED)
 
     def _drop(self) -> None:
@@ -290,6 +323,86 @@ class Relay:
         except OSError:
             self._drop()
         return True
+
+
+class Port:
+    """A port of a virtio serial device, as much of a socket as the relay needs."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+
+    @classmethod
+    def find(cls, wanted: str) -> Port:
+        """Open the port of that name. Its device gets no name that user code could open; raises OSError."""
+        import time
+
+        end = time.monotonic() + PORTS_SECONDS
+        while time.monotonic() < end:
+            for name in os.listdir("/sys/class/virtio-ports"):
+                folder = "/sys/class/virtio-ports/" + name
+                try:
+                    with open(folder + "/name") as file:
+                        found = file.read().strip()
+                    with open(folder + "/dev") as file:
+                        major, minor = map(int, file.read().split(":"))
+                except OSError:  # the host has not named it yet
+                    continue
+                if found == wanted:
+                    return cls._open("/dev/." + name, os.makedev(major, minor))
+            time.sleep(0.01)
+        raise OSError("the host gave no port " + wanted)
+
+    @classmethod
+    def _open(cls, path: str, device: int) -> Port:
+        import stat
+
+        os.mknod(path, 0o600 | stat.S_IFCHR, device)
+        try:
+            return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        finally:
+            os.unlink(path)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def recv(self, size: int) -> bytes:
+        return os.read(self._fd, size)
+
+    def send(self, data: bytes) -> int:
+        return os.write(self._fd, data)
+
+    def close(self) -> None:
+        """Nothing: there is no other connection than this one."""
+
+
+class PortRelay(Relay):
+    """Carries bytes between the host's port and the agent's pipes. There is one stream for ever, from the first
+    greeting on; what is on its way when another one comes was meant for somebody else."""
+
+    def __init__(self, stream: Port, greetings: Port, to_agent: int, from_agent: int) -> None:
+        super().__init__(greetings, to_agent, from_agent)
+        self._stream = stream
+        self._greetings = greetings
+        self._greeting = b""
+
+    def _accept(self) -> None:
+        try:
+            data = self._greetings.recv(CHUNK)
+        except OSError:
+            return
+        if not data:  # the host's end is closed, and nothing else will come
+            raise SystemExit(1)
+        self._greeting = (self._greeting + data)[-GREETING.size :]
+        if len(self._greeting) == GREETING.size and self._greeting.startswith(MAGIC):
+            greeting, self._greeting = self._greeting, b""
+            heed(greeting)
+            self._drop()
+            self._connection = self._stream
+            try:
+                self._greetings.send(accepted(greeting))
+            except OSError:
+                pass  # it will greet again
 
 
 if __name__ == "__main__":

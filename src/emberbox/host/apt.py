@@ -99,6 +99,51 @@ def fetch_package(package: str, least: str, suites: Sequence[str], into: Path, s
         raise VmNotAvailable(f"The package {package} cannot be fetched: {'; '.join(problems) or 'no source has it'}.")
 
 
+def download_packages(packages: Sequence[str], into: Path, say: Say) -> list[Path]:
+    """Fetch packages, unopened, from the host's own sources; apt checks their signatures.
+
+    Args:
+        packages: their names.
+        into: a folder of the caller's.
+        say: told what is being done.
+
+    Raises:
+        VmNotAvailable: one of them cannot be had; the message has apt's words.
+    """
+    if not has_apt():
+        raise VmNotAvailable("This host has no apt.", remediation=f"Fetch {' and '.join(packages)} elsewhere.")
+    found = []
+    for package in packages:
+        say(f"downloading {package}")
+        answer = _apt(["apt-get", "download", package], into)
+        debs = sorted(into.glob(f"{package}_*.deb"))
+        if answer.returncode != 0 or not debs:
+            raise VmNotAvailable(
+                f"The package {package} cannot be fetched: {answer.stderr.strip()[-300:] or 'apt has none'}.",
+                remediation="Is the network reachable? Package lists that are old are read anew by: apt-get update",
+            )
+        found.append(debs[-1])
+    return found
+
+
+def package_fields(deb: Path, *names: str) -> dict[str, str]:
+    """Fields of a package file by their names, such as `Version`; empty where it has none.
+
+    Raises:
+        VmNotAvailable: it is no package, or there is no dpkg-deb.
+    """
+    try:
+        return {name: _field(deb, name) for name in names}
+    except (OSError, subprocess.SubprocessError) as exc:
+        words = getattr(exc, "stderr", None) or exc
+        raise VmNotAvailable(f"{deb} cannot be read as a Debian package: {str(words).strip()[-300:]}.") from exc
+
+
+def unpack_package(deb: Path, into: Path) -> None:
+    """Unpack a package file into a folder, which is made anew; raises VmNotAvailable."""
+    _unpack(deb, into)
+
+
 def _sources(suites: Sequence[str], work: Path, say: Say) -> list[list[str]]:
     """Option lists for apt: the host's own state, then private states with one suite each."""
     found: list[list[str]] = [[]]

@@ -58,6 +58,19 @@ class Process:
             self.pidfd = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What a program is not to have. `uid` (its gid as well; -1: it stays) and `namespaces` are for root only."""
+
+    limits: Mapping[int, int]
+    """Of setrlimit(2), by number."""
+    uid: int = -1
+    groups: Sequence[int] = ()
+    """Other groups, where there is a uid."""
+    namespaces: bool = False
+    """A network of its own, in which nothing is, and no file system that can be written to."""
+
+
 @dataclass(slots=True)
 class Spawner:
     """One spawner process. Use `await Spawner.start(run_dir)` and `await spawner.close()`."""
@@ -169,7 +182,7 @@ class Spawner:
     async def keep(
         self, name: str, pids: Sequence[int], fds: Sequence[int], info: Mapping[str, int], seconds: float
     ) -> None:
-        """Spare these processes for so long when this Emberbox dies, and hold their three descriptors meanwhile."""
+        """Spare these processes for so long when this Emberbox dies, and hold these descriptors (ten at most)."""
         request = {"op": "keep", "name": name, "pids": list(pids), "info": dict(info), "seconds": seconds}
         await self._request(request, fds)
 
@@ -198,14 +211,27 @@ class Spawner:
         env: Mapping[str, str],
         cwd: str = "/",
         join: Sequence[Path] = (),
+        more: Sequence[int] = (),
+        confine: Confinement | None = None,
     ) -> Process:
-        """Start a program with these descriptors, in these cgroups (paths of `cgroup.procs` files).
+        """Start a program with these descriptors (`more` become 3, 4, ..), in these cgroups (paths of `cgroup.procs`
+        files).
 
         Raises:
             VmNotAvailable: the program or the cgroup could not be had; the message says which.
         """
-        request = {"op": "spawn", "argv": list(argv), "env": dict(env), "cwd": cwd, "join": [str(p) for p in join]}
-        reply = await self._request(request, [stdin, stdout, stderr])
+        request: dict[str, Any] = {
+            "op": "spawn",
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": cwd,
+            "join": [str(p) for p in join],
+        }
+        if confine is not None:
+            limits = [[number, value] for number, value in confine.limits.items()]
+            rest = {"limits": limits, "namespaces": confine.namespaces, "groups": list(confine.groups)}
+            request["confine"] = {"uid": confine.uid, **rest}
+        reply = await self._request(request, [stdin, stdout, stderr, *more])
         return self._track(int(reply["pid"]))
 
     async def own(self, pid: int) -> Process:
@@ -310,7 +336,7 @@ class Spawner:
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(
-                    self._socket, spawner_main.MAX_MESSAGE, 3, flags=socket.MSG_CMSG_CLOEXEC
+                    self._socket, spawner_main.MAX_MESSAGE, spawner_main.MAX_FDS, flags=socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 return

@@ -12,14 +12,15 @@ Started as `python -I -S spawner_main.py CONTROL_FD LOCK_FD RUN_DIR [CGROUP_DIR 
 
 Messages are JSON objects over a SOCK_SEQPACKET socket, descriptors travel beside them (SCM_RIGHTS):
 
-    {"id", "op": "spawn", "argv", "env", "cwd", "join": [files]} + 3 fds  -> {"id", "pid"}
+    {"id", "op": "spawn", "argv", "env", "cwd", "join": [files], "confine"} + 3 to 10 fds -> {"id", "pid"}
+                                     the descriptors become 0, 1, 2, ..; `confine` is as of `confine()`, or null
     {"id", "op": "own", "pid"}       report the end of this orphan, too    -> {"id", "owned": pid} + 1 fd: its pidfd,
                                      which is left out where there is none
     {"id", "op": "signal", "pid", "signal"}                                -> {"id"}
-    {"id", "op": "keep", "name", "pids", "info", "seconds"} + 3 fds        -> {"id"}
+    {"id", "op": "keep", "name", "pids", "info", "seconds"} + some fds     -> {"id"}
     {"id", "op": "drop", "name"}     undo `keep`; "name" null: all of them -> {"id"}
     {"id", "op": "kept"}             names of them                         -> {"id", "kept", "version"} + 1 fd: LOCK_FD
-    {"id", "op": "take", "name"}     what `keep` was told                  -> {"id", "pids", "info"} + 3 fds
+    {"id", "op": "take", "name"}     what `keep` was told                  -> {"id", "pids", "info"} + fds
     {"ready": true}                  once, when it is up
     {"exit": pid, "status": code}    of a spawned or owned process; code is negative for a signal
     a request that fails                                                   -> {"id", "error", "errno"}
@@ -28,8 +29,10 @@ Messages are JSON objects over a SOCK_SEQPACKET socket, descriptors travel besid
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -46,6 +49,13 @@ SECCOMP_MODE_FILTER = 2
 MEMBARRIER = {"x86_64": (0xC000003E, 324), "aarch64": (0xC00000B7, 283)}
 """Architecture (AUDIT_ARCH_…) and number of the system call."""
 MAX_MESSAGE = 1 << 17
+MAX_FDS = 10
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
+MOUNT_SETATTR = 442
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+MOUNT_ATTR_RDONLY = 1
+MS_PRIVATE_ALL = 1 << 18 | 1 << 14
+"""MS_PRIVATE | MS_REC of mount(2)."""
 VERSION = 1
 """Of what `kept` and `take` say."""
 ADOPT = "adopt"
@@ -124,7 +134,7 @@ class Spawner:
     def serve(self) -> bool:
         """One request; False at the end of the socket."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 3)
+            data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, MAX_FDS)
         except ConnectionError:  # Emberbox died with something of ours unread
             return False
         if not data:
@@ -300,8 +310,8 @@ def open_pidfd(pid: int) -> int:
 def spawn(request: dict[str, Any], fds: list[int]) -> int:
     """Fork, join the cgroups, exec. An exec that fails is reported through a close-on-exec pipe."""
     argv, env, cwd, join = request["argv"], request["env"], request["cwd"], request["join"]
-    if len(fds) != 3:
-        raise OSError(errno.EINVAL, "spawn wants three descriptors")
+    if len(fds) < 3:
+        raise OSError(errno.EINVAL, "spawn wants three descriptors or more")
     failed_read, failed_write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -315,11 +325,11 @@ def spawn(request: dict[str, Any], fds: list[int]) -> int:
             step = "exec"
             os.setsid()
             os.chdir(cwd)
-            for target, source in enumerate([os.dup(f) for f in fds]):
-                os.dup2(source, target)
-            # descriptors that arrive by SCM_RIGHTS are inheritable; failed_write is not, and must stay till the exec
-            os.closerange(3, failed_write)
-            os.closerange(failed_write + 1, 1 << 16)
+            failed_write = place_fds(fds, failed_write)
+            if request.get("confine") is not None:
+                step = "confine"
+                confine(request["confine"])
+                step = "exec"
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             # the last two are ignored by Python itself
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
@@ -338,6 +348,41 @@ def spawn(request: dict[str, Any], fds: list[int]) -> int:
         number, _, text = message.decode().partition(" ")
         raise OSError(int(number), text)
     return pid
+
+
+def place_fds(fds: list[int], failed_write: int) -> int:
+    """Make `fds` the descriptors 0, 1, 2, .. and close all others but one, which is returned under its new number."""
+    high = MAX_FDS + 1
+    failed = fcntl.fcntl(failed_write, fcntl.F_DUPFD_CLOEXEC, high)  # must stay till the exec
+    for target, source in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, high) for fd in fds]):
+        os.dup2(source, target)
+    # descriptors that arrive by SCM_RIGHTS are inheritable
+    os.closerange(len(fds), failed)
+    os.closerange(failed + 1, 1 << 16)
+    return failed
+
+
+def confine(wishes: dict[str, Any]) -> None:
+    """Give away what the program need not have: `limits` (resource.setrlimit, by number), `namespaces` (no network but
+    one of its own, and no file system that can be written to; only root can), `uid`, which is its gid as well, and
+    `groups` besides."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if wishes["namespaces"]:
+        if libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET):
+            code = ctypes.get_errno()
+            raise OSError(code, "unshare: " + os.strerror(code))
+        if libc.mount(None, b"/", None, MS_PRIVATE_ALL, None):
+            code = ctypes.get_errno()
+            raise OSError(code, "mount: " + os.strerror(code))
+        # kernels before 5.12 do not know it; the limit of file sizes stands there alone
+        attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+        libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
+    for number, value in wishes["limits"]:
+        resource.setrlimit(number, (value, value))
+    if wishes["uid"] >= 0:
+        os.setgroups(wishes["groups"])
+        os.setresgid(wishes["uid"], wishes["uid"], wishes["uid"])
+        os.setresuid(wishes["uid"], wishes["uid"], wishes["uid"])
 
 
 def children() -> list[int]:

@@ -62,13 +62,14 @@ async def ensure_image(template: Template, settings: Settings, progress: Progres
         store.folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ImageError(f"Cannot make {store.folder}: {exc.strerror}.") from exc
-    async with _lock(store.folder / f".{template.name}-{template.key()}.lock", progress):
+    async with exclusively(store.folder / f".{template.name}-{template.key()}.lock", progress, "builds the same image"):
         image = store.find(template)
         return image if image is not None else await _build(template, store, progress)
 
 
 @contextlib.asynccontextmanager
-async def _lock(path: Path, progress: Progress) -> AsyncIterator[None]:
+async def exclusively(path: Path, progress: Progress, doing: str) -> AsyncIterator[None]:
+    """Hold a lock file; whoever else wants it waits, and is told that another process does what `doing` says."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
@@ -76,7 +77,7 @@ async def _lock(path: Path, progress: Progress) -> AsyncIterator[None]:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                progress("waiting for another process that builds the same image", None)
+                progress(f"waiting for another process that {doing}", None)
                 await asyncio.sleep(0.2)
         yield
     finally:
@@ -85,7 +86,7 @@ async def _lock(path: Path, progress: Progress) -> AsyncIterator[None]:
 
 async def _build(template: Template, store: ImageStore, progress: Progress) -> Image:
     building = store.folder / "building"
-    await asyncio.to_thread(_clear_dead, building)
+    await asyncio.to_thread(clear_dead_builds, building)
     run_dir = make_run_dir(building, socket_paths=False)
     spawner: Spawner | None = None
     work = run_dir.path / "image"
@@ -103,12 +104,13 @@ async def _build(template: Template, store: ImageStore, progress: Progress) -> I
     except OSError as exc:
         raise ImageError(f"Building {template.name!r} failed: {exc}.") from exc
     finally:
-        await asyncio.shield(asyncio.ensure_future(_end(spawner, run_dir)))
+        await asyncio.shield(asyncio.ensure_future(end_of_build(spawner, run_dir)))
     progress("finished", 1.0)
     return Image(store.path_of(template), template, manifest, store.guest_dir())
 
 
-async def _end(spawner: Spawner | None, run_dir: RunDir) -> None:
+async def end_of_build(spawner: Spawner | None, run_dir: RunDir) -> None:
+    """Kill what a build started, and remove what it made and did not put into place."""
     if spawner is not None:
         killed = spawner.gone  # then nobody has ended what it started
         await spawner.close()
@@ -117,7 +119,7 @@ async def _end(spawner: Spawner | None, run_dir: RunDir) -> None:
     run_dir.release()
 
 
-def _clear_dead(building: Path) -> None:
+def clear_dead_builds(building: Path) -> None:
     """Remove what builders left that died together with their spawners."""
     for path, fd in dead_owners(building):
         kill_processes_in(path)

@@ -19,7 +19,7 @@ import pytest
 from emberbox import Settings, load_settings
 from emberbox.errors import SnapshotFailed, SnapshotNotFound, ValidationFailed, VmExecutionError
 from emberbox.images.store import Image, ImageStore
-from emberbox.machines.gvisor.factory import verify_digests
+from emberbox.machines.digests import verify_digests
 from emberbox.sandbox.archive import export_snapshot, import_snapshot
 from emberbox.sandbox.store import SnapshotStore
 

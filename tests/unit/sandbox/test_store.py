@@ -13,7 +13,7 @@ import pytest
 from emberbox import Settings, load_settings
 from emberbox.errors import SnapshotFailed, SnapshotNotFound, VmNotAvailable
 from emberbox.images.store import Image, ImageStore
-from emberbox.machines.gvisor.factory import verify_digests
+from emberbox.machines.digests import verify_digests
 from emberbox.sandbox.store import SnapshotStore
 
 from .snapshot_fakes import FILES, make_image, make_node

@@ -29,6 +29,7 @@ class Body(BaseModel):
 class BootSource(Body):
     kernel_image_path: str
     boot_args: str
+    initrd_path: str | None = None
 
 
 class MachineConfig(Body):
@@ -137,7 +138,7 @@ class FirecrackerApi:
         import httpx
 
         try:
-            answer = await self._client.request(method, path, json=body.model_dump(), timeout=seconds)
+            answer = await self._client.request(method, path, json=body.model_dump(exclude_none=True), timeout=seconds)
         except httpx.HTTPError as exc:
             raise ApiError(f"Firecracker does not answer {method} {path}: {exc!r}.", retryable=True) from exc
         if answer.status_code >= 300:

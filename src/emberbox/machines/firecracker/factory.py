@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import ExecutionTimeout, ImageError, VmConnectionError, VmNotAvailable
 from emberbox.guest import vm_init
-from emberbox.host.cgroups import CgroupRoot, find_cgroup_root
-from emberbox.host.rundir import CGROUPS, RunDir, clear_owner, dead_owners, make_run_dir
+from emberbox.host.cgroups import CgroupRoot
+from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
 from emberbox.images.disk import RootDisk, ensure_disk
 from emberbox.images.store import Image
 from emberbox.machines.base import Capabilities, Machine, Snapshot
-from emberbox.machines.firecracker.adoption import take_over
+from emberbox.machines.digests import Verifier
+from emberbox.machines.firecracker.adoption import take_machine
 from emberbox.machines.firecracker.api import (
     Action,
     ApiError,
@@ -35,13 +35,13 @@ from emberbox.machines.firecracker.options import (
     EMULATED,
     PINNED_VERSION,
     FirecrackerOptions,
-    emulated,
     find_problem,
     version_of,
 )
 from emberbox.machines.firecracker.place import (
     DISK,
     ENV,
+    INITRD,
     KERNEL,
     MEMORY,
     STATE,
@@ -51,12 +51,14 @@ from emberbox.machines.firecracker.place import (
     kill_processes,
     machines_below,
 )
-from emberbox.machines.firecracker.snapshot_files import LAYOUT, Marks, Verifier, check_marks, processor, write_marks
-from emberbox.machines.gvisor.adoption import write_key
+from emberbox.machines.firecracker.snapshot_files import LAYOUT, Marks, check_marks, write_marks
+from emberbox.machines.hosted_factory import SPACE, HostedFactory
+from emberbox.machines.processor import emulated, processor
 from emberbox.models import MachineLimits
 
 _KERNEL_ARGS = (
-    "console=ttyS0 reboot=k panic=-1 quiet loglevel=4 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on "
+    "console=ttyS0 reboot=k panic=-1 pci=off quiet loglevel=4 i8042.noaux i8042.nomux i8042.dumbkbd "
+    "random.trust_cpu=on "
     "root=/dev/vda ro rootfstype=ext4 init=/usr/bin/python3"
 )
 _EMULATED_ARGS = (
@@ -71,29 +73,22 @@ _GUEST_CID = 3
 _OVERHEAD_MB = 128
 """Of Firecracker itself and of KVM, above the guest's memory."""
 _MOST_VCPUS = 32
-_SPACE = "Is there space on the file system of the run directory?"
 
 
-class FirecrackerFactory:
-    """Makes Firecracker machines. One per engine; all that it starts hangs below its own spawner and run directory."""
+class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
+    """Makes Firecracker machines. One per engine."""
 
     backend = "firecracker"
+    key_prefix = b"firecracker\0"
+    user_namespace = False
 
     def __init__(self, settings: Settings, options: FirecrackerOptions | None = None) -> None:
-        self._settings = settings
         self.options = options or FirecrackerOptions.of(settings)
-        self._base = settings.cache_dir / "jails" if self.options.jailed else settings.run_dir
-        """Of run directories. Jails hold a device node, which file systems such as /run refuse, and hard links to
-        images and snapshots."""
+        # jails hold a device node, which file systems such as /run refuse, and hard links to images and snapshots
+        super().__init__(settings, settings.cache_dir / "jails" if self.options.jailed else settings.run_dir)
         self._version: str | None = None
-        self._cgroups: CgroupRoot | None = find_cgroup_root()
-        self._run_dir: RunDir | None = None
-        self._spawner: Spawner | None = None
-        self._machines: dict[str, FirecrackerMachine] = {}
-        self._starting = asyncio.Lock()
         self._making_disk = asyncio.Lock()
-        self._verifier = Verifier()
-        self._closed = False
+        self._verifier = Verifier(linked=True)
 
     @property
     def identity(self) -> str:
@@ -155,6 +150,8 @@ class FirecrackerFactory:
         async def start(machine: FirecrackerMachine) -> None:
             await self._launch(machine)
             machine.place.offer(self.options.kernel, KERNEL)
+            if self.options.initrd is not None:
+                machine.place.offer(self.options.initrd, INITRD)
             for path, body in self._configuration(limits):
                 await machine.api.put(path, body)
             await machine.api.put("/actions", Action())
@@ -189,7 +186,7 @@ class FirecrackerFactory:
         """Fill a blank; False where that did not work, and the blank is gone."""
         try:
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                await asyncio.to_thread(self._check, snapshot, blank.marks)
+                await asyncio.to_thread(self._check_snapshot, snapshot, blank.marks)
                 await self._fill(blank, snapshot)
         except BaseException as exc:
             await asyncio.shield(asyncio.ensure_future(blank.kill()))
@@ -204,13 +201,12 @@ class FirecrackerFactory:
         await machine.api.load_snapshot(STATE, MEMORY)
         await machine.connect(self._settings.boot_timeout_seconds, snapshot.last_request)
 
-    def _check(self, snapshot: Snapshot, marks: Marks) -> None:
+    def _check_snapshot(self, snapshot: Snapshot, marks: Marks) -> None:
         """Raises VmNotAvailable: the snapshot is not whole, or of no use here."""
         self._verifier.verify(snapshot)
         check_marks(snapshot, marks)
 
-    @staticmethod
-    def _configuration(limits: MachineLimits) -> list[tuple[str, Body]]:
+    def _configuration(self, limits: MachineLimits) -> list[tuple[str, Body]]:
         """What Firecracker is told before a boot."""
         slow = emulated()
         sizes = {
@@ -220,9 +216,10 @@ class FirecrackerFactory:
         words = " ".join(f"{name}={value}" for name, value in sizes.items())
         script = f"-ESs {vm_init.AGENT_HOME}/guest/vm_init.py {words}"
         args = f"{_KERNEL_ARGS} {_EMULATED_ARGS} -- {script}" if slow else f"{_KERNEL_ARGS} -- {script}"
+        initrd = INITRD if self.options.initrd is not None else None
         vcpus = 1 if slow else min(_MOST_VCPUS, math.ceil(limits.vcpus))
         return [
-            ("/boot-source", BootSource(kernel_image_path=KERNEL, boot_args=args)),
+            ("/boot-source", BootSource(kernel_image_path=KERNEL, boot_args=args, initrd_path=initrd)),
             ("/machine-config", MachineConfig(vcpu_count=vcpus, mem_size_mib=limits.memory_mb)),
             ("/drives/root", Drive(drive_id="root", path_on_host=DISK, is_root_device=True, is_read_only=True)),
             ("/vsock", Vsock(guest_cid=_GUEST_CID, uds_path=VSOCK)),
@@ -239,11 +236,12 @@ class FirecrackerFactory:
         snapshot: Snapshot | None = None,
     ) -> Machine:
         """Make the place of a machine and start it; whatever goes wrong, nothing is left."""
-        spawner, run_dir, version = await self._ready()
+        spawner, run_dir = await self._place_ready()
+        version = self._found_version()
         disk = await self._disk(image)
         marks = Marks(firecracker=version, processor=processor(), disk=disk.digest)
         if snapshot is not None:
-            await asyncio.to_thread(self._check, snapshot, marks)
+            await asyncio.to_thread(self._check_snapshot, snapshot, marks)
         machine = self._new(run_dir, limits, spawner, marks)
         machine.recipe = (image.directory, limits)
         try:
@@ -279,7 +277,7 @@ class FirecrackerFactory:
         if isinstance(exc, OSError):
             return VmNotAvailable(
                 f"Cannot prepare machine {machine.id} in {run_dir.path}: {exc.strerror or exc}.",
-                remediation=_SPACE,
+                remediation=SPACE,
                 retryable=True,
             )
         return exc
@@ -291,54 +289,18 @@ class FirecrackerFactory:
             except ImageError as exc:
                 raise VmNotAvailable(exc.message, remediation=exc.remediation) from exc
 
-    async def _ready(self) -> tuple[Spawner, RunDir, str]:
-        async with self._starting:
-            if self._closed:
-                raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
-            version = await asyncio.to_thread(self._found_version)
-            if self._spawner is not None and self._spawner.gone:
-                await self._spawner.close()
-                self._spawner = None
-            if self._run_dir is not None and not self._run_dir.path.is_dir():
-                self._run_dir.release()
-                self._run_dir = None
-            if self._run_dir is None:
-                self._run_dir = await asyncio.to_thread(self._make_run_dir)
-            if self._spawner is None:
-                cgroups = self._cgroups.bases if self._cgroups else []
-                self._spawner = await Spawner.start(
-                    self._run_dir.path, self._run_dir.lock_fd, cgroups=cgroups, user_namespace=False
-                )
-            return self._spawner, self._run_dir, version
+    def _check(self) -> None:
+        self._found_version()
 
-    def _make_run_dir(self) -> RunDir:
-        self._base.parent.mkdir(parents=True, exist_ok=True)
-        run_dir = make_run_dir(self._base)
-        try:
-            write_key(run_dir.path, self._key)
-            if self._cgroups is not None:
-                self._cgroups.save(run_dir.path / CGROUPS)
-            if self.options.jailed:
-                install_program(self.options, run_dir.path)
-        except BaseException as exc:
-            run_dir.release()
-            if isinstance(exc, OSError):
-                raise VmNotAvailable(
-                    f"Cannot write to the run directory {run_dir.path}: {exc.strerror}.", remediation=_SPACE
-                ) from exc
-            raise
-        return run_dir
+    def _furnish(self, run_dir: RunDir) -> None:
+        if self.options.jailed:
+            install_program(self.options, run_dir.path)
 
     def _new(self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner, marks: Marks) -> FirecrackerMachine:
         """A machine that has its cgroup, and no place and no process yet. From here on `kill` clears it."""
         machine_id = f"fc{secrets.token_hex(5)}"
-        group = None
-        if self._cgroups is not None:
-            room = limits.model_copy(update={"memory_mb": limits.memory_mb + _OVERHEAD_MB})
-            try:
-                group = self._cgroups.create(f"{run_dir.owner}-{machine_id}", room)
-            except OSError as exc:
-                raise VmNotAvailable(f"Cannot make the cgroup of {machine_id}: {exc}.", retryable=True) from exc
+        room = limits.model_copy(update={"memory_mb": limits.memory_mb + _OVERHEAD_MB})
+        group = self._make_group(run_dir, machine_id, room)
         uid = self._free_uid() if self.options.jailed else None
         machine = FirecrackerMachine(Place.of(run_dir.path, machine_id, uid), spawner, group, marks, self._forget)
         self._machines[machine_id] = machine
@@ -379,61 +341,20 @@ class FirecrackerFactory:
         await machine.ready_for_calls()
         machine.place.close_root()
 
-    def _forget(self, machine_id: str) -> None:
-        self._machines.pop(machine_id, None)
-
     # --- what is left ---------------------------------------------------------------------------------------------
 
     async def adopt(self) -> dict[str, Machine]:
         """Machines that outlived the last process of this state directory; its spawner becomes ours."""
-        estate = await take_over(self._base, self._key, self._forget)
-        if estate is None:
-            return {}
-        self._spawner, self._run_dir = estate.spawner, estate.run_dir
-        self._machines = {machine.id: machine for machine in estate.machines}
-        return dict(self._machines)
 
-    @property
-    def _key(self) -> str:
-        """Whose machines these are, for `adopt`."""
-        return hashlib.sha256(b"firecracker\0" + os.fsencode(self._settings.state_dir)).hexdigest()
+        async def take(spawner: Spawner, run_dir: RunDir, name: str, cgroups: CgroupRoot | None) -> FirecrackerMachine:
+            return await take_machine(spawner, run_dir, name, cgroups, self._forget)
 
-    async def sweep(self) -> int:
-        """Clear what dead owners left; the number of them."""
+        return dict(await self._take_over(take))
 
-        def clear() -> int:
-            count = 0
-            for path, fd in dead_owners(self._base):
-                try:
-                    for machine in machines_below(path):  # in a jail, a command line does not name the folder
-                        kill_processes(machine.name)
-                    clear_owner(path)
-                    count += 1
-                finally:
-                    os.close(fd)
-            return count
+    @staticmethod
+    def _folders(run_dir: Path) -> Iterable[Path]:
+        return machines_below(run_dir)
 
-        return await asyncio.to_thread(clear)
-
-    async def close(self) -> None:
-        self._closed = True
-        async with self._starting:  # a spawner that is just being started is ours as well
-            pass
-        await asyncio.gather(*(machine.kill() for machine in list(self._machines.values())))
-        if self._spawner is not None:
-            await self._spawner.close()
-            self._spawner = None
-        if self._run_dir is not None:
-            self._run_dir.release()
-            self._run_dir = None
-        if self._cgroups is not None:
-            self._cgroups.remove_if_empty()
-
-    def abandon(self) -> None:
-        self._closed = True
-        for machine in self._machines.values():
-            machine.abandon()
-        if self._spawner is not None:
-            self._spawner.abandon()
-        if self._run_dir is not None:
-            self._run_dir.release()
+    def _clear_dead(self, path: Path) -> None:
+        for machine in machines_below(path):  # in a jail, a command line does not name the folder
+            kill_processes(machine.name)

@@ -6,26 +6,23 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from emberbox.errors import SnapshotFailed, VmConnectionError, VmNotAvailable
+from emberbox.errors import SnapshotFailed, VmConnectionError
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.base import Death, MachineState, MachineStats, MemoryUse, next_states
+from emberbox.machines.base import Death, MachineState
 from emberbox.machines.firecracker import snapshot_files, vsock
 from emberbox.machines.firecracker.api import ApiError, FirecrackerApi
 from emberbox.machines.firecracker.channel import VmChannel
 from emberbox.machines.firecracker.place import MEMORY, STATE, Place, kill_processes
-from emberbox.machines.firecracker.serial import SerialLog
 from emberbox.machines.firecracker.vsock import FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS
-from emberbox.models import MachineLimits, TerminationReason
+from emberbox.machines.hosted import HostedMachine
+from emberbox.machines.serial import SerialLog
+from emberbox.models import TerminationReason
 
-_T = TypeVar("_T")
-_KILL_SECONDS = 10.0
 _CHANGES = "changes"
 _LAST = "last"
 """In the folder of a machine: the memory file of its last snapshot, which may be deleted before the machine ends."""
@@ -41,7 +38,7 @@ class Base:
     """The file of the last snapshot; None: of a machine's memory before it was booted, which is empty."""
 
 
-class FirecrackerMachine:
+class FirecrackerMachine(HostedMachine):
     """A microVM that `FirecrackerFactory` started.
 
     Args:
@@ -62,39 +59,32 @@ class FirecrackerMachine:
         marks: snapshot_files.Marks,
         on_dead: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.id = place.machine_id
+        super().__init__(place.machine_id, spawner, group, on_dead)
         self.place = place
-        self.spawner = spawner
-        self.group = group
         self.marks = marks
-        self.on_dead = on_dead
-        self.recipe: tuple[Path, MachineLimits] | None = None
-        """Directory of the image, and the limits: only snapshots of the same can fill it."""
         self.api = FirecrackerApi(place.api)
         self.serial: SerialLog | None = None
-        self._state = MachineState.STARTING
         self._channel: VmChannel | None = None
         self._process: Process | None = None
         self._base: Base | None = None
         """Of the next snapshot; None: that must be whole."""
-        self._outlives = False
-        self._death: Death | None = None
-        self._loop = asyncio.get_running_loop()
-        self._dead: asyncio.Future[Death] = self._loop.create_future()
-        self._tasks: set[asyncio.Task[object]] = set()
-        self._kill_task: asyncio.Task[Death] | None = None
         self._calling = asyncio.Lock()
         """Held while the processors are stopped and let go on."""
 
     @property
-    def state(self) -> MachineState:
-        return self._state
-
-    @property
     def channel(self) -> VmChannel:
         if self._channel is None:
-            raise VmNotAvailable(f"Machine {self.id} has no channel: it is {self._state}.")
+            raise self._no_channel()
         return self._channel
+
+    def _channel_or_none(self) -> VmChannel | None:
+        return self._channel
+
+    def _output(self) -> SerialLog | None:
+        return self.serial
+
+    def _running_processes(self) -> list[Process]:
+        return [] if self._process is None else [self._process]
 
     # --- steps of its start ---------------------------------------------------------------------------------------
 
@@ -142,20 +132,6 @@ class FirecrackerMachine:
         assert self.serial is not None  # noqa: S101 (for the type checker)
         async with asyncio.timeout(seconds):
             await self._unless_dead(self.serial.ready.wait())
-
-    async def _unless_dead(self, work: Coroutine[object, object, _T]) -> _T:
-        """The result of some work, which is given up when the machine dies; raises VmConnectionError then."""
-        task = self._loop.create_task(work)
-        try:
-            ends: set[asyncio.Future[Any]] = {task, self._dead}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException:
-            task.cancel()
-            raise
-        if not task.done():
-            task.cancel()
-            raise VmConnectionError(self._dead.result().message)
-        return task.result()
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
@@ -253,54 +229,7 @@ class FirecrackerMachine:
     def _info(self) -> dict[str, int]:
         return {"uid": -1 if self.place.uid is None else self.place.uid}
 
-    # --- figures --------------------------------------------------------------------------------------------------
-
-    def stats(self) -> MachineStats:
-        if self.group is None:
-            return MachineStats()
-        return MachineStats(self.group.memory_bytes(), self.group.memory_peak_bytes(), self.group.cpu_seconds())
-
-    def mark(self) -> int:
-        if self.group is None:
-            return 0
-        self.group.reset_memory_peak()
-        return self.group.oom_kills()
-
-    def since(self, mark: int) -> MemoryUse:
-        if self.group is None:
-            return MemoryUse(None, False)
-        return MemoryUse(self.group.memory_peak_bytes(), self.group.oom_kills() > mark)
-
     # --- the end --------------------------------------------------------------------------------------------------
-
-    async def wait(self) -> Death:
-        return await asyncio.shield(self._dead)
-
-    async def kill(self, death: Death | None = None) -> Death:
-        if self._kill_task is None:
-            self._death = death or Death(TerminationReason.KILLED, "the sandbox was killed")
-            self._kill_task = asyncio.get_running_loop().create_task(self._kill(), name=f"kill {self.id}")
-        # whoever waits may be cancelled; the clean-up goes on
-        return await asyncio.shield(self._kill_task)
-
-    def abandon(self) -> None:
-        """Close the descriptors, without an event loop."""
-        if self._channel is not None:
-            self._channel.abandon()
-        if self.serial is not None:
-            self.serial.abandon()
-
-    def _to(self, state: MachineState) -> None:
-        if state in next_states(self._state):
-            self._state = state
-
-    def _background(self, work: Coroutine[object, object, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _channel_broke(self, why: str) -> None:
-        self._background(self._died(why))
 
     async def _follow(self, process: Process) -> None:
         status = await asyncio.shield(process.ended)
@@ -325,33 +254,13 @@ class FirecrackerMachine:
             why = "the guest's kernel panicked"
         return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail[-700:]})" if tail else ""))
 
-    async def _kill(self) -> Death:
-        death = self._death or Death(TerminationReason.KILLED, "the sandbox was killed")
-        self._to(MachineState.DEAD)
-        if self._process is not None:
-            await self.spawner.signal(self._process, signal.SIGKILL)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_KILL_SECONDS):
-                    await asyncio.shield(self._process.ended)
+    async def _kill_others(self) -> None:
         if self.spawner.gone or self._process is None:
             # nobody reports their end, or a start was cut short
             await asyncio.to_thread(kill_processes, self.id)
-        if self._outlives:
-            await self.spawner.drop(self.id)
-        if self._channel is not None:
-            self._channel.close(death.message)
-        if self.serial is not None:
-            self.serial.close()
+
+    async def _close_more(self) -> None:
         await self.api.close()
-        await asyncio.to_thread(self._remove_files)
-        if not self._dead.done():
-            self._dead.set_result(death)
-        for task in self._tasks:
-            task.cancel()
-        self.on_dead(self.id)
-        return death
 
     def _remove_files(self) -> None:
-        if self.group is not None:
-            self.group.remove()
         self.place.remove()

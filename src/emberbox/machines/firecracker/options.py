@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emberbox.config import Settings
+from emberbox.errors import ImageError
+from emberbox.images.kernel import check_vmlinux, find_kernel
+from emberbox.machines.processor import emulated
 
 PINNED_VERSION = "1.12.1"
 """The version that the tests and the figures are from. Others with the same first two numbers may work; the format of
 snapshots is each version's own."""
 _VERSION = re.compile(r"v?(\d+\.\d+\.\d+)")
-_HARDWARE_FLAGS = frozenset({"vmx", "svm"})
 _NO_KVM = (
     "Use a host with hardware virtualisation (KVM), switch it on in the firmware or, in a virtual machine, allow "
     "nested virtualisation; or use the gvisor back end."
@@ -30,6 +33,9 @@ class FirecrackerOptions:
     firecracker: Path
     jailer: Path
     kernel: Path
+    """Uncompressed."""
+    initrd: Path | None = None
+    """Loads the kernel's drivers, where it is one with modules."""
     kvm: Path = Path("/dev/kvm")
     jail: bool = True
     """Confine Firecracker by its jailer; possible for root only."""
@@ -46,14 +52,19 @@ class FirecrackerOptions:
 
         def program(name: str) -> Path:
             wanted: Path | None = getattr(settings, name, None)
-            found = shutil.which(name)
-            return wanted or (Path(found) if found else private / name)
+            on_path = shutil.which(name)
+            return wanted or (Path(on_path) if on_path else private / name)
 
-        kernel: Path | None = getattr(settings, "kernel", None)
+        kernel = initrd = None
+        with contextlib.suppress(ImageError):  # `find_problem` says it
+            found = find_kernel(settings, emulated=emulated())
+            if found is not None:
+                kernel, initrd = found.vmlinux, found.initrd
         return cls(
             program("firecracker"),
             program("jailer"),
-            kernel or private / "vmlinux",
+            kernel or settings.kernel or private / "vmlinux",
+            initrd,
             jail=bool(getattr(settings, "jail", True)),
             accept_emulated=str(settings.backend) == "firecracker",
         )
@@ -80,6 +91,18 @@ def kvm_problem(options: FirecrackerOptions) -> tuple[str, str] | None:
     return None
 
 
+def kernel_problem(options: FirecrackerOptions) -> tuple[str, str] | None:
+    """Why the guest kernel cannot be used, and what to do; None where nothing is seen."""
+    if not options.kernel.is_file():
+        how = "emberbox image build-kernel" + (" --emulated" if emulated() else "")
+        return f"there is no guest kernel {options.kernel}", f"Build one: {how} (kernel/README.md)."
+    try:
+        check_vmlinux(options.kernel)
+    except ImageError as exc:
+        return exc.message.rstrip("."), exc.remediation
+    return None
+
+
 def find_problem(options: FirecrackerOptions) -> tuple[str, str] | None:
     """Why machines cannot run here, and what to do; None where nothing stands in the way. Starts no machine."""
     if (problem := kvm_problem(options)) is not None:
@@ -88,28 +111,12 @@ def find_problem(options: FirecrackerOptions) -> tuple[str, str] | None:
     for path in programs:
         if not path.is_file():
             return f"{path} is not there", "Run `emberbox setup --backend firecracker`."
-    if not options.kernel.is_file():
-        return f"{options.kernel} is not there", "Build a guest kernel: kernel/build.sh (kernel/README.md)."
+    if (problem := kernel_problem(options)) is not None:
+        return problem
     for path in programs:
         if not os.access(path, os.X_OK):
             return f"{path} is not executable", f"chmod +x {path}"
     return None
-
-
-def emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this host's KVM runs without the processor's help. A processor that has no virtualisation (flags vmx and
-    svm) and a /dev/kvm all the same can only mean a KVM that works without it, which emulates the guest's kernel mode.
-    Other architectures than x86 name it otherwise, and have no such KVM."""
-    if os.uname().machine != "x86_64":
-        return False
-    try:
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "flags":
-                return _HARDWARE_FLAGS.isdisjoint(value.split())
-    except OSError:
-        pass
-    return False
 
 
 def version_of(program: Path) -> str | None:

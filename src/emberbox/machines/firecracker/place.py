@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import shutil
 import signal
 import stat
@@ -26,7 +27,7 @@ API = "api.sock"
 WRITABLE = "w"
 """The one folder in which Firecracker may make files."""
 VSOCK = f"{WRITABLE}/v.sock"
-KERNEL, DISK = "kernel", "root.ext4"
+KERNEL, INITRD, DISK = "kernel", "initrd", "root.ext4"
 STATE, MEMORY = "state", "memory"
 PROGRAM = "firecracker"
 """Name of the program below a run directory (the jailer insists on it), and of the folder that the jailer makes."""
@@ -148,7 +149,8 @@ class Place:
 
 def kill_processes(machine_id: str) -> None:
     """Kill whatever names this machine in its command line. Its id is random, so that these are the machine's own; in a
-    jail there is nothing else that tells them, because the jailer has changed what they see as their root."""
+    jail there is nothing else that tells them, because the jailer has changed what they see as their root. Returns when
+    they are dead, not when they have begun to die: files and cgroups that they use cannot be removed before."""
     end = time.monotonic() + _KILL_SECONDS
     while (pids := processes_of(machine_id)) and time.monotonic() < end:
         for pid in pids:
@@ -158,9 +160,17 @@ def kill_processes(machine_id: str) -> None:
                 try:
                     if pid in processes_of(machine_id):
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        _wait_for_end(pidfd, end)
                 finally:
                     os.close(pidfd)
         time.sleep(0.01)
+
+
+def _wait_for_end(pidfd: int, end: float) -> None:
+    """Until the process is dead; one that dies has no command line any more, long before its last thread has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(max(0.0, end - time.monotonic()) * 1000)
 
 
 def machines_below(run_dir: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@ says what else it depends on. Firecracker trusts these files, and so do we: thei
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from pathlib import Path
@@ -12,13 +11,11 @@ from pydantic import ValidationError
 
 from emberbox.errors import VmNotAvailable
 from emberbox.machines.base import Snapshot
-from emberbox.machines.gvisor.factory import verify_digests
 from emberbox.models import Model
 
 MARKS = "machine.json"
 LAYOUT = 1
 """Of the place in which a machine finds its disk and its socket (place.py), whose names are in its state."""
-_VERIFIED_KEPT = 64
 
 
 class Marks(Model):
@@ -64,19 +61,6 @@ def check_marks(snapshot: Snapshot, ours: Marks) -> None:
             )
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Vendor, family, model and stepping of the first processor (x86), or the architecture."""
-    found: dict[str, str] = {}
-    try:
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            found.setdefault(name.strip(), value.strip())
-    except OSError:
-        pass
-    names = ("vendor_id", "cpu family", "model", "stepping")
-    return "-".join(found[name] for name in names if name in found) or os.uname().machine
-
-
 def merge(base: Path | None, changes: Path, target: Path) -> None:
     """Write the memory of a machine: what its last snapshot (`base`; None: there is none) had, and what `changes` has
     instead. Pages that nobody ever wrote to are holes. Where the file system can, nothing is copied but references.
@@ -112,29 +96,3 @@ def _copy_data(source: int, target: int) -> None:
             if copied == 0:
                 raise OSError(errno.EIO, "a snapshot became shorter")
             offset += copied
-
-
-class Verifier:
-    """Checks the digests of snapshots, once for files that did not change since."""
-
-    def __init__(self) -> None:
-        self._verified: set[tuple[object, ...]] = set()
-
-    def verify(self, snapshot: Snapshot) -> None:
-        """Raises VmNotAvailable: a file is not what was written."""
-        if snapshot.digests and (state := _state_of(snapshot)) not in self._verified:
-            verify_digests(snapshot)
-            if len(self._verified) >= _VERIFIED_KEPT:
-                self._verified.clear()
-            self._verified.add(state)
-
-
-def _state_of(snapshot: Snapshot) -> tuple[object, ...]:
-    """What changes when somebody writes to the files of a snapshot, and cannot be set back. The time of the last change
-    of the inode would say more, but a hard link (place.py) changes it too."""
-    found: list[object] = []
-    for name, digest in (snapshot.digests or {}).items():
-        with contextlib.suppress(OSError):  # `verify_digests` says what is wrong
-            info = (snapshot.directory / name).stat()
-            found.append((name, digest, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns))
-    return tuple(found)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import ExecutionTimeout, VmNotAvailable
-from emberbox.host.cgroups import CgroupRoot, find_cgroup_root
-from emberbox.host.rundir import CGROUPS, RunDir, clear_owner, dead_owners, make_run_dir
+from emberbox.host.cgroups import CgroupRoot
+from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
 from emberbox.images.store import Image
 from emberbox.machines.base import Capabilities, Machine, Snapshot
-from emberbox.machines.gvisor.adoption import take_over, write_key
+from emberbox.machines.digests import Verifier
+from emberbox.machines.gvisor.adoption import take_machine
 from emberbox.machines.gvisor.bundle import write_bundle
 from emberbox.machines.gvisor.control import Control, ControlError
 from emberbox.machines.gvisor.machine import COMMAND_ENV, STATE, GvisorMachine
 from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, find_runsc
+from emberbox.machines.hosted_factory import SPACE, HostedFactory
 from emberbox.models import MachineLimits
 
 _FLAGS = (
@@ -35,25 +34,16 @@ _FLAGS = (
     "--host-fifo=none",
 )
 
-_VERIFIED_KEPT = 64
-_SPACE = "Is there space on the file system of the run directory?"
 
-
-class GvisorFactory:
-    """Makes gVisor machines. One per engine; everything it starts hangs below its own spawner and run directory."""
+class GvisorFactory(HostedFactory[GvisorMachine]):
+    """Makes gVisor machines. One per engine."""
 
     backend = "gvisor"
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        super().__init__(settings, settings.run_dir)
         self._runsc: Runsc | None = None
-        self._cgroups: CgroupRoot | None = find_cgroup_root()
-        self._run_dir: RunDir | None = None
-        self._spawner: Spawner | None = None
-        self._machines: dict[str, GvisorMachine] = {}
-        self._starting = asyncio.Lock()
-        self._verified: set[tuple[object, ...]] = set()
-        self._closed = False
+        self._verifier = Verifier()
 
     @property
     def identity(self) -> str:
@@ -151,7 +141,7 @@ class GvisorFactory:
         """Fill a blank; False where that did not work, and the blank is gone."""
         try:
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                await asyncio.to_thread(self._verify, snapshot)
+                await asyncio.to_thread(self._verifier.verify, snapshot)
                 await blank.resume()
                 await self._fill(blank, snapshot)
         except BaseException as exc:
@@ -162,7 +152,7 @@ class GvisorFactory:
         return True
 
     async def _restore(self, machine: GvisorMachine, snapshot: Snapshot) -> None:
-        check = asyncio.ensure_future(asyncio.to_thread(self._verify, snapshot))
+        check = asyncio.ensure_future(asyncio.to_thread(self._verifier.verify, snapshot))
         try:
             await self._command(machine, "create")  # takes longer than the check
         finally:
@@ -177,19 +167,12 @@ class GvisorFactory:
         await asyncio.to_thread(restore)
         machine.running(snapshot.last_request)
 
-    def _verify(self, snapshot: Snapshot) -> None:
-        """Check the digests, once for files that did not change since."""
-        if snapshot.digests and (state := _state_of(snapshot)) not in self._verified:
-            verify_digests(snapshot)
-            if len(self._verified) >= _VERIFIED_KEPT:
-                self._verified.clear()
-            self._verified.add(state)
-
     async def _make(
         self, image: Image, limits: MachineLimits, start: Callable[[GvisorMachine], Awaitable[None]]
     ) -> Machine:
         """Make the place of a machine and start it; whatever goes wrong, nothing is left."""
-        spawner, run_dir, runsc = await self._ready()
+        spawner, run_dir = await self._place_ready()
+        runsc = self._found_runsc()
         machine = self._new(run_dir, image, limits, spawner, runsc)
         try:
             write_bundle(machine.directory, image, limits, hostname="emberbox")
@@ -203,7 +186,7 @@ class GvisorFactory:
             if isinstance(exc, OSError):
                 raise VmNotAvailable(
                     f"Cannot prepare sandbox {machine.id} in {run_dir.path}: {exc.strerror}.",
-                    remediation=_SPACE,
+                    remediation=SPACE,
                     retryable=True,
                 ) from exc
             raise
@@ -212,102 +195,25 @@ class GvisorFactory:
     async def adopt(self) -> dict[str, Machine]:
         """Machines that outlived the last process of this state directory; its spawner becomes ours."""
         runsc = await asyncio.to_thread(self._found_runsc)
-        estate = await take_over(self._settings.run_dir, self._key, partial(_command_line, runsc))
-        if estate is None:
-            return {}
-        self._spawner, self._run_dir = estate.spawner, estate.run_dir
-        for machine in estate.machines:
+
+        async def take(spawner: Spawner, run_dir: RunDir, name: str, cgroups: CgroupRoot | None) -> GvisorMachine:
+            machine = await take_machine(spawner, run_dir, name, cgroups, _command_line(runsc, run_dir.path / name))
             machine.on_dead = self._forget
-            self._machines[machine.id] = machine
-        return {machine.id: machine for machine in estate.machines}
+            return machine
 
-    @property
-    def _key(self) -> str:
-        """Whose machines these are, for `adopt`."""
-        return hashlib.sha256(os.fsencode(self._settings.state_dir)).hexdigest()
+        return dict(await self._take_over(take))
 
-    async def sweep(self) -> int:
-        """Clear what dead owners left; the number of them."""
-
-        def clear() -> int:
-            count = 0
-            for path, fd in dead_owners(self._settings.run_dir):
-                try:
-                    clear_owner(path)
-                    count += 1
-                finally:
-                    os.close(fd)
-            return count
-
-        return await asyncio.to_thread(clear)
-
-    async def close(self) -> None:
-        self._closed = True
-        async with self._starting:  # a spawner that is just being started is ours as well
-            pass
-        await asyncio.gather(*(machine.kill() for machine in list(self._machines.values())))
-        if self._spawner is not None:
-            await self._spawner.close()
-            self._spawner = None
-        if self._run_dir is not None:
-            self._run_dir.release()
-            self._run_dir = None
-        if self._cgroups is not None:
-            self._cgroups.remove_if_empty()
-
-    def abandon(self) -> None:
-        self._closed = True
-        for machine in self._machines.values():
-            machine.abandon()
-        if self._spawner is not None:
-            self._spawner.abandon()
-        if self._run_dir is not None:
-            self._run_dir.release()
+    def _check(self) -> None:
+        self._found_runsc()
 
     # --- steps of a boot ------------------------------------------------------------------------------------------
-
-    async def _ready(self) -> tuple[Spawner, RunDir, Runsc]:
-        async with self._starting:
-            if self._closed:
-                raise VmNotAvailable("The engine is closed.", remediation="Make a new one.")
-            runsc = await asyncio.to_thread(self._found_runsc)
-            if self._spawner is not None and self._spawner.gone:
-                await self._spawner.close()
-                self._spawner = None
-            if self._run_dir is not None and not self._run_dir.path.is_dir():
-                self._run_dir.release()
-                self._run_dir = None
-            if self._run_dir is None:
-                self._run_dir = self._make_run_dir()
-            if self._spawner is None:
-                cgroups = self._cgroups.bases if self._cgroups else []
-                self._spawner = await Spawner.start(self._run_dir.path, self._run_dir.lock_fd, cgroups=cgroups)
-            return self._spawner, self._run_dir, runsc
-
-    def _make_run_dir(self) -> RunDir:
-        run_dir = make_run_dir(self._settings.run_dir)
-        try:
-            write_key(run_dir.path, self._key)
-            if self._cgroups is not None:
-                self._cgroups.save(run_dir.path / CGROUPS)
-        except OSError as exc:
-            run_dir.release()
-            raise VmNotAvailable(
-                f"Cannot write to the run directory {run_dir.path}: {exc.strerror}.", remediation=_SPACE
-            ) from exc
-        return run_dir
 
     def _new(
         self, run_dir: RunDir, image: Image, limits: MachineLimits, spawner: Spawner, runsc: Runsc
     ) -> GvisorMachine:
         """A machine that has its place and its cgroup, and no process yet. From here on `_abort` clears it."""
         machine_id = f"gv{secrets.token_hex(5)}"
-        group = None
-        if self._cgroups is not None:
-            try:
-                group = self._cgroups.create(f"{run_dir.owner}-{machine_id}", limits)
-            except OSError as exc:
-                raise VmNotAvailable(f"Cannot make the cgroup of {machine_id}: {exc}.", retryable=True) from exc
+        group = self._make_group(run_dir, machine_id, limits)
         directory = run_dir.path / machine_id
         command = _command_line(runsc, directory)
         machine = GvisorMachine(machine_id, directory, spawner, group, limits.memory_mb << 20, command, self._forget)
@@ -353,39 +259,10 @@ class GvisorFactory:
         await machine.kill_strays()
         await machine.kill()
 
-    def _forget(self, machine_id: str) -> None:
-        self._machines.pop(machine_id, None)
-
 
 def _command_line(runsc: Runsc, directory: Path) -> list[str]:
     """Of runsc for the machine in a directory, up to the verb."""
     return [str(runsc.program), f"--root={directory / STATE}", *_FLAGS]
-
-
-def _state_of(snapshot: Snapshot) -> tuple[object, ...]:
-    """What changes when somebody writes to the files of a snapshot, and cannot be set back (stat(2): ctime)."""
-    found: list[object] = []
-    for name, digest in (snapshot.digests or {}).items():
-        with contextlib.suppress(OSError):  # `verify_digests` says what is wrong
-            info = (snapshot.directory / name).stat()
-            found.append((name, digest, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
-    return tuple(found)
-
-
-def verify_digests(snapshot: Snapshot) -> None:
-    """Raises VmNotAvailable if a file is not what was written."""
-    for name, digest in (snapshot.digests or {}).items():
-        try:
-            with (snapshot.directory / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as exc:
-            raise VmNotAvailable(
-                f"Cannot read {name} of snapshot {snapshot.directory}: {exc.strerror}.", retryable=False
-            ) from exc
-        if found != digest:
-            raise VmNotAvailable(
-                f"{name} of snapshot {snapshot.directory} is damaged.", remediation="Take a new one.", retryable=False
-            )
 
 
 def _sandbox_pids(root: Path, machine_id: str) -> list[int]:

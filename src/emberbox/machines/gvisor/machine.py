@@ -7,22 +7,23 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emberbox.errors import SnapshotFailed, VmNotAvailable
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.base import Death, MachineState, MachineStats, MemoryUse, next_states
+from emberbox.machines.base import Death, MachineState, MachineStats, MemoryUse
 from emberbox.machines.channel import Channel
 from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.machines.gvisor.memory import MemoryGauge
 from emberbox.machines.gvisor.rest import Rest
 from emberbox.machines.gvisor.stubs import Stubs, descendants
-from emberbox.models import MachineLimits, TerminationReason
+from emberbox.machines.hosted import HostedMachine
+from emberbox.machines.tail import OutputTail
+from emberbox.models import TerminationReason
 
-_STDERR_KEPT = 8192
 _WATCH_SECONDS = 0.25
 _KILL_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 60.0
@@ -31,51 +32,7 @@ STATE = "s"
 COMMAND_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-class StderrTail:
-    """The end of what runsc and the agent write to stderr: the only place where they explain a failed start."""
-
-    def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)
-        self._fd = fd
-        self._tail = b""
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self._readable)
-
-    def _readable(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._fd, 65536)
-            if not data:
-                self.close()
-            self._tail = (self._tail + data)[-_STDERR_KEPT:]
-
-    @property
-    def open(self) -> bool:
-        """There may be more."""
-        return self._fd >= 0
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-    def abandon(self) -> None:
-        """Close without the loop, which is closed itself."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def text(self) -> str:
-        """What came so far, for a message."""
-        if self._fd >= 0:
-            self._readable()
-        return self._tail.decode("utf-8", "replace").strip()
-
-
-class GvisorMachine:
+class GvisorMachine(HostedMachine):
     """A sandbox that `GvisorFactory.boot` started."""
 
     backend = "gvisor"
@@ -90,20 +47,13 @@ class GvisorMachine:
         runsc: Sequence[str],
         on_dead: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.id = machine_id
+        super().__init__(machine_id, spawner, group, on_dead)
         self.directory = directory
-        self.spawner = spawner
-        self._group = group
         self._memory_limit = memory_limit
         self.runsc = runsc
         """Command line of runsc for this machine, up to the verb."""
-        self.on_dead = on_dead
-        self._outlives = False
-        self.recipe: tuple[Path, MachineLimits] | None = None
-        """Directory of the image, and the limits: only snapshots of the same can fill it."""
-        self._state = MachineState.STARTING
         self._channel: Channel | None = None
-        self._stderr: StderrTail | None = None
+        self._stderr: OutputTail | None = None
         self._processes: list[Process] = []
         self._stubs = Stubs(self._all_pids)
         self._resting = False
@@ -111,30 +61,30 @@ class GvisorMachine:
         self._rest: Rest | None = None
         self._memory_peak = 0
         self._gauge = MemoryGauge([])
-        self._death: Death | None = None
-        self._loop = asyncio.get_running_loop()
-        self._dead: asyncio.Future[Death] = self._loop.create_future()
-        self._tasks: set[asyncio.Task[object]] = set()
-        self._kill_task: asyncio.Task[Death] | None = None
-
-    @property
-    def state(self) -> MachineState:
-        return self._state
 
     @property
     def channel(self) -> Channel:
         if self._channel is None:
-            raise VmNotAvailable(f"Machine {self.id} has no channel: it is {self._state}.")
+            raise self._no_channel()
         return self._channel
+
+    def _channel_or_none(self) -> Channel | None:
+        return self._channel
+
+    def _output(self) -> OutputTail | None:
+        return self._stderr
+
+    def _running_processes(self) -> list[Process]:
+        return self._processes
 
     @property
     def cgroup_join(self) -> list[Path]:
         """Files into which its processes write `0` before they begin."""
-        return self._group.join if self._group is not None else []
+        return self.group.join if self.group is not None else []
 
     def attach(self, read_fd: int, write_fd: int, stderr_fd: int) -> None:
         """Take over the ends of the sandbox's pipes."""
-        self._stderr = StderrTail(stderr_fd)
+        self._stderr = OutputTail(stderr_fd)
         self._channel = Channel(read_fd, write_fd, self._channel_broke)
 
     def prepared(self, processes: list[Process]) -> None:
@@ -144,7 +94,7 @@ class GvisorMachine:
         self._to(MachineState.PREPARED)
         for process in processes:
             self._background(self._follow(process))
-        if self._group is None:
+        if self.group is None:
             self._background(self._watch_memory())
 
     def running(self, last_request: int = 0) -> None:
@@ -174,13 +124,13 @@ class GvisorMachine:
             self._outlives = False
 
     def _all_pids(self) -> list[int]:
-        if self._group is not None:
-            return self._group.pids()
+        if self.group is not None:
+            return self.group.pids()
         return descendants(process.pid for process in self._processes)
 
     def _stray_pids(self) -> list[int]:
         """Processes of this machine, also those that a start cut short never told us about."""
-        return self._group.pids() if self._group is not None else processes_of(self.id)
+        return self.group.pids() if self.group is not None else processes_of(self.id)
 
     async def kill_strays(self) -> None:
         """Kill what a start that was cut short has left, found by its group or name. The children of what is killed
@@ -253,7 +203,7 @@ class GvisorMachine:
 
     def rest(self) -> None:
         # without a group, finding the stubs takes long
-        if self._group is not None and self._state is MachineState.RUNNING:
+        if self.group is not None and self._state is MachineState.RUNNING:
             pids = {process.pid for process in self._processes}
             self._rest = Rest(self.channel, self._processes[0], self._stubs, pids)
 
@@ -270,68 +220,34 @@ class GvisorMachine:
     def stderr_text(self) -> str:
         return self._stderr.text() if self._stderr else ""
 
-    async def wait(self) -> Death:
-        return await asyncio.shield(self._dead)
-
-    async def kill(self, death: Death | None = None) -> Death:
-        if self._kill_task is None:
-            self._death = death or Death(TerminationReason.KILLED, "the sandbox was killed")
-            self._kill_task = asyncio.get_running_loop().create_task(self._kill(), name=f"kill {self.id}")
-        # whoever waits may be cancelled; the clean-up goes on
-        return await asyncio.shield(self._kill_task)
-
     def abandon(self) -> None:
         """Close the descriptors, without an event loop."""
         self._stubs.forget()
-        if self._channel is not None:
-            self._channel.abandon()
-        if self._stderr is not None:
-            self._stderr.abandon()
+        super().abandon()
 
     def stats(self) -> MachineStats:
-        if self._group is None:
+        if self.group is None:
             memory = self._gauge.used() if self._state is MachineState.RUNNING else None
             return MachineStats(memory, max(self._memory_peak, memory or 0))
-        group = self._group
-        return MachineStats(group.memory_bytes(), group.memory_peak_bytes(), group.cpu_seconds())
+        return super().stats()
 
     def mark(self) -> int:
-        if self._group is None:
-            self._memory_peak = 0
-            return 0
-        self._group.reset_memory_peak()
-        return self._group.oom_kills()
+        self._memory_peak = 0
+        return super().mark()
 
     def since(self, mark: int) -> MemoryUse:
-        if self._group is None:
+        if self.group is None:
             return MemoryUse(self.stats().memory_peak_bytes, False)
-        return MemoryUse(self._group.memory_peak_bytes(), self._group.oom_kills() > mark)
+        return super().since(mark)
 
     # --- the end --------------------------------------------------------------------------------------------------
-
-    def _to(self, state: MachineState) -> None:
-        if state in next_states(self._state):
-            self._state = state
-
-    def _background(self, work: Coroutine[object, object, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _channel_broke(self, why: str) -> None:
-        self._background(self._died(why))
 
     async def _follow(self, process: Process) -> None:
         status = await asyncio.shield(process.ended)
         await self._died(f"a process of the sandbox ended with status {status}")
 
-    async def _died(self, why: str) -> None:
-        """The machine ended by itself: find out why, then clean up."""
-        if self._kill_task is None and self._state is not MachineState.DEAD:
-            await self.kill(self._explain(why))
-
     def _explain(self, why: str) -> Death:
-        if self._group is not None and self._group.oom_kills():
+        if self.group is not None and self.group.oom_kills():
             limit = self._memory_limit >> 20
             return Death(TerminationReason.MEMORY, f"the sandbox needed more than its {limit} MiB of memory")
         if self._channel is not None and self._channel.broken_by_guest:
@@ -339,15 +255,7 @@ class GvisorMachine:
         tail = self.stderr_text()
         return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail[-500:]})" if tail else ""))
 
-    async def _kill(self) -> Death:
-        death = self._death or Death(TerminationReason.KILLED, "the sandbox was killed")
-        self._to(MachineState.DEAD)
-        for process in self._processes:
-            await self.spawner.signal(process, signal.SIGKILL)
-        for process in self._processes:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_KILL_SECONDS):
-                    await asyncio.shield(process.ended)
+    async def _kill_others(self) -> None:
         if self.spawner.gone:
             # nobody reports their end any more; the ids in their command lines are random, so these are ours
             for pid in self._stray_pids():
@@ -355,23 +263,8 @@ class GvisorMachine:
                     os.kill(pid, signal.SIGKILL)
         self._end_rest()
         self._stubs.forget()
-        if self._outlives:
-            await self.spawner.drop(self.id)
-        if self._channel is not None:
-            self._channel.close(death.message)
-        if self._stderr is not None:
-            self._stderr.close()
-        await asyncio.to_thread(self._remove_files)
-        if not self._dead.done():
-            self._dead.set_result(death)
-        for task in self._tasks:
-            task.cancel()
-        self.on_dead(self.id)
-        return death
 
     def _remove_files(self) -> None:
-        if self._group is not None:
-            self._group.remove()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # --- hosts without a memory cgroup ----------------------------------------------------------------------------

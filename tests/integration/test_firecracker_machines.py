@@ -1,0 +1,373 @@
+"""Firecracker machines, with the real firecracker and jailer: the machine contract, and what can go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from emberbox import Engine
+from emberbox.engine import ExecuteRequest
+from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmNotAvailable
+from emberbox.machines.base import MachineState, Snapshot
+from emberbox.machines.firecracker import FirecrackerFactory
+from emberbox.machines.firecracker.machine import FirecrackerMachine
+from emberbox.machines.firecracker.options import EMULATED
+from emberbox.machines.firecracker.place import kill_processes
+from emberbox.machines.firecracker.snapshot_files import MARKS
+from emberbox.machines.firecracker.snapshot_files import Marks as FirecrackerMarks
+from emberbox.machines.processor import emulated
+from emberbox.models import TerminationReason
+from emberbox.sandbox.work import RunOptions
+from microvms import ALL, LIMITS, WHY_NOT, World, clean, engine, factory, options, run, start, woken, world
+
+__all__ = ["clean", "engine", "factory", "options", "world"]  # pytest finds fixtures by their names in the module
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(not ALL, reason=WHY_NOT),  # before a machine is booted to copy
+]
+
+
+# --- the machine contract ---------------------------------------------------------------------------------------------
+
+
+async def test_a_blank_is_filled(world: World, factory: FirecrackerFactory) -> None:
+    blank = await factory.prepare(world.image, LIMITS)
+    assert blank.state is MachineState.PREPARED
+    started = time.monotonic()
+    machine = await factory.fork(world.snapshot, blank)
+    print(f"fill a blank: {(time.monotonic() - started) * 1000:.0f} ms")
+    assert machine is blank
+    await machine.channel.call("wake", fork=True, env={})
+    fresh = time.monotonic()
+    await woken(factory, world.snapshot)
+    print(f"fork and wake: {(time.monotonic() - fresh) * 1000:.0f} ms")
+    assert (machine.stats().memory_bytes or 1) > 0
+
+
+async def test_a_crash_of_the_monitor_is_a_death_with_a_reason(world: World, factory: FirecrackerFactory) -> None:
+    machine = await woken(factory, world.snapshot)
+    assert machine._process is not None
+    os.kill(machine._process.pid, signal.SIGKILL)
+    death = await asyncio.wait_for(machine.wait(), 10)
+    assert death.reason is TerminationReason.CRASHED
+    assert "Firecracker ended with status" in death.message
+    assert not machine.place.directory.exists()
+
+
+async def test_a_guest_that_dies_is_a_death(world: World, factory: FirecrackerFactory) -> None:
+    machine = await woken(factory, world.snapshot)
+    os.write(machine.channel.fds[1], bytes(64))  # the agent ends when its host talks nonsense, and the guest with it
+    death = await asyncio.wait_for(machine.wait(), 30)
+    assert death.reason is TerminationReason.CRASHED
+    assert not machine.place.directory.exists()
+
+
+async def test_a_sandbox_whose_machine_dies_goes_back_to_its_snapshot(engine: Engine) -> None:
+    session = await start(engine)
+    await run(engine, session, "x = 1")
+    await engine.undo.snapshot(session)
+    await run(engine, session, "x = 2")
+    machine = session.machine
+    assert isinstance(machine, FirecrackerMachine)
+    assert machine._process is not None
+    os.kill(machine._process.pid, signal.SIGKILL)
+    await asyncio.wait_for(machine.wait(), 10)
+    await session.settled()
+    assert (await run(engine, session, "x")).text == "1"
+
+
+async def test_machines_outlive_their_process_and_are_adopted(world: World, factory: FirecrackerFactory) -> None:
+    machine = await woken(factory, world.snapshot)
+    other = await woken(factory, world.snapshot)
+    await machine.outlive(30)
+    spawner = factory._spawner
+    assert spawner is not None
+    await _die(factory)
+    heir = world.factory()
+    try:
+        adopted = await heir.adopt()
+        assert set(adopted) == {machine.id}
+        await adopted[machine.id].channel.call("wake", fork=True, env={})
+        await adopted[machine.id].channel.call("ping")
+        assert not other.place.directory.exists()
+        assert await adopted[machine.id].checkpoint(world.snapshot.directory.parent / "adopted") > 0
+    finally:
+        await heir.close()
+        await asyncio.to_thread(spawner._wait, 20)
+
+
+async def _die(factory: FirecrackerFactory) -> None:
+    """What the host sees when the process dies: its descriptors close, and nobody cleans up."""
+    spawner, run_dir = factory._spawner, factory._run_dir
+    assert spawner is not None
+    assert run_dir is not None
+    machines = list(factory._machines.values())
+    for machine in machines:
+        for task in machine._tasks:
+            task.cancel()
+        machine.channel.close("died")
+        await machine.api.close()
+        if machine.serial is not None:
+            machine.serial.close()
+    spawner._disconnect()
+    os.close(run_dir.lock_fd)
+    factory._machines.clear()
+    factory._spawner = factory._run_dir = None
+
+
+async def test_what_a_dead_owner_left_is_swept(world: World, factory: FirecrackerFactory) -> None:
+    machine = await woken(factory, world.snapshot)
+    assert machine._process is not None
+    pid, spawner = machine._process.pid, factory._spawner
+    assert spawner is not None
+    os.kill(spawner.pid, signal.SIGKILL)
+    await asyncio.to_thread(spawner._wait, 10)
+    await _die(factory)
+    assert Path(f"/proc/{pid}").exists()
+    other = world.factory()
+    assert await other.sweep() == 1
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # reaped, perhaps while we look
+        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    await other.close()
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+async def test_without_kvm_it_says_so(world: World) -> None:
+    found = world.factory(kvm=Path("/dev/no-kvm")).capabilities()
+    assert not found.usable
+    assert "/dev/no-kvm is not there" in found.why
+    assert "KVM" in found.remedy
+
+
+async def test_an_emulated_kvm_is_used_on_request_only(world: World) -> None:
+    if not emulated():
+        pytest.skip("this host's KVM is real")
+    refused, taken = (world.factory(accept_emulated=accept).capabilities() for accept in (False, True))
+    assert (refused.usable, refused.why) == (False, EMULATED)
+    assert (taken.usable, taken.why) == (True, EMULATED)
+    assert any(text.startswith(EMULATED) for text in taken.limitations)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no kernel at all" * 1000, r"kernel is no kernel \(an ELF program"),
+        (bytes(0x202) + b"HdrS" + bytes(1000), r"is compressed \(a bzImage\)"),
+        (b"\x7fELF\x02\x01" + bytes(12) + b"\x3e\0" + bytes(4000), r"(?i)Firecracker refused PUT /\S+: .*kernel"),
+        (None, "there is no guest kernel"),
+    ],
+)
+async def test_a_wrong_kernel_is_named(
+    world: World, clean: None, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    kernel = tmp_path / "kernel"
+    if content is not None:
+        kernel.write_bytes(content)
+        kernel.chmod(0o444)
+    factory = world.factory(kernel=kernel)
+    try:
+        with pytest.raises(VmNotAvailable, match=said) as error:
+            await factory.boot(world.image, LIMITS)
+        assert error.value.remediation
+    finally:
+        await factory.close()
+
+
+async def test_a_boot_that_is_cancelled_leaves_nothing(world: World, factory: FirecrackerFactory) -> None:
+    for seconds in (0.03, 0.2, 1.5):
+        boot = asyncio.create_task(factory.boot(world.image, LIMITS))
+        await asyncio.sleep(seconds)
+        boot.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await boot
+    assert factory._machines == {}
+
+
+async def test_a_guest_without_an_init_panics_and_says_so(
+    world: World, factory: FirecrackerFactory, tmp_path: Path
+) -> None:
+    image = replace(world.image, directory=tmp_path / "image")
+    (image.rootfs / "opt/emberbox/guest").mkdir(parents=True)
+    (image.rootfs / "dev").mkdir()
+    with pytest.raises(VmNotAvailable, match=r"(?s)died while it started: .*panic"):
+        await factory.boot(image, LIMITS)
+
+
+async def test_a_snapshot_that_cannot_be_written_is_an_error_and_the_machine_goes_on(
+    world: World, factory: FirecrackerFactory, tmp_path: Path
+) -> None:
+    machine = await woken(factory, world.snapshot)
+    in_the_way = machine.place.root / machine.place.written("memory")
+    in_the_way.mkdir()
+    with pytest.raises(SnapshotFailed, match="Firecracker refused PUT /snapshot/create"):
+        await machine.checkpoint(tmp_path / "snapshot")
+    in_the_way.rmdir()
+    with pytest.raises(SnapshotFailed, match="Cannot write a snapshot"):
+        await machine.checkpoint(tmp_path / "none/snapshot")
+    assert list(tmp_path.iterdir()) == []
+    await machine.channel.call("ping")
+    assert await machine.checkpoint(tmp_path / "snapshot") >= 256 << 20  # a whole one: the changes are lost
+    assert await machine.checkpoint(tmp_path / "another") > 0
+    await machine.channel.call("ping")
+
+
+async def test_a_guest_that_does_not_come_up_is_given_up(world: World, clean: None) -> None:
+    """Far too little time, on any host: the kernel alone takes longer than that."""
+    factory = FirecrackerFactory(world.settings.model_copy(update={"boot_timeout_seconds": 0.15}), world.options)
+    try:
+        with pytest.raises(ExecutionTimeout, match="did not start in time") as error:
+            await factory.boot(world.image, LIMITS)
+        assert error.value.retryable
+        assert factory._machines == {}
+    finally:
+        await factory.close()
+
+
+async def test_a_monitor_that_hangs_is_noticed_and_can_be_killed(
+    world: World, factory: FirecrackerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = await woken(factory, world.snapshot)
+    assert machine._process is not None
+    os.kill(machine._process.pid, signal.SIGSTOP)
+    with pytest.raises(SnapshotFailed, match="Firecracker does not answer PATCH /vm"):
+        await machine.checkpoint(tmp_path / "snapshot")
+    assert list(tmp_path.iterdir()) == []
+    death = await asyncio.wait_for(machine.kill(), 20)
+    assert death.reason is TerminationReason.KILLED
+    assert not machine.place.directory.exists()
+
+
+async def test_a_sandbox_whose_machine_hangs_is_an_error_in_time(engine: Engine) -> None:
+    session = await start(engine)
+    await run(engine, session, "x = 1")
+    machine = session.machine
+    assert isinstance(machine, FirecrackerMachine)
+    assert machine._process is not None
+    os.kill(machine._process.pid, signal.SIGSTOP)
+    request = ExecuteRequest(session, "python", "x", RunOptions(timeout=1))
+    done = await asyncio.wait_for(engine.execute(request), 100)
+    assert done.termination_reason is TerminationReason.TIMEOUT
+    assert done.error is not None
+    assert "did not stop its code after 1 s" in done.error.value
+    death = await asyncio.wait_for(machine.wait(), 20)  # it was killed: nobody knows what still runs in it
+    assert death.reason is TerminationReason.TIMEOUT
+    assert not machine.place.directory.exists()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system that is soon full."""
+    folder = Path(tempfile.mkdtemp(prefix="ebf-", dir="/tmp"))
+    mounted = (
+        os.getuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "emberbox-test", folder],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        ).returncode
+    )
+    try:
+        if not mounted:
+            pytest.skip("wants root, to mount a small file system")
+        yield folder
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True, timeout=30)
+        folder.rmdir()
+
+
+async def test_a_disk_that_is_full_under_a_snapshot_costs_the_snapshot_only(
+    world: World, factory: FirecrackerFactory, small_disk: Path, tmp_path: Path
+) -> None:
+    machine = await woken(factory, world.snapshot)
+    with pytest.raises(SnapshotFailed, match=r"Cannot write a snapshot to .*No space left on device") as error:
+        await machine.checkpoint(small_disk / "snapshot")
+    assert "space" in error.value.remediation
+    assert list(small_disk.iterdir()) == []
+    assert list((machine.place.root / "w").glob("[!v]*")) == []
+    await machine.channel.call("ping")
+    assert await machine.checkpoint(tmp_path / "snapshot") > 0
+    copy = await factory.fork(replace(world.snapshot, directory=tmp_path / "snapshot", digests=None))
+    assert copy.state is MachineState.RUNNING
+
+
+async def test_a_disk_that_is_full_under_firecracker_costs_the_snapshot_only(
+    world: World, clean: None, small_disk: Path, tmp_path: Path
+) -> None:
+    factory = FirecrackerFactory(
+        world.settings.model_copy(update={"run_dir": small_disk}), replace(world.options, jail=False)
+    )
+    try:
+        machine = await woken(factory, world.snapshot)
+        with pytest.raises(SnapshotFailed, match=r"Firecracker refused PUT /snapshot/create: .*No space left"):
+            await machine.checkpoint(tmp_path / "snapshot")
+        assert list(tmp_path.iterdir()) == []
+        assert list((machine.place.root / "w").glob("[!v]*")) == []
+        await machine.channel.call("ping")
+    finally:
+        await factory.close()
+    assert list(small_disk.iterdir()) == []
+
+
+def _copy(snapshot: Snapshot, target: Path) -> Snapshot:
+    target.mkdir()
+    for path in snapshot.directory.iterdir():
+        if path.name == "memory":
+            os.link(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+    return replace(snapshot, directory=target)
+
+
+async def test_a_damaged_snapshot_is_refused(world: World, factory: FirecrackerFactory, tmp_path: Path) -> None:
+    copy = _copy(world.snapshot, world.snapshot.directory.parent / "damaged")
+    state = copy.directory / "state"
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    state.write_bytes(data)
+    with pytest.raises(VmNotAvailable, match=r"state of snapshot .* is damaged") as error:
+        await factory.fork(copy)
+    assert not error.value.retryable
+    with pytest.raises(VmNotAvailable, match="could not be started: Firecracker refused PUT /snapshot/load"):
+        await factory.fork(replace(copy, digests=None))  # Firecracker looks, too
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("firecracker", "1.11.0", r"was taken by Firecracker 1\.11\.0, this is 1\.12\.1"),
+        ("processor", "Other-6-1-1", "was taken on another processor"),
+        ("disk", "0" * 64, "another root disk"),
+    ],
+)
+async def test_a_snapshot_from_elsewhere_is_refused(
+    world: World, factory: FirecrackerFactory, tmp_path: Path, field: str, value: str, said: str
+) -> None:
+    copy = replace(_copy(world.snapshot, world.snapshot.directory.parent / f"other-{field}"), digests=None)
+    marks = FirecrackerMarks.model_validate_json((copy.directory / MARKS).read_bytes())
+    (copy.directory / MARKS).write_text(marks.model_copy(update={field: value}).model_dump_json())
+    with pytest.raises(VmNotAvailable, match=said) as error:
+        await factory.fork(copy)
+    assert not error.value.retryable
+
+
+async def test_processes_are_found_by_the_name_of_their_machine(world: World, factory: FirecrackerFactory) -> None:
+    """Where no cgroup names them, what is in a jail must still be found."""
+    machine = await woken(factory, world.snapshot)
+    await asyncio.to_thread(kill_processes, machine.id)
+    death = await asyncio.wait_for(machine.wait(), 10)
+    assert death.reason is TerminationReason.CRASHED

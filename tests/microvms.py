@@ -1,0 +1,149 @@
+"""A real Firecracker for the tests of its back end: programs, guest kernel, and one booted machine to copy.
+
+Where the host's KVM is emulated (kernel/README.md), the guest is the kernel that is built for such hosts; where it, KVM
+or the programs cannot be had, these tests are skipped, and the reason says what was missing. Modules that use it import
+its fixtures by name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from backends import BOOT_SECONDS, TUNABLES, firecracker_kernel, firecracker_programs, need_kvm, need_root_disks
+from emberbox import Engine, MachineLimits, Settings, load_settings
+from emberbox.engine import ExecuteRequest
+from emberbox.host.cgroups import find_cgroup_root
+from emberbox.host.rundir import processes_of
+from emberbox.images.builder import ensure_image
+from emberbox.images.store import Image
+from emberbox.images.template import load_template
+from emberbox.machines.base import Snapshot
+from emberbox.machines.firecracker import FirecrackerFactory, FirecrackerOptions
+from emberbox.machines.firecracker.machine import FirecrackerMachine
+from emberbox.machines.processor import emulated
+from emberbox.models import Execution
+from emberbox.sandbox.session import Session
+from emberbox.sandbox.store import digests_of
+from emberbox.sandbox.work import RunOptions
+
+ALL = bool(os.environ.get("EMBERBOX_TEST_FIRECRACKER"))
+WHY_NOT = "EMBERBOX_TEST_FIRECRACKER=1 runs all tests of microVMs"
+LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
+
+
+@pytest.fixture(scope="module")
+def options() -> FirecrackerOptions:
+    need_kvm()
+    need_root_disks()
+    programs = firecracker_programs()
+    return FirecrackerOptions(programs / "firecracker", programs / "jailer", firecracker_kernel(), accept_emulated=True)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the tests share."""
+
+    settings: Settings
+    options: FirecrackerOptions
+    image: Image
+    snapshot: Snapshot
+    """Of a machine that has just been configured."""
+    boot_seconds: float
+
+    def factory(self, **changes: object) -> FirecrackerFactory:
+        return FirecrackerFactory(self.settings, replace(self.options, **changes))  # type: ignore[arg-type]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(options: FirecrackerOptions, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """Boots the one machine of which all others are copies."""
+    run_dir, folder = Path(tempfile.mkdtemp(prefix="ebf-", dir="/tmp")), tmp_path_factory.mktemp("firecracker")
+    image = await ensure_image(load_template("minimal", load_settings()), load_settings())
+    # a cache of its own for the jails, where other tests run beside these; below the usual one, so that links work
+    cache = Path(tempfile.mkdtemp(prefix="test-", dir=load_settings().cache_dir))
+    (cache / "images").symlink_to(image.directory.parent)
+    settings = load_settings(
+        cache_dir=cache,
+        run_dir=run_dir,
+        snapshot_dir=folder / "snapshots",
+        state_dir=folder / "state",
+        boot_timeout_seconds=BOOT_SECONDS,
+        vm_execution={"enabled": True, "vm_pool_size": 0, "code_validation": False},
+    )
+    image = await ensure_image(load_template("minimal", settings), settings)
+    patch = pytest.MonkeyPatch()
+    patch.setattr("emberbox.fleet.BACKENDS", {"firecracker": lambda s: FirecrackerFactory(s, options)})
+    patch.setattr("emberbox.fleet.AUTOMATIC", ("firecracker",))
+    try:
+        started = time.monotonic()
+        async with Engine(settings) as engine:
+            session = await engine.create_sandbox("minimal", limits=LIMITS)
+            seconds = time.monotonic() - started
+            snapshot = await session.checkpoint(folder / "template")
+        yield World(settings, options, image, replace(snapshot, digests=digests_of(folder / "template")), seconds)
+    finally:
+        patch.undo()
+        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _left(settings: Settings) -> list[str]:
+    """All that machines of these settings have on the host."""
+    bases = [settings.run_dir, settings.cache_dir / "jails"]
+    files = [str(path) for base in bases if base.exists() for path in base.iterdir()]
+    processes = [f"process {pid}" for base in bases for pid in processes_of(f"{base}/")]
+    owners = {Path(file).name for file in files}
+    root = find_cgroup_root()
+    groups = sorted(name for owner in owners for name in root.names(f"{owner}-")) if root else []
+    return files + processes + groups
+
+
+@pytest.fixture
+def clean(world: World) -> Iterator[None]:
+    """After the test nothing of it is left."""
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    yield
+    assert _left(world.settings) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 1
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def factory(world: World, clean: None) -> AsyncIterator[FirecrackerFactory]:
+    factory = world.factory()
+    try:
+        yield factory
+    finally:
+        await factory.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def engine(world: World, clean: None) -> AsyncIterator[Engine]:
+    """An engine that finds the template's snapshot."""
+    async with Engine(world.settings) as engine:
+        yield engine
+
+
+async def start(engine: Engine) -> Session:
+    return await engine.create_sandbox("minimal", limits=LIMITS, envs=TUNABLES if emulated() else None)
+
+
+async def run(engine: Engine, session: Session, code: str, language: str = "python") -> Execution:
+    done = await engine.execute(ExecuteRequest(session, language, code, RunOptions(timeout=60)))
+    assert done.error is None, (done.error, done.stderr)
+    return done
+
+
+async def woken(factory: FirecrackerFactory, snapshot: Snapshot) -> FirecrackerMachine:
+    machine = await factory.fork(snapshot)
+    assert isinstance(machine, FirecrackerMachine)
+    await machine.channel.call("wake", fork=True, env={})
+    return machine

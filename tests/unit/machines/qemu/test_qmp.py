@@ -1,0 +1,102 @@
+"""QEMU's control channel, with a socket in the place of QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from emberbox.errors import VmConnectionError
+from emberbox.machines.qemu.qmp import Qmp, QmpError
+
+
+class Qemu:
+    """The other end."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        stream.setblocking(False)
+        self.stream = stream
+
+    async def said(self) -> dict[str, Any]:
+        data = b""
+        while not data.endswith(b"\n"):
+            data += await asyncio.get_running_loop().sock_recv(self.stream, 65_536)
+        message: dict[str, Any] = json.loads(data)
+        return message
+
+    async def say(self, **message: Any) -> None:
+        await self.raw(json.dumps(message).encode() + b"\r\n")
+
+    async def raw(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.stream, data)
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[tuple[Qmp, Qemu]]:
+    here, there = socket.socketpair()
+    qmp = Qmp(here)
+    try:
+        yield qmp, Qemu(there)
+    finally:
+        qmp.close()
+        there.close()
+
+
+async def test_answers_find_their_calls_whatever_comes_between(ends: tuple[Qmp, Qemu]) -> None:
+    qmp, qemu = ends
+    first, second = (asyncio.create_task(qmp.call(name)) for name in ("stop", "cont"))
+    await asyncio.sleep(0)
+    data = b""
+    while data.count(b"\n") < 2:
+        data += await asyncio.get_running_loop().sock_recv(qemu.stream, 65_536)
+    numbers = [json.loads(line)["id"] for line in data.splitlines()]
+    await qemu.raw(b"half of something}\n[1]\n")
+    await qemu.say(event="STOP", data={})
+    await qemu.say(id=99, **{"return": "for another"})
+    await qemu.say(id=numbers[1], **{"return": 2})
+    await qemu.say(id=numbers[0], **{"return": 1})
+    assert (await first, await second) == (1, 2)
+
+
+async def test_names_of_arguments_are_qemu_s(ends: tuple[Qmp, Qemu]) -> None:
+    qmp, qemu = ends
+    call = asyncio.create_task(qmp.call("remove-fd", fdset_id=3))
+    said = await qemu.said()
+    assert (said["execute"], said["arguments"]) == ("remove-fd", {"fdset-id": 3})
+    await qemu.say(id=said["id"], error={"class": "GenericError", "desc": "no such set"})
+    with pytest.raises(QmpError, match="no such set"):
+        await call
+
+
+async def test_no_answer_is_an_error_and_so_is_the_end(ends: tuple[Qmp, Qemu]) -> None:
+    qmp, qemu = ends
+    with pytest.raises(QmpError, match="did not answer 'stop' within"):
+        await qmp.call("stop", seconds=0.01)
+    call = asyncio.create_task(qmp.call("cont"))
+    await asyncio.sleep(0)
+    qemu.stream.close()
+    with pytest.raises(VmConnectionError, match="control channel"):
+        await call
+    with pytest.raises(VmConnectionError):
+        await qmp.call("cont")
+
+
+async def test_a_line_without_an_end_is_not_kept(ends: tuple[Qmp, Qemu]) -> None:
+    qmp, qemu = ends
+    call = asyncio.create_task(qmp.call("cont"))
+    with pytest.raises(VmConnectionError, match="without an end"):
+        await asyncio.gather(call, qemu.raw(b"x" * 1_200_000))
+
+
+async def test_events_wait_for_their_watcher_and_are_bounded(ends: tuple[Qmp, Qemu]) -> None:
+    qmp, qemu = ends
+    with qmp.watch("MIGRATION") as events:
+        for number in range(300):
+            await qemu.say(event="MIGRATION", data={"status": str(number)})
+        assert (await events.get())["status"] == "0"
+        await asyncio.sleep(0.05)
+        assert events.qsize() <= 100
