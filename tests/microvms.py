@@ -72,6 +72,7 @@ async def world(options: FirecrackerOptions, tmp_path_factory: pytest.TempPathFa
     cache = Path(tempfile.mkdtemp(prefix="test-", dir=load_settings().cache_dir))
     (cache / "images").symlink_to(image.directory.parent)
     settings = load_settings(
+        backend="firecracker",
         cache_dir=cache,
         run_dir=run_dir,
         snapshot_dir=folder / "snapshots",
@@ -82,7 +83,6 @@ async def world(options: FirecrackerOptions, tmp_path_factory: pytest.TempPathFa
     image = await ensure_image(load_template("minimal", settings), settings)
     patch = pytest.MonkeyPatch()
     patch.setattr("emberbox.fleet.BACKENDS", {"firecracker": lambda s: FirecrackerFactory(s, options)})
-    patch.setattr("emberbox.fleet.AUTOMATIC", ("firecracker",))
     try:
         started = time.monotonic()
         async with Engine(settings) as engine:

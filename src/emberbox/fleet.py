@@ -16,6 +16,7 @@ from emberbox.images.template import load_template
 from emberbox.machines.base import Capabilities, MachineFactory
 from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.gvisor import GvisorFactory
+from emberbox.machines.proof import note_proof
 from emberbox.machines.qemu import QemuFactory
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.sandbox.copies import Bounds
@@ -29,13 +30,17 @@ from emberbox.undo import Undo
 
 BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {
     "firecracker": FirecrackerFactory,
-    "gvisor": GvisorFactory,
     "qemu": QemuFactory,
+    "gvisor": GvisorFactory,
 }
-"""Every back end."""
-AUTOMATIC = ("gvisor",)
-"""Of these `auto` takes the first that is usable. Firecracker joins them when it has been proven on hardware KVM: until
-then it is used where the settings name it."""
+"""Every back end. `auto` takes the first that is usable, has hardware and was proven on this host."""
+
+
+def _not_automatic(found: Capabilities) -> str:
+    """Why `auto` does not take a back end that is usable."""
+    if found.for_tests:
+        return f"{found.why}; it is used where the settings say `backend = {found.backend}`"
+    return f"not tried on this host yet; `emberbox setup --backend {found.backend}` does"
 
 
 class Fleet:
@@ -82,6 +87,15 @@ class Fleet:
     def capabilities(self) -> list[Capabilities]:
         """What every back end says of this host."""
         return [make(self.settings).capabilities() for make in BACKENDS.values()]
+
+    def note_proof(self) -> str | None:
+        """Note that the back end in use works on this host, so that `auto` may take it from now on; what is to be said
+        of that, or None where it changes nothing. Raises OSError: it cannot be noted."""
+        found = None if self._factory is None else self._factory.capabilities()
+        if self._factory is None or found is None or found.for_tests or not found.unproven:
+            return None
+        note_proof(self.settings, self._factory)
+        return f"`backend = auto` takes {found.backend} on this host from now on"
 
     async def _open(self) -> SandboxManager:
         if self._sandboxes is None and not self._closed:
@@ -138,13 +152,16 @@ class Fleet:
         return SnapshotStore(self.settings.state_dir / "snapshots", ImageStore(self.settings), identity)
 
     def _choose(self) -> MachineFactory:
-        wanted = AUTOMATIC if self.settings.backend == "auto" else (self.settings.backend,)
+        automatic = self.settings.backend == "auto"
         reasons = []
-        for name in wanted:
+        for name in BACKENDS if automatic else (self.settings.backend,):
             factory = BACKENDS[name](self.settings)
             found = factory.capabilities()
-            if found.usable:
+            if found.usable and not (automatic and (found.for_tests or found.unproven)):
                 return factory
+            if found.usable:
+                reasons.append(f"{name}: {_not_automatic(found)}.")
+                continue
             reasons.append(f"{name}: {found.why}. {found.remedy}")
         raise VmNotAvailable(
             "No back end is usable. " + " ".join(reasons), remediation="Run `emberbox setup`, then `emberbox doctor`."

@@ -648,7 +648,11 @@ async def test_a_snapshot_from_elsewhere_is_refused(
     assert not error.value.retryable
 
 
-async def test_it_is_used_only_where_the_settings_name_it(world: World) -> None:
-    from emberbox.fleet import AUTOMATIC
-
-    assert "qemu" not in AUTOMATIC
+async def test_emulation_is_used_only_where_the_settings_name_it(world: World, clean: None) -> None:
+    async with Engine(world.settings) as engine:
+        session = await engine.create_sandbox("minimal", limits=LIMITS)
+        assert session.machine.backend == "qemu"
+        assert engine.note_proof() is None
+    async with Engine(world.settings.model_copy(update={"backend": "auto"})) as engine:
+        session = await engine.create_sandbox("minimal", limits=LIMITS)
+        assert session.machine.backend == "gvisor"

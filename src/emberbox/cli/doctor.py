@@ -96,6 +96,11 @@ def _backend(found: Capabilities, *, others: bool) -> list[Check]:
     else:
         rows.append(Check("cgroup", "ok", f"{found.cgroup}: memory, CPU and process caps by the kernel"))
     rows += [Check("limitation", "note", text) for text in found.limitations]
+    if found.for_tests:
+        rows.append(Check("choice", "note", f"never chosen by auto; by EMBERBOX_BACKEND={found.backend} it is"))
+    elif found.unproven:
+        how = f"emberbox setup --backend {found.backend}"
+        rows.append(Check("choice", "note", "auto does not choose it before it was tried here", how))
     return rows
 
 

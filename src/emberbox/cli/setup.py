@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 import time
@@ -174,7 +175,12 @@ async def _prove(console: Console, settings: Settings, template: Template) -> No
             )
         seconds = time.monotonic() - started
         console.print(f"[green]✓[/] a [bold]{execution.backend}[/] sandbox started and answered in {seconds:.1f} s")
-        if settings.backend == "qemu":  # the first one booted, perhaps: copies are what it is about
+        if settings.backend in ("firecracker", "qemu"):  # the first one booted, perhaps: copies are what it is about
             started = time.monotonic()
-            await engine.undo.fork(sandbox, 1)
-            console.print(f"[green]✓[/] a copy of it started in {time.monotonic() - started:.1f} s")
+            (copy,) = await engine.undo.fork(sandbox, 1)
+            execution = await engine.execute(ExecuteRequest(copy, "python", "6 * 7"))
+            if execution.text != "42":
+                raise VmNotAvailable(f"A copy of a sandbox started, but its answer to 6 * 7 was {execution.text!r}.")
+            console.print(f"[green]✓[/] a copy of it started and answered in {time.monotonic() - started:.1f} s")
+            if (note := await asyncio.to_thread(engine.note_proof)) is not None:
+                console.print(f"[green]✓[/] {note}", soft_wrap=True)

@@ -92,6 +92,10 @@ class Capabilities:
     program: str = ""
     cgroup: str = "none"
     limitations: tuple[str, ...] = field(default_factory=tuple)
+    for_tests: bool = False
+    """It emulates what should be hardware: `auto` never takes it."""
+    unproven: bool = False
+    """Nobody has seen it work on this host (machines/proof.py): `auto` does not take it yet."""
 
 
 @runtime_checkable

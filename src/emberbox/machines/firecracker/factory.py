@@ -54,6 +54,7 @@ from emberbox.machines.firecracker.place import (
 from emberbox.machines.firecracker.snapshot_files import LAYOUT, Marks, check_marks, write_marks
 from emberbox.machines.hosted_factory import SPACE, HostedFactory
 from emberbox.machines.processor import emulated, processor
+from emberbox.machines.proof import is_proven
 from emberbox.models import MachineLimits
 
 _KERNEL_ARGS = (
@@ -123,6 +124,8 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
             program=str(self.options.firecracker),
             cgroup=cgroup,
             limitations=limitations,
+            for_tests=emulated(),
+            unproven=not is_proven(self._settings, self),
         )
 
     def _limitations(self) -> list[str]:

@@ -26,6 +26,7 @@ from emberbox.machines.base import Capabilities, Machine, Snapshot
 from emberbox.machines.digests import Verifier
 from emberbox.machines.hosted_factory import SPACE, HostedFactory
 from emberbox.machines.processor import processor
+from emberbox.machines.proof import is_proven
 from emberbox.machines.qemu.adoption import take_machine
 from emberbox.machines.qemu.base import Base, Bases
 from emberbox.machines.qemu.command import Hardware, command, kernel_args, vcpus
@@ -143,6 +144,8 @@ class QemuFactory(HostedFactory[QemuMachine]):
             program=str(self.options.qemu),
             cgroup=cgroup,
             limitations=tuple(self._limitations(version)),
+            for_tests=self.options.chosen == "tcg",
+            unproven=not is_proven(self._settings, self),
         )
 
     def _limitations(self, version: Version) -> list[str]:
