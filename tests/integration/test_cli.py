@@ -207,7 +207,7 @@ def test_results_are_saved(tmp_path: Path) -> None:
 def test_doctor_proves_that_it_works() -> None:
     answer = json.loads(emberbox("doctor", "--json").stdout)
     assert answer["works"] is True
-    assert [found["backend"] for found in answer["backends"]] == ["firecracker", "gvisor"]
+    assert [found["backend"] for found in answer["backends"]] == ["firecracker", "qemu", "gvisor"]
     table = emberbox("doctor")
     assert table.returncode == 0
     assert "computed in a gvisor sandbox" in table.stdout
