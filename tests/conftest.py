@@ -14,13 +14,14 @@ import psutil
 import pytest
 
 from backends import TUNABLES, environment_of
-from backends_table import pytest_terminal_summary, ran_on
+from backends_table import COLUMNS, pytest_terminal_summary, ran_on
 from emberbox import Engine, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
 from emberbox.machines.processor import emulated
 from served import Served
 
+ALL_ON_FIRECRACKER = bool(os.environ.get("EMBERBOX_TEST_FIRECRACKER"))
 __all__ = ["pytest_terminal_summary"]
 """A hook, which pytest finds here."""
 
@@ -109,13 +110,7 @@ def settings(run_dir: Path) -> Settings:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Modules that say `CONTRACT = True` test what the SDK promises: on every back end, and against a server."""
     if "sandbox" in metafunc.fixturenames and getattr(metafunc.module, "CONTRACT", False):
-        backends = [
-            "local",
-            "remote",
-            "qemu",
-            *(["firecracker"] if os.environ.get("EMBERBOX_TEST_FIRECRACKER") else []),
-        ]
-        metafunc.parametrize("sandbox", backends, indirect=True)
+        metafunc.parametrize("sandbox", list(COLUMNS), indirect=True)
 
 
 @pytest.fixture
@@ -129,6 +124,8 @@ def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pyt
         with Sandbox.create(template, base_url=served.url) as sandbox:
             yield sandbox
         return
+    if where == "firecracker" and emulated() and not (hasattr(request.module, "QUICK") or ALL_ON_FIRECRACKER):
+        pytest.skip("minutes where KVM is emulated: EMBERBOX_TEST_FIRECRACKER=1 runs it")
     if where != "local":
         for name, value in environment_of(where).items():
             monkeypatch.setenv(name, value)

@@ -7,7 +7,6 @@ its fixtures by name.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -35,8 +34,6 @@ from emberbox.sandbox.session import Session
 from emberbox.sandbox.store import digests_of
 from emberbox.sandbox.work import RunOptions
 
-ALL = bool(os.environ.get("EMBERBOX_TEST_FIRECRACKER"))
-WHY_NOT = "EMBERBOX_TEST_FIRECRACKER=1 runs all tests of microVMs"
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
 
 

@@ -29,21 +29,10 @@ from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.work import Listeners, RunOptions
-from microvms import ALL, LIMITS, WHY_NOT, World, clean, engine, factory, options, run, start, woken, world
+from microvms import LIMITS, World, clean, engine, factory, options, run, start, woken, world
 
 __all__ = ["clean", "engine", "factory", "options", "world"]  # pytest finds fixtures by their names in the module
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-FEW = {
-    "test_it_boots_runs_code_and_keeps_variables", "test_rollback_takes_back_memory_and_files",
-    "test_kill_leaves_nothing", "test_the_machine_is_in_a_jail",
-}  # fmt: skip
-"""What is run always; the others take minutes where KVM is emulated."""
-
-
-@pytest.fixture(autouse=True)
-def _chosen(request: pytest.FixtureRequest) -> None:
-    if not ALL and request.node.name not in FEW:
-        pytest.skip(WHY_NOT)
 
 
 # --- what a user gets -------------------------------------------------------------------------------------------------

@@ -29,13 +29,10 @@ from emberbox.machines.firecracker.snapshot_files import Marks as FirecrackerMar
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.work import RunOptions
-from microvms import ALL, LIMITS, WHY_NOT, World, clean, engine, factory, options, run, start, woken, world
+from microvms import LIMITS, World, clean, engine, factory, options, run, start, woken, world
 
 __all__ = ["clean", "engine", "factory", "options", "world"]  # pytest finds fixtures by their names in the module
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not ALL, reason=WHY_NOT),  # before a machine is booted to copy
-]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 # --- the machine contract ---------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from emberbox.errors import ExecutionFailed, SnapshotNotFound, ValidationFailed
 CONTRACT = True
 """On every back end, and against a server as well (conftest.py)."""
 TEMPLATE = "minimal"
+QUICK = True
+"""Also where KVM is emulated: it starts few programs, which take seconds there."""
 
 
 def test_rollback_takes_back_files_memory_and_processes(sandbox: Sandbox) -> None:
