@@ -40,6 +40,8 @@ class HostedMachine:
         self.spawner = spawner
         self.group = group
         self.on_dead = on_dead
+        self.uid: int | None = None
+        """Its processes run as this user, who is nobody else's; None: as who started them."""
         self.recipe: tuple[Path, MachineLimits] | None = None
         """Directory of the image, and the limits: only snapshots of the same can fill it."""
         self._state = MachineState.STARTING

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -20,6 +22,17 @@ from emberbox.models import MachineLimits
 
 _M = TypeVar("_M", bound=HostedMachine)
 SPACE = "Is there space on the file system of the run directory?"
+
+_MOST_TRIES = 1000
+
+
+def _uids_in_use() -> set[int]:
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has just ended
+                found.add(entry.stat().st_uid)
+    return found
 
 
 class HostedFactory(Generic[_M]):
@@ -109,6 +122,16 @@ class HostedFactory(Generic[_M]):
             return self._cgroups.create(f"{run_dir.owner}-{machine_id}", limits)
         except OSError as exc:
             raise VmNotAvailable(f"Cannot make the cgroup of {machine_id}: {exc}.", retryable=True) from exc
+
+    def _free_uid(self, first: int, count: int) -> int:
+        """One of so many uids from `first` on, which no other machine and no process of this host has: machines of the
+        same user could reach into each other. Raises VmNotAvailable."""
+        taken = {machine.uid for machine in self._machines.values()} | _uids_in_use()
+        for _ in range(_MOST_TRIES):
+            uid = first + secrets.randbelow(count)
+            if uid not in taken:
+                return uid
+        raise VmNotAvailable(f"No uid between {first} and {first + count} is free.", retryable=True)
 
     def _forget(self, machine_id: str) -> None:
         self._machines.pop(machine_id, None)

@@ -304,17 +304,11 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
         machine_id = f"fc{secrets.token_hex(5)}"
         room = limits.model_copy(update={"memory_mb": limits.memory_mb + _OVERHEAD_MB})
         group = self._make_group(run_dir, machine_id, room)
-        uid = self._free_uid() if self.options.jailed else None
+        uid = self._free_uid(self.options.first_uid, self.options.uids) if self.options.jailed else None
         machine = FirecrackerMachine(Place.of(run_dir.path, machine_id, uid), spawner, group, marks, self._forget)
+        machine.uid = uid
         self._machines[machine_id] = machine
         return machine
-
-    def _free_uid(self) -> int:
-        taken = {machine.place.uid for machine in self._machines.values()}
-        while True:
-            uid = self.options.first_uid + secrets.randbelow(self.options.uids)
-            if uid not in taken:
-                return uid
 
     async def _launch(self, machine: FirecrackerMachine) -> None:
         """Start its Firecracker; returns when that takes calls of its API."""

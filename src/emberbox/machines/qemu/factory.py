@@ -392,7 +392,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
                     cwd="/",
                     join=machine.group.join if machine.group is not None else [],
                     more=[*others, machine.memory_fd, *opened],
-                    confine=self._confinement(),
+                    confine=self._confinement(machine),
                 )
         finally:
             close_all(theirs)
@@ -401,14 +401,14 @@ class QemuFactory(HostedFactory[QemuMachine]):
         machine.prepared(process)
         await machine.ready_for_calls(_CALLS_SECONDS)
 
-    def _confinement(self) -> Confinement:
+    def _confinement(self, machine: QemuMachine) -> Confinement:
         limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MOST_DEVICES, resource.RLIMIT_NOFILE: _OPEN_FILES}
         if not self.options.confined:
             return Confinement(limits)
         limits[resource.RLIMIT_NPROC] = _THREADS
-        uid = self.options.first_uid + secrets.randbelow(self.options.uids)
+        machine.uid = self._free_uid(self.options.first_uid, self.options.uids)
         groups = [self.options.kvm.stat().st_gid] if self.options.chosen == "kvm" else []
-        return Confinement(limits, uid, groups, namespaces=True)
+        return Confinement(limits, machine.uid, groups, namespaces=True)
 
     # --- what is left ---------------------------------------------------------------------------------------------
 
