@@ -26,7 +26,7 @@ from emberbox.models import TerminationReason
 _CHANGES = "changes"
 _LAST = "last"
 """In the folder of a machine: the memory file of its last snapshot, which may be deleted before the machine ends."""
-_LAST_WORDS_SECONDS = 0.2
+_LAST_WORDS_SECONDS = 2.0
 _AGAIN_SECONDS = 15.0
 
 
@@ -238,7 +238,8 @@ class FirecrackerMachine(HostedMachine):
     async def _died(self, why: str) -> None:
         """The machine ended by itself: find out why, then clean up."""
         if self._kill_task is None and self._state is not MachineState.DEAD:
-            if self._process is not None and not self._process.ended.done():
+            by_guest = self._channel is not None and self._channel.broken_by_guest
+            if self._process is not None and not by_guest and not self._process.ended.done():
                 with contextlib.suppress(TimeoutError):  # the channel may have heard of it first
                     async with asyncio.timeout(_LAST_WORDS_SECONDS):
                         why = f"Firecracker ended with status {await asyncio.shield(self._process.ended)}"

@@ -28,7 +28,7 @@ from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Marks, wri
 from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
 
-_LAST_WORDS_SECONDS = 0.2
+_LAST_WORDS_SECONDS = 2.0
 _STATE_SECONDS = 120.0
 
 
@@ -302,7 +302,8 @@ class QemuMachine(HostedMachine):
         await self._died(f"QEMU ended with status {status}")
 
     async def _died(self, why: str) -> None:
-        if self._kill_task is None and self._process is not None and not self._process.ended.done():
+        by_guest = self._channel is not None and self._channel.broken_by_guest
+        if self._kill_task is None and self._process is not None and not by_guest and not self._process.ended.done():
             with contextlib.suppress(TimeoutError):  # the channel may have heard of it first
                 async with asyncio.timeout(_LAST_WORDS_SECONDS):
                     why = f"QEMU ended with status {await asyncio.shield(self._process.ended)}"
