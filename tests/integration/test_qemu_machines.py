@@ -190,6 +190,30 @@ async def test_machines_outlive_their_process_and_are_adopted(
         await asyncio.to_thread(spawner._wait, 20)
 
 
+async def test_a_machine_whose_record_is_damaged_ends_and_the_others_are_adopted(
+    world: World, factory: QemuFactory
+) -> None:
+    whole, damaged = await woken(factory, world.snapshot), await woken(factory, world.snapshot)
+    for machine in (whole, damaged):
+        await machine.outlive(30)
+        await machine.pause()
+    pid, spawner = pid_of(damaged), factory._spawner
+    assert spawner is not None
+    (damaged.directory / MARKS).write_text("{")
+    await _die(factory)
+    heir = world.factory()
+    try:
+        adopted = await heir.adopt()
+        assert set(adopted) == {whole.id}
+        await adopted[whole.id].channel.call("wake", fork=True, env={})
+        async with asyncio.timeout(20):
+            while Path(f"/proc/{pid}").exists():
+                await adopted[whole.id].channel.call("ping")
+    finally:
+        await heir.close()
+        await asyncio.to_thread(spawner._wait, 20)
+
+
 async def _die(factory: QemuFactory) -> None:
     """What the host sees when the process dies: its descriptors close, and nobody cleans up."""
     spawner, run_dir = factory._spawner, factory._run_dir

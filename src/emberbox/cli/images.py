@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -146,10 +147,14 @@ def fetch_guest_kernel(packages: list[Path]) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """A copy that is there as a whole or not at all; raises ImageError."""
-    building = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        # a name that nobody can guess, and so not put a link there before us
+        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        building = Path(name)
         try:
-            shutil.copy(source, building)
+            with os.fdopen(fd, "wb") as copy, source.open("rb") as original:
+                shutil.copyfileobj(original, copy, 1 << 20)
+            building.chmod(0o644)
             building.replace(target)
         finally:
             building.unlink(missing_ok=True)

@@ -374,9 +374,11 @@ def confine(wishes: dict[str, Any]) -> None:
         if libc.mount(None, b"/", None, MS_PRIVATE_ALL, None):
             code = ctypes.get_errno()
             raise OSError(code, "mount: " + os.strerror(code))
-        # kernels before 5.12 do not know it; the limit of file sizes stands there alone
         attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
-        libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
+        if libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes)):
+            code = ctypes.get_errno()
+            if code != errno.ENOSYS:  # before Linux 5.12; the limit of file sizes stands there alone
+                raise OSError(code, "mount_setattr: " + os.strerror(code))
     for number, value in wishes["limits"]:
         resource.setrlimit(number, (value, value))
     if wishes["uid"] >= 0:

@@ -145,6 +145,12 @@ def _lz4(data: bytes, most: int) -> bytes:
     return bytes(out)
 
 
+def _fits(size: int, most: int) -> None:
+    """Looked at before bytes are made: a block can ask for a thousand times its own size."""
+    if size > most:
+        raise ValueError(f"a block of lz4 has more than {most} bytes")
+
+
 def _lz4_block(block: bytes, out: bytearray, most: int) -> None:
     """One block (lz4_Block_format.md): sequences of literals and a copy of bytes that came before."""
     start, position, end = len(out), 0, len(block)
@@ -158,6 +164,9 @@ def _lz4_block(block: bytes, out: bytearray, most: int) -> None:
                 position += 1
             count += more
             position += 1
+        if position + count > end:
+            raise IndexError
+        _fits(len(out) + count, most)
         out += block[position : position + count]
         position += count
         if position >= end:
@@ -171,6 +180,7 @@ def _lz4_block(block: bytes, out: bytearray, most: int) -> None:
                 position += 1
             count += more
             position += 1
+        _fits(len(out) + count, most)
         source = len(out) - distance
         if source < start or not distance:
             raise ValueError("a block of lz4 refers to bytes before it")

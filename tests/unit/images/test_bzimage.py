@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import subprocess
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -89,6 +90,18 @@ def test_lz4_copies_from_nowhere_are_refused(copy: tuple[int, int]) -> None:
     block = literals(b"12345", copy)
     with pytest.raises(ValueError, match="bytes before it"):
         decompress(b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block)
+
+
+@pytest.mark.parametrize("block", [b"\x1fa\x01\x00" + b"\xff" * 100_000 + b"\0", b"\xf0" + b"\xff" * 100_000 + b"\0"])
+def test_lz4_that_asks_for_too_much_gets_no_memory(block: bytes) -> None:
+    data = b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, EOFError)):
+            decompress(data, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_lz4_has_blocks() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from emberbox.errors import VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
@@ -23,20 +25,22 @@ async def take_machine(
     spawner: Spawner, run_dir: RunDir, name: str, cgroups: CgroupRoot | None, on_dead: Callable[[str], None]
 ) -> QemuMachine:
     """Connect to it again; `on_dead` is told its id when it ends. Raises VmNotAvailable, VmConnectionError."""
-    (pid,), fds, info = await spawner.take(name)
+    pids, fds, info = await spawner.take(name)
     streams = [socket.socket(fileno=fd) for fd in fds]
     directory = run_dir.path / name
     group = None if cgroups is None else cgroups.group(f"{run_dir.owner}-{name}")
     try:
+        (pid,), memory, (_, _, _, _) = pids, info["memory"], streams
         marks = read_marks(directory)
-    except BaseException:
+    except (ValueError, KeyError, VmNotAvailable) as exc:
         close_all(streams)
-        raise
-    machine = QemuMachine(directory, spawner, group, marks, None, info["memory"], on_dead)
+        await _end(spawner, pids, name)
+        raise VmNotAvailable(f"Machine {name} cannot be taken over: what was kept of it is damaged ({exc}).") from exc
+    machine = QemuMachine(directory, spawner, group, marks, None, memory, on_dead)
     machine.attach(streams, secrets.randbits(40))
     try:
         machine.taken_over(await spawner.own(pid))
-        machine.use(_memory(pid, marks.base))
+        machine.use(await asyncio.to_thread(_memory, pid, memory, marks.base))
         async with asyncio.timeout(_ANSWER_SECONDS):
             await machine.go_on_after_another()
             await machine.connect(_ANSWER_SECONDS, secrets.randbits(60))
@@ -48,7 +52,15 @@ async def take_machine(
     return machine
 
 
-def _memory(pid: int, base: str) -> Base | int:
+def _memory(pid: int, size: int, base: str) -> Base | int:
     if base:
-        return Base(memory_fd_of(pid, os.O_RDONLY), base)
-    return memory_fd_of(pid, os.O_RDWR)
+        return Base(memory_fd_of(pid, size, os.O_RDONLY), base)
+    return memory_fd_of(pid, size, os.O_RDWR)
+
+
+async def _end(spawner: Spawner, pids: Sequence[int], name: str) -> None:
+    """Nobody can use it any more, so it must not run on."""
+    for pid in pids:
+        with contextlib.suppress(VmNotAvailable):  # it has ended
+            await spawner.signal(await spawner.own(pid), signal.SIGKILL)
+    await spawner.drop(name)

@@ -75,8 +75,8 @@ class Base:
             try:
                 _link(self._file_fd, target)
             except OSError:  # another file system, or the file has no name any more
-                with open(self._file_fd, "rb", closefd=False) as source, target.open("xb") as copy:
-                    source.seek(0)
+                # an offset of its own: several snapshots may be written at once
+                with Path(f"/proc/self/fd/{self._file_fd}").open("rb") as source, target.open("xb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
                 target.chmod(0o444)
             return self.digest

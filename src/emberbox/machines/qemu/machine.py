@@ -29,6 +29,7 @@ from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
 
 _LAST_WORDS_SECONDS = 2.0
+_MEMORY = "/memfd:emberbox-ram"
 _STATE_SECONDS = 120.0
 
 
@@ -349,12 +350,21 @@ class QemuMachine(HostedMachine):
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def memory_fd_of(pid: int, flags: int) -> int:
-    """Open the memory of a QEMU that another process started; raises OSError."""
+def memory_fd_of(pid: int, size: int, flags: int) -> int:
+    """Open the memory, of so many bytes, of a QEMU that another process started; raises OSError.
+
+    A guest that has taken its QEMU over chooses what stands behind its descriptors, and may change it at any time. So
+    what is looked at is held first, by a descriptor that can do nothing, and opened only where it is what it should be.
+    """
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            if os.readlink(path).startswith("/memfd:emberbox-ram"):  # noqa: PTH115 (Path would read it as a path)
-                return os.open(path, flags | os.O_CLOEXEC)
+            held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                ours = f"/proc/self/fd/{held}"
+                if os.readlink(ours).startswith(_MEMORY) and os.fstat(held).st_size == size:  # noqa: PTH115 (no path)
+                    return os.open(ours, flags | os.O_CLOEXEC)
+            finally:
+                os.close(held)
     raise OSError(2, "its memory was not found")
 
 

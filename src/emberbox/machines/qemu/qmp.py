@@ -115,18 +115,23 @@ class Qmp:
             self._end("QEMU writes an answer without an end.")
             return
         for line in lines:
-            self._take(line)
+            if self._ended is None:
+                self._take(line)
 
     def _take(self, line: bytes) -> None:
         try:
             message = json.loads(line)
         except ValueError:
             return  # the rest of something that was for another
+        except RecursionError:
+            self._end("QEMU writes what no QEMU writes.")
+            return
         if not isinstance(message, dict):
             return
         if "QMP" in message and not self._greeted.done():
             self._greeted.set_result(None)
-        queue = self._watchers.get(str(message.get("event")))
+        event = message.get("event")
+        queue = self._watchers.get(event) if isinstance(event, str) else None
         data = message.get("data")
         if queue is not None and not queue.full():
             queue.put_nowait(data if isinstance(data, dict) else {})
@@ -137,8 +142,9 @@ class Qmp:
             if error is None:
                 answer.set_result(message.get("return"))
             else:
-                words = error.get("desc") if isinstance(error, dict) else error
-                answer.set_exception(QmpError(f"QEMU refused: {str(words)[:500]}."))
+                words = error.get("desc") if isinstance(error, dict) else None
+                said = "".join(c for c in words[:500] if c.isprintable()) if isinstance(words, str) else "no reason"
+                answer.set_exception(QmpError(f"QEMU refused: {said}."))
 
     def _end(self, why: str) -> None:
         if self._ended is None:

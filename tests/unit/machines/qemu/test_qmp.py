@@ -100,3 +100,29 @@ async def test_events_wait_for_their_watcher_and_are_bounded(ends: tuple[Qmp, Qe
         assert (await events.get())["status"] == "0"
         await asyncio.sleep(0.05)
         assert events.qsize() <= 100
+
+
+async def test_what_no_qemu_writes_ends_the_channel(ends: tuple[Qmp, Qemu]) -> None:
+    qmp, qemu = ends
+    call = asyncio.create_task(qmp.call("stop"))
+    await qemu.said()
+    await qemu.raw(b"[" * 200_000 + b"\n")
+    with pytest.raises(VmConnectionError, match="no QEMU writes"):
+        await call
+    with pytest.raises(VmConnectionError):
+        await qmp.call("cont")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [({"desc": "no\ud800 \x1b[31mred\n"}, r"refused: no \[31mred\."), ({"desc": [1]}, "no reason"), ("x", "no reason")],
+)
+async def test_words_of_an_error_can_be_shown(ends: tuple[Qmp, Qemu], error: object, said: str) -> None:
+    qmp, qemu = ends
+    call = asyncio.create_task(qmp.call("stop"))
+    number = (await qemu.said())["id"]
+    await qemu.say(event=[1], data={})
+    await qemu.say(id=number, error=error)
+    with pytest.raises(QmpError, match=said) as raised:
+        await call
+    raised.value.message.encode()
