@@ -56,15 +56,14 @@ def test_what_is_put_in_its_place_is_not_opened(memory: int, tmp_path: Path, mon
 
     def look(path: str) -> str:
         found = readlink(path)
-        os.dup2(secret, memory)
-        os.dup2(secret, kept)
+        if "emberbox-ram" in found:
+            os.dup2(secret, memory)
+            os.dup2(secret, kept)
         return found
 
     monkeypatch.setattr(os, "readlink", look)
     try:
         fd = memory_fd_of(os.getpid(), SIZE, os.O_RDONLY)
-    except OSError:
-        return  # it saw nothing that it could take
     finally:
         monkeypatch.undo()
         os.close(secret)
