@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,19 +20,12 @@ from emberbox.errors import ExecutionTimeout, VmNotAvailable
 from emberbox.host.cgroups import find_cgroup_root
 from emberbox.host.rundir import processes_of
 from emberbox.sandbox.work import Listeners
+from waiting import until
 
 MINIMAL = "minimal"
 DEADLINE = 60.0
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Return when the condition holds; fail at the deadline."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.01)
 
 
 def groups_of(owner: str) -> set[str]:

@@ -30,11 +30,11 @@ from wire import (
     quiet,
     rest,
     statuses,
-    until,
     well,
 )
 
 from served import Served
+from waiting import until
 
 SLOW = 3.0
 """Seconds that this server has patience for."""

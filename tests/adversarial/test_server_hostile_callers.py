@@ -15,9 +15,10 @@ import pytest
 from httpx_sse import connect_sse
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
-from wire import gauge, quiet, until, well
+from wire import gauge, quiet, well
 
 from served import Served
+from waiting import until
 
 CONFIG = """
 [vm_execution]

@@ -18,9 +18,10 @@ import psutil
 import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
-from wire import defects, descriptors, gauge, memory, until
+from wire import defects, descriptors, gauge, memory
 
 from served import Served
+from waiting import until
 
 AGENTS = 20
 POOL = "/api/v2/vm-pool/status"

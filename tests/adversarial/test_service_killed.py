@@ -11,8 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,19 +21,12 @@ from emberbox.engine import ExecuteRequest
 from emberbox.host.rundir import processes_of
 from emberbox.models import HistoryQueryRequest
 from emberbox.sandbox.session import Session
+from waiting import until
 
 DEADLINE = 60.0
 SERVICE = Path(__file__).with_name("service.py")
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Return when the condition holds; fail at the deadline."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.01)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,14 +20,6 @@ from served import Served
 SECONDS = 20.0
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-
-
-def until(found: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
-    """Look again and again, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def open_socket(server: Served, seconds: float = SECONDS, receive_buffer: int | None = None) -> socket.socket:

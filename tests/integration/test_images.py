@@ -9,8 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from emberbox.images.builder import ensure_image
 from emberbox.images.store import Image, ImageStore
 from emberbox.images.template import load_template
 from emberbox.machines.gvisor.runsc import find_runsc
+from waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 DEADLINE = 120.0
@@ -111,13 +111,6 @@ class Place:
         """No build is under way, and nothing of one is left: no file, no process, no mount."""
         left = list(self.building.iterdir()) if self.building.is_dir() else []
         return not left and not _processes_in(self.cache) and str(self.cache) not in Path("/proc/mounts").read_text()
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

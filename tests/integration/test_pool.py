@@ -22,9 +22,9 @@ from emberbox.machines.gvisor.machine import GvisorMachine
 from emberbox.models import PoolStatus
 from emberbox.sandbox.pool import MachinePool
 from emberbox.sandbox.session import Session
+from waiting import PATIENCE, wait_for_stop
 
 MINIMAL = "minimal"
-PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -79,13 +79,6 @@ async def until(engine: Engine, condition: Callable[[], bool]) -> None:
     while not condition():
         assert loop.time() < end, f"the pool stays as it is: {engine.pool_status()}"
         await pool_of(engine)._change(end)
-
-
-def wait_for_stop(process: psutil.Process) -> None:
-    """A signal takes effect a moment after it was sent."""
-    end = time.monotonic() + PATIENCE
-    while process.status() != psutil.STATUS_STOPPED:
-        assert time.monotonic() < end, "it was not stopped"
 
 
 async def run(engine: Engine, session: Session, code: str, language: str = "python") -> Execution:

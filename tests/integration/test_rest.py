@@ -1,10 +1,9 @@
-"""Forks that rest until they are used, and machines that take a processor although they are stopped."""
+"""Sandboxes that rest while nobody uses them, and machines that take a processor although they are stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,9 +15,22 @@ from emberbox.engine import ExecuteRequest
 from emberbox.machines.base import MachineStats
 from emberbox.machines.gvisor.machine import GvisorMachine
 from emberbox.sandbox.session import Session
+from waiting import PATIENCE, until, wait_for_stop
 
 MINIMAL = "minimal"
-PATIENCE = 60.0
+COUNTING = """
+import threading, time
+turns, going, goes_on = 0, True, threading.Event()
+def count():
+    global turns
+    while going:
+        turns += 1
+        time.sleep(0.001)
+        if turns > first + 100: goes_on.set()
+first = 0
+thread = threading.Thread(target=count, daemon=True)
+thread.start()
+"""
 
 
 @pytest.fixture
@@ -49,13 +61,6 @@ async def stopped(session: Session) -> None:
     await asyncio.to_thread(wait_for_stop, process_of(session))
 
 
-def wait_for_stop(process: psutil.Process) -> None:
-    end = time.monotonic() + PATIENCE
-    while process.status() != psutil.STATUS_STOPPED:
-        assert time.monotonic() < end, "it was not stopped"
-        time.sleep(0.01)
-
-
 def awake(session: Session) -> bool:
     return process_of(session).status() != psutil.STATUS_STOPPED
 
@@ -63,10 +68,36 @@ def awake(session: Session) -> bool:
 async def test_forks_rest_until_they_are_used(engine: Engine, sandbox: Session) -> None:
     children = await engine.undo.fork(sandbox, 3)
     await asyncio.gather(*map(stopped, children))
-    assert awake(sandbox)
     for number, child in enumerate(children):
         assert await value(engine, child, f"x += {number}; x") == str(41 + number)
         assert awake(child)
+
+
+async def test_a_sandbox_rests_between_its_uses(engine: Engine, sandbox: Session) -> None:
+    for number in range(2):
+        await stopped(sandbox)
+        assert sandbox.info().state == "running"
+        assert await value(engine, sandbox, "x += 1; x") == str(42 + number)
+        assert awake(sandbox)
+    before = sandbox.last_used
+    await stopped(sandbox)
+    assert sandbox.last_used == before, "looking at it is no use of it"
+    await sandbox.pause()
+    await sandbox.resume()
+    assert await value(engine, sandbox, "x") == "43"
+
+
+async def test_what_runs_in_the_background_goes_on(
+    engine: Engine, sandbox: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emberbox.sandbox.resting.QUIET_SECONDS", 0.02)
+    await value(engine, sandbox, COUNTING)
+    looks = sandbox.machine.channel.last_request
+    await asyncio.to_thread(until, lambda: sandbox.machine.channel.last_request >= looks + 2, "two looks")
+    assert awake(sandbox)
+    assert await value(engine, sandbox, "first = turns; goes_on.clear(); goes_on.wait(); first < turns") == "True"
+    await value(engine, sandbox, "going = False; thread.join()")
+    await stopped(sandbox)
 
 
 async def test_what_rests_can_be_stopped_copied_and_killed(engine: Engine, sandbox: Session) -> None:

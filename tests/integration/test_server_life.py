@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ import pytest
 from websockets.sync.client import connect
 
 from served import Served
+from waiting import until
 
 WAIT = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')"
 BEAT = "import time\nwhile True: open('beat', 'a').write('x'); time.sleep(0.01)"
@@ -47,13 +48,6 @@ def make(client: httpx.Client, **more: Any) -> str:
 def run(client: httpx.Client, vm: str, code: str, language: str = "python", **headers: str) -> httpx.Response:
     body = {"agent_id": "ada", "vm_id": vm, "language": language, "code": code}
     return client.post("/api/llm/execute", json=body, headers=headers)
-
-
-def until(found: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def exists(client: httpx.Client, vm: str, path: str) -> bool:

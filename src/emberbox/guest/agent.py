@@ -252,6 +252,9 @@ class Agent:
         self._hold_output(held=False)
         self._done(ident)
 
+    def _op_idle(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+        self._done(ident, idle=not self.executions and self.contexts.idle(self.settings.uid))
+
     def _op_metrics(self, ident: int, _fields: Fields, _payload: bytes) -> None:
         disk = os.statvfs(self.settings.workdir)
         self._done(

@@ -71,6 +71,7 @@ quiesce     {look: bool} -> done {idle: bool}
             until `wake`: the channel is empty, so that a copy of the machine begins at the start of a frame. `busy`
             while a run_code is under way. With `look`, `idle` says that no process of the user's does anything: there
             are interpreters that wait for code, if any.
+idle        {} -> done {idle: bool}: nothing is under way, and no process of the user's does anything (as of quiesce)
 wake        {fork: bool, env: {..}} -> done {}
             After a checkpoint, and the first request to a machine that was restored; `env` is added to the environment
             of whatever starts from now on. With fork the machine is a copy: requests with a lower id belong to the

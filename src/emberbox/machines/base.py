@@ -6,6 +6,7 @@ cannot do is said by `Capabilities`, never by its name.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -146,8 +147,12 @@ class Machine(Protocol):
     async def resume(self) -> None:
         """Let it go on after `pause`."""
 
-    def rest(self) -> None:
-        """Stop it until something is asked of its agent, if that can be done. Nothing may run in it."""
+    def rest(self) -> asyncio.Future[None] | None:
+        """Stop it until something is asked of its agent. Nothing may run in it.
+
+        What is returned ends when it goes on, or is dead; None: it does not stop, because that would save nothing, or
+        cost more than it saves.
+        """
 
     def stats(self) -> MachineStats:
         """Figures of now."""

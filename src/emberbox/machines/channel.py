@@ -149,6 +149,11 @@ class Channel:
         """Why the channel ended, or None while it is open."""
         return self._closed
 
+    @property
+    def quiet(self) -> bool:
+        """Nothing that was asked of the agent is under way."""
+        return not self._requests and not self._abandoned
+
     # --- requests -------------------------------------------------------------------------------------------------
 
     async def call(self, op: str, payload: bytes = b"", *, timeout: float = 30.0, **fields: Any) -> Event:

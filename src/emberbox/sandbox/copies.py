@@ -292,7 +292,7 @@ class Copies:
                     return exc
                 if snapshot.idle:
                     # 2.5 % of a processor each, which the others that are still to start need: 33 s for 100, not 8
-                    copy.machine.rest()
+                    copy.resting.begin()
                 return copy
 
         tasks = [asyncio.ensure_future(one()) for _ in range(count)]

@@ -35,6 +35,7 @@ from emberbox.models import (
 from emberbox.sandbox.configuration import GUEST_HOME, configuration
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.inside import GuestContexts, GuestProcesses
+from emberbox.sandbox.resting import Resting
 from emberbox.sandbox.running import Runner
 from emberbox.sandbox.work import (
     Restoration,
@@ -202,15 +203,24 @@ class Session:
 
     def _ready(self) -> None:
         self.state = SessionState.READY
-        self.spawn(self._watch(self.machine))
+        machine = self.machine
+        self.resting = Resting(
+            machine,
+            lambda: machine is self.machine and self.state is SessionState.READY and not self._changing.locked(),
+        )
+        self.spawn(self._watch(machine, self.resting))
 
     async def _copy_skeleton(self) -> None:
         copied = await self.runner.exec(["cp", "-R", "/opt/emberbox/skel/.", GUEST_HOME], timeout=60)
         if copied.exit_code != 0:
             raise VmNotAvailable(f"Cannot copy the template's files: {copied.stderr[:500]}", remediation=_REBUILD)
 
-    async def _watch(self, machine: Machine) -> None:
-        death = await machine.wait()
+    async def _watch(self, machine: Machine, resting: Resting) -> None:
+        rests = asyncio.ensure_future(resting.run())
+        try:
+            death = await machine.wait()
+        finally:
+            rests.cancel()
         if machine is not self.machine:
             return  # a rollback has replaced it
         self._death = death

@@ -201,11 +201,13 @@ class GvisorMachine(HostedMachine):
             await self.spawner.signal(process, signal.SIGCONT)
         self._resting = False
 
-    def rest(self) -> None:
-        # without a group, finding the stubs takes long
-        if self.group is not None and self._state is MachineState.RUNNING:
+    def rest(self) -> asyncio.Future[None] | None:
+        if self.group is None or self._state is not MachineState.RUNNING:
+            return None  # without a group, finding the stubs takes long
+        if self._rest is None or self._rest.ended.done():
             pids = {process.pid for process in self._processes}
             self._rest = Rest(self.channel, self._processes[0], self._stubs, pids)
+        return self._rest.ended
 
     def _end_rest(self) -> None:
         if self._rest is not None:

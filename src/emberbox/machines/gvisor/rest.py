@@ -32,7 +32,10 @@ class Rest:
         self._others = others
         self._stopped = False
         channel.before_send = self.end
-        self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._stop)
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        """Done when it is over."""
+        self._timer = loop.call_later(SETTLE_SECONDS, self._stop)
 
     def _stop(self) -> None:
         if self._process.send(signal.SIGSTOP):
@@ -47,3 +50,5 @@ class Rest:
             self._stopped = False
             self._stubs.go_on()
             self._process.send(signal.SIGCONT)
+        if not self.ended.done():
+            self.ended.set_result(None)
