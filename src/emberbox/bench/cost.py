@@ -19,6 +19,7 @@ from emberbox.bench.plain_runsc import RunscSession
 from emberbox.bench.results import BWRAP, JUPYTER, PYTHON, RUNSC, Aim, Row
 from emberbox.engine import Engine
 from emberbox.host.rundir import processes_of
+from emberbox.sandbox.resting import QUIET_SECONDS
 from emberbox.sandbox.session import Session
 
 
@@ -99,6 +100,7 @@ async def cpu(lab: Lab) -> list[Row]:
         async with lab.engine() as engine, contextlib.AsyncExitStack() as stack:
             sessions = [await stack.enter_async_context(lab.sandbox(engine)) for _ in range(count)]
             groups = [processes(session) for session in sessions]
+            await asyncio.sleep(2 * QUIET_SECONDS)  # then they rest
             awake = await _idle(groups, seconds)
             lab.tick(0.3)
             for session in sessions:
@@ -108,7 +110,7 @@ async def cpu(lab: Lab) -> list[Row]:
                 await session.resume()
         rows = [
             _cpu_row("cpu", "CPU of an idle sandbox, paused", paused, Aim(most=0.1, words="0")),
-            _cpu_row("cpu-open", "CPU of an idle sandbox, not paused", awake, None),
+            _cpu_row("cpu-open", "CPU of an idle sandbox, not paused", awake, Aim(most=0.1, words="0")),
         ]
     lab.tick(0.6)
     if lab.wants("cpu-pooled"):
