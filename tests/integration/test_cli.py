@@ -213,6 +213,20 @@ def test_doctor_proves_that_it_works() -> None:
     assert "computed in a gvisor sandbox" in table.stdout
 
 
+def test_doctor_tells_of_the_guest_kernel(tmp_path: Path) -> None:
+    def row(**environment: str) -> dict[str, str]:
+        checks = json.loads(emberbox("doctor", "--json", **environment).stdout)["checks"]
+        return next(check for check in checks if check["name"] == "guest kernel")
+
+    (tmp_path / "text").write_text("no kernel at all")
+    wrong = row(EMBERBOX_KERNEL=str(tmp_path / "text"))
+    assert wrong["state"] == "missing"
+    assert str(tmp_path / "text") in wrong["found"]
+    none = row(EMBERBOX_CACHE_DIR=str(tmp_path))
+    assert none["state"] == "note"
+    assert "build-kernel" in none["remedy"]
+
+
 def test_doctor_names_what_is_missing_and_the_remedy(tmp_path: Path) -> None:
     done = emberbox("doctor", EMBERBOX_RUNSC="/nowhere/runsc", EMBERBOX_CACHE_DIR=str(tmp_path))
     assert done.returncode == 5

@@ -18,10 +18,12 @@ from emberbox import __version__
 from emberbox.cli.exits import Exit, run_async
 from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import VmExecutionError
+from emberbox.errors import ImageError, VmExecutionError
+from emberbox.images.kernel import find_kernel
 from emberbox.images.store import ImageStore
 from emberbox.images.template import load_template
 from emberbox.machines.base import Capabilities
+from emberbox.machines.processor import emulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ async def _doctor(as_json: bool, template_name: str | None) -> int:
         backends = engine.capabilities()
         any_usable = any(found.usable for found in backends)
         checks += [check for found in backends for check in _backend(found, others=any_usable)]
-        checks.append(_image(settings, template_name))
+        checks += [_kernel(settings), _image(settings, template_name)]
         proof = await _proof(engine, template_name)
     checks.append(proof)
     works = proof.state == "ok"
@@ -102,6 +104,18 @@ def _backend(found: Capabilities, *, others: bool) -> list[Check]:
         how = f"emberbox setup --backend {found.backend}"
         rows.append(Check("choice", "note", "auto does not choose it before it was tried here", how))
     return rows
+
+
+def _kernel(settings: Settings) -> Check:
+    """The one that a microVM would start with here."""
+    how = "emberbox image build-kernel (some minutes), or emberbox image fetch-kernel (Debian's)"
+    try:
+        kernel = find_kernel(settings, emulated=emulated()) or find_kernel(settings)
+    except ImageError as error:
+        return Check("guest kernel", "missing", error.message, error.remediation)
+    if kernel is None:
+        return Check("guest kernel", "note", "none yet; only firecracker and qemu need one", how)
+    return Check("guest kernel", "ok", f"{kernel.release or 'unknown release'} ({kernel.origin}), {kernel.vmlinux}")
 
 
 def _image(settings: Settings, name: str) -> Check:
