@@ -183,20 +183,21 @@ def test_the_shell(where: str, served: Served, api: httpx.Client) -> None:
     args = ["--server", served.url] if where == "server" else []
     argv = [sys.executable, "-m", "emberbox.cli.app", "shell", "-t", "minimal", *args]
     done = subprocess.run(argv, input=TYPED, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    told = f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, told
     out = re.sub(r"(python|bash)> |\.\.\. ", "", done.stdout)
     lines = [line.strip() for line in out.splitlines()]
-    assert "2" in lines
-    assert "line 0" in lines
-    assert "line 1" in lines
-    assert any(line.startswith("5") and line.endswith("f.txt") for line in lines)
+    assert "2" in lines, told
+    assert "line 0" in lines, told
+    assert "line 1" in lines, told
+    assert any(line.startswith("5") and line.endswith("f.txt") for line in lines), told
     undone = next(at for at, line in enumerate(lines) if "took back 1" in line)
-    assert "1" in lines[undone : undone + 2]
-    assert "42" in lines
-    assert "stays as it was" in out, done.stdout
-    assert "There is no command %nonsense" in out
-    assert "ZeroDivisionError" in out
-    assert "gvisor" in out
+    assert "1" in lines[undone : undone + 2], told
+    assert "42" in lines, told
+    assert "stays as it was" in out, told
+    assert "There is no command %nonsense" in out, told
+    assert "ZeroDivisionError" in out, told
+    assert "gvisor" in out, told
     assert api.get("/api/vms").json()["total"] == 0
 
 
