@@ -32,7 +32,7 @@ def table_of(reports: dict[str, list[TestReport]]) -> list[str]:
             backend = next((str(value) for name, value in report.user_properties if name == _PROPERTY), None)
             if backend is None:
                 continue
-            cells = rows[report.nodeid.rpartition("/")[2].partition("[")[0].replace(".py::", " ")]
+            cells = rows[report.nodeid.partition("[")[0].rpartition("/")[2].replace(".py::", " ")]
             cells[backend] = min(mark, cells.get(backend, mark), key=_WORST.index)
     if not rows:
         return []

@@ -15,7 +15,7 @@ import pytest
 
 from backends import TUNABLES, environment_of
 from backends_table import COLUMNS, pytest_terminal_summary, ran_on
-from emberbox import Engine, Sandbox, Settings, load_settings
+from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
 from emberbox.machines.processor import emulated
@@ -53,6 +53,9 @@ def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None
     on_server = params.get("sandbox") == "remote" or "127.0.0.1:8080" in str(params.get("code", ""))
     if "served" in request.fixturenames or on_server:
         request.getfixturevalue("served")  # it stays: it must be there before we count
+    shared = params.get("sandbox") == "qemu" and hasattr(request.module, "SHARED")
+    if shared:
+        request.getfixturevalue("on_qemu")
     before = _descriptors()
     yield
     gc.collect()
@@ -61,12 +64,13 @@ def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None
     assert list(run_dir.iterdir()) == [], "files are left in the run directory"
     assert _groups() == [], "cgroups are left"
     assert str(run_dir) not in Path("/proc/self/mounts").read_text(), "mounts are left"
-    assert {n: t for n, t in _descriptors().items() if n not in before} == {}, "descriptors are left"
+    left = {n: t for n, t in _descriptors().items() if n not in before}
+    assert shared or left == {}, "descriptors are left"  # an engine that goes on opens what it needs
 
 
 def _ours(process: psutil.Process) -> bool:
     try:
-        if any(parent.pid in _servers for parent in process.parents()):
+        if any(parent.pid in _servers for parent in [process, *process.parents()]):
             return False  # its own end is looked at
         return any("spawner_main" in part or "runsc" in part for part in process.cmdline())
     except psutil.Error:
@@ -74,7 +78,7 @@ def _ours(process: psutil.Process) -> bool:
 
 
 _servers: set[int] = set()
-"""Processes of servers that outlive a test."""
+"""Processes that outlive a test: servers, and the spawners of `on_qemu`."""
 
 
 def _groups() -> list[str]:
@@ -115,14 +119,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A fresh sandbox, of the module's `TEMPLATE` or the default one."""
+    """A fresh sandbox, of the module's `TEMPLATE` and `LIMITS` or the default ones."""
     where: str = getattr(request, "param", "local")
     ran_on(request.node, where)
     template: str | None = getattr(request.module, "TEMPLATE", None)
+    limits: MachineLimits | None = getattr(request.module, "LIMITS", None)
     if where == "remote":
         served: Served = request.getfixturevalue("served")
-        with Sandbox.create(template, base_url=served.url) as sandbox:
+        with Sandbox.create(template, base_url=served.url, limits=limits) as sandbox:
             yield sandbox
+        return
+    if where == "qemu" and hasattr(request.module, "SHARED"):
+        yield request.getfixturevalue("on_qemu")
         return
     if where == "firecracker" and emulated() and not (hasattr(request.module, "QUICK") or ALL_ON_FIRECRACKER):
         pytest.skip("minutes where KVM is emulated: EMBERBOX_TEST_FIRECRACKER=1 runs it")
@@ -130,8 +138,41 @@ def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pyt
         for name, value in environment_of(where).items():
             monkeypatch.setenv(name, value)
     envs = TUNABLES if where == "firecracker" and emulated() else None
-    with Sandbox.create(template, envs=envs) as sandbox:
+    with Sandbox.create(template, envs=envs, limits=limits) as sandbox:
         yield sandbox
+
+
+@pytest.fixture
+def where(request: pytest.FixtureRequest) -> str | None:
+    """Address of the server that the sandbox is on, if it is on one."""
+    if request.node.callspec.params["sandbox"] != "remote":
+        return None
+    served: Served = request.getfixturevalue("served")
+    return served.url
+
+
+@pytest.fixture(scope="module")
+def on_qemu(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """One sandbox on QEMU for all tests of a module that says `SHARED = True`: an emulated processor takes seconds to
+    start an interpreter for the first time."""
+    run_dir = Path(tempfile.mkdtemp(prefix="ebt-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as environment:
+        wanted = environment_of("qemu") | {"EMBERBOX_RUN_DIR": str(run_dir), "EMBERBOX_STATE_DIR": f"{run_dir}.state"}
+        for name, value in (wanted | {"EMBERBOX_VM_EXECUTION__VM_POOL_SIZE": "0"}).items():
+            environment.setenv(name, value)
+        settings = load_settings()
+    spawners: set[int] = set()
+    try:
+        with Sandbox.create(getattr(request.module, "TEMPLATE", None), settings=settings) as sandbox:
+            spawners.update(processes_of(f"{run_dir}/"))
+            _servers.update(spawners)
+            yield sandbox
+        assert processes_of(f"{run_dir}/") == [], "processes are left"
+        assert list(run_dir.iterdir()) == [], "files are left in the run directory"
+    finally:
+        _servers.difference_update(spawners)
+        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(f"{run_dir}.state", ignore_errors=True)
 
 
 @pytest.fixture

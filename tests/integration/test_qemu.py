@@ -82,14 +82,6 @@ async def test_javascript_and_numpy(world: World, clean: None) -> None:
         assert (await run(engine, session, "import numpy; int(numpy.arange(10).sum())")).text == "45"
 
 
-@pytest.mark.rust
-async def test_rust(world: World, clean: None) -> None:
-    async with Engine(world.settings) as engine:
-        session = await engine.create_sandbox("default", limits=DEFAULT_LIMITS)
-        request = ExecuteRequest(session, "rust", 'fn main() { println!("{}", 6 * 7); }', RunOptions(timeout=170))
-        assert (await engine.execute(request)).stdout == "42\n"
-
-
 async def test_rollback_takes_back_memory_files_and_processes(engine: Engine) -> None:
     session = await start(engine)
     await run(engine, session, "x = 'before'; n = open('f', 'w').write('before')")

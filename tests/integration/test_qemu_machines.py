@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from emberbox import Engine
-from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmNotAvailable
+from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmConnectionError, VmNotAvailable
 from emberbox.machines.base import MachineState, Snapshot
-from emberbox.machines.qemu import QemuFactory
+from emberbox.machines.qemu import QemuFactory, rights
+from emberbox.machines.qemu.base import Base
 from emberbox.machines.qemu.machine import QemuMachine
+from emberbox.machines.qemu.rights import refusal
 from emberbox.machines.qemu.snapshot_files import BASE, MARKS, PAGES, STATE, Marks
 from emberbox.models import TerminationReason
-from qemus import LIMITS, World, clean, engine, factory, pid_of, woken, world
+from qemus import LIMITS, World, clean, engine, factory, pid_of, run, start, woken, world
 
 __all__ = ["clean", "engine", "factory", "world"]  # pytest finds fixtures by their names in the module
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -96,7 +99,7 @@ async def test_the_process_has_no_rights(world: World, factory: QemuFactory) -> 
     machine, other = await woken(factory, world.snapshot), await woken(factory, world.snapshot)
     facts, others = (_status(pid_of(one)) for one in (machine, other))
     assert len(set(facts["Uid"]) | set(facts["Gid"])) == 1
-    assert int(facts["Uid"][0]) >= 400_000
+    assert int(facts["Uid"][0]) >= 1_900_000_000
     assert facts["Uid"] != others["Uid"]
     assert facts["Groups"] == []
     assert facts["CapEff"] == facts["CapPrm"] == ["0" * 16]
@@ -106,6 +109,53 @@ async def test_the_process_has_no_rights(world: World, factory: QemuFactory) -> 
     assert os.readlink(process / "ns/net") != os.readlink("/proc/self/ns/net")  # noqa: PTH115
     mounts = (process / "mounts").read_text().splitlines()
     assert all("ro" in line.split()[3].split(",") for line in mounts)
+
+
+async def test_qemu_finds_no_files_and_no_processes_of_the_host(world: World, factory: QemuFactory) -> None:
+    if os.getuid() != 0 or (why := refusal()):
+        pytest.skip(f"only root gets a root directory of its own, where the kernel gives one ({why})")
+    machine = await woken(factory, world.snapshot)
+    process = Path(f"/proc/{pid_of(machine)}")
+    assert os.readlink(process / "ns/pid") != os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    assert _status(pid_of(machine))["NSpid"][-1] == "1"
+    root = process / "root"
+    assert {path.name for path in root.iterdir()} <= {"bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "usr"}
+    assert {path.name for path in (root / "dev").iterdir()} == {"null", "urandom"}
+    assert {path.name for path in (root / "etc").iterdir()} <= {"ld.so.cache"}
+    assert not any((root / name).exists() for name in ("home", "root", "run", "tmp", "var", "usr/bin/python3"))
+    assert {path.name for path in (root / "proc").iterdir()} - {"self", "thread-self"} == {"1"}
+    mounts = {line.split()[1] for line in (process / "mounts").read_text().splitlines()}
+    assert not any(place.startswith(("/run", "/home", "/var", "/sys")) for place in mounts)  # the old root is let go of
+    assert not any("host's files" in text for text in factory.capabilities().limitations)
+
+
+async def test_where_the_kernel_refuses_a_root_directory_machines_run_and_the_host_is_told(
+    world: World, factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root confines machines")
+    monkeypatch.setattr(rights, "refusal", lambda: "pivot_root: Invalid argument")
+    assert any("host's files" in text and "pivot_root" in text for text in factory.capabilities().limitations)
+    machine = await woken(factory, world.snapshot)
+    await machine.channel.call("ping")
+    assert _status(pid_of(machine))["NSpid"] == [str(pid_of(machine))]
+    mounts = (Path(f"/proc/{pid_of(machine)}") / "mounts").read_text().splitlines()
+    assert all("ro" in line.split()[3].split(",") for line in mounts)
+
+
+async def test_a_disk_with_limits_works(world: World, clean: None) -> None:
+    settings = world.settings.model_copy(update={"disk_bandwidth_mb": 64, "disk_operations": 2000})
+    async with Engine(settings) as engine:
+        session = await start(engine)
+        machine = session.machine
+        assert isinstance(machine, QemuMachine)
+        (drive,) = [word for word in _command_line(pid_of(machine)) if word.startswith("id=root,")]
+        assert drive.endswith(f",throttling.bps-total={64 << 20},throttling.iops-total=2000")
+        assert (await run(engine, session, "cat /usr/bin/* | wc -c", "bash")).stdout.strip().isdigit()
+
+
+def _command_line(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
 
 
 def _status(pid: int) -> dict[str, list[str]]:
@@ -139,6 +189,17 @@ async def test_a_crash_of_qemu_is_a_death_with_a_reason(world: World, factory: Q
     death = await asyncio.wait_for(machine.wait(), 10)
     assert death.reason is TerminationReason.CRASHED
     assert "QEMU ended with status" in death.message
+    assert not machine.directory.exists()
+
+
+async def test_a_qemu_that_talks_without_end_is_killed(world: World, factory: QemuFactory) -> None:
+    machine = await woken(factory, world.snapshot)
+    assert machine.qmp is not None
+    machine.qmp._left = -1e9  # as after gigabytes
+    with pytest.raises(VmConnectionError, match="far more than it was asked for"):
+        await machine.pause()
+    death = await asyncio.wait_for(machine.wait(), 20)
+    assert "far more than it was asked for" in death.message
     assert not machine.directory.exists()
 
 
@@ -318,6 +379,33 @@ async def test_a_snapshot_that_cannot_be_written_is_an_error_and_the_machine_goe
     await machine.channel.call("ping")
     assert await machine.checkpoint(tmp_path / "snapshot") > 0
     await machine.channel.call("ping")
+
+
+async def test_a_memory_stays_open_while_it_is_written_down_whatever_becomes_of_the_machine(
+    world: World, factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed descriptor's number may be another file's by then."""
+    machine = await woken(factory, world.snapshot)
+    base, writing, go_on, save = machine.base, threading.Event(), threading.Event(), Base.save
+    assert base is not None
+
+    def slow(self: Base, target: Path) -> str:
+        writing.set()
+        assert go_on.wait(60)
+        return save(self, target)
+
+    monkeypatch.setattr(Base, "save", slow)
+    taking = asyncio.create_task(machine.checkpoint(tmp_path / "snapshot"))
+    await asyncio.to_thread(writing.wait, 60)
+    taking.cancel()
+    await machine.kill()
+    factory._bases.close()
+    assert base.fd >= 0
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert base.fd == -1
+    assert list(tmp_path.iterdir()) == []
 
 
 def _copy(snapshot: Snapshot, target: Path) -> Snapshot:

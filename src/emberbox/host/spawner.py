@@ -59,6 +59,16 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnRoot:
+    """A root directory for one program."""
+
+    at: Path
+    """An empty folder, on which it is made; the host sees nothing of that."""
+    files: Sequence[Path]
+    """Files, folders and links of the host that are to be found there, read-only."""
+
+
+@dataclass(frozen=True, slots=True)
 class Confinement:
     """What a program is not to have. `uid` (its gid as well; -1: it stays) and `namespaces` are for root only."""
 
@@ -69,6 +79,8 @@ class Confinement:
     """Other groups, where there is a uid."""
     namespaces: bool = False
     """A network of its own, in which nothing is, and no file system that can be written to."""
+    root: OwnRoot | None = None
+    """With namespaces: of the host's files it finds these only, and no process but its own."""
 
 
 @dataclass(slots=True)
@@ -153,12 +165,13 @@ class Spawner:
         try:
             control.connect(str(run_dir / spawner_main.ADOPT))
             peer = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            pid = struct.unpack("3i", peer)[0]
+            pidfd = os.pidfd_open(pid)
         except OSError as exc:
             control.close()
             raise VmNotAvailable(f"Nothing waits in {run_dir}: {exc.strerror}.") from exc
-        pid = struct.unpack("3i", peer)[0]
         control.setblocking(False)
-        spawner = cls(run_dir, pid, control, partial(_wait_for, [os.pidfd_open(pid)]), loop, loop.create_future())
+        spawner = cls(run_dir, pid, control, partial(_wait_for, [pidfd]), loop, loop.create_future())
         loop.add_reader(control.fileno(), spawner._readable)
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT):
@@ -230,7 +243,9 @@ class Spawner:
         if confine is not None:
             limits = [[number, value] for number, value in confine.limits.items()]
             rest = {"limits": limits, "namespaces": confine.namespaces, "groups": list(confine.groups)}
-            request["confine"] = {"uid": confine.uid, **rest}
+            own = confine.root
+            root = None if own is None else {"at": str(own.at), "files": [str(path) for path in own.files]}
+            request["confine"] = {"uid": confine.uid, **rest, "root": root}
         reply = await self._request(request, [stdin, stdout, stderr, *more])
         return self._track(int(reply["pid"]))
 
@@ -335,17 +350,22 @@ class Spawner:
     def _readable(self) -> None:
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(
+                data, fds, flags, _ = socket.recv_fds(
                     self._socket, spawner_main.MAX_MESSAGE, spawner_main.MAX_FDS, flags=socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 return
             except OSError:
-                data, fds = b"", []
+                data, fds, flags = b"", [], 0
             if not data:
                 self._disconnect()
                 return
-            self._take(json.loads(data), fds)
+            message = json.loads(data)
+            if flags & socket.MSG_CTRUNC and "owned" not in message:  # a pidfd is dispensable
+                for fd in fds:
+                    os.close(fd)
+                message, fds = {"id": message.get("id"), "error": "descriptors were lost on the way"}, []
+            self._take(message, fds)
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         """One message of the process, with the descriptors that came beside it."""

@@ -13,7 +13,7 @@ Started as `python -I -S spawner_main.py CONTROL_FD LOCK_FD RUN_DIR [CGROUP_DIR 
 Messages are JSON objects over a SOCK_SEQPACKET socket, descriptors travel beside them (SCM_RIGHTS):
 
     {"id", "op": "spawn", "argv", "env", "cwd", "join": [files], "confine"} + 3 to 10 fds -> {"id", "pid"}
-                                     the descriptors become 0, 1, 2, ..; `confine` is as of `confine()`, or null
+                                     the descriptors become 0, 1, 2, ..; `confine` as of confinement.py, or null
     {"id", "op": "own", "pid"}       report the end of this orphan, too    -> {"id", "owned": pid} + 1 fd: its pidfd,
                                      which is left out where there is none
     {"id", "op": "signal", "pid", "signal"}                                -> {"id"}
@@ -32,7 +32,6 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import selectors
 import shutil
 import signal
@@ -42,6 +41,11 @@ import sys
 import time
 from typing import Any
 
+if __name__ == "__main__":  # a Python without packages; this one's own are three folders up
+    sys.path.append(os.path.abspath(__file__ + "/../../.."))  # noqa: PTH100
+
+from emberbox.host.confinement import confine, fork
+
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
@@ -50,12 +54,6 @@ MEMBARRIER = {"x86_64": (0xC000003E, 324), "aarch64": (0xC00000B7, 283)}
 """Architecture (AUDIT_ARCH_…) and number of the system call."""
 MAX_MESSAGE = 1 << 17
 MAX_FDS = 10
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
-MOUNT_SETATTR = 442
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-MOUNT_ATTR_RDONLY = 1
-MS_PRIVATE_ALL = 1 << 18 | 1 << 14
-"""MS_PRIVATE | MS_REC of mount(2)."""
 VERSION = 1
 """Of what `kept` and `take` say."""
 ADOPT = "adopt"
@@ -134,13 +132,14 @@ class Spawner:
     def serve(self) -> bool:
         """One request; False at the end of the socket."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, MAX_FDS)
+            data, fds, flags, _ = socket.recv_fds(self.control, MAX_MESSAGE, MAX_FDS)
         except ConnectionError:  # Emberbox died with something of ours unread
             return False
         if not data:
             return False
         request = json.loads(data)
         try:
+            refuse_lost(flags)
             reply = self.handle(request, fds)
         except OSError as exc:
             reply = {"error": str(exc), "errno": errno.errorcode.get(exc.errno or 0, "")}
@@ -299,6 +298,12 @@ class Kept:
             os.close(fd)
 
 
+def refuse_lost(flags: int) -> None:
+    """Raises OSError: not all descriptors came, and those that did would be taken for others."""
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, "descriptors were lost on the way")
+
+
 def open_pidfd(pid: int) -> int:
     """A descriptor of a process (pidfd_open(2)), -1 where there is none: kernels before 5.3, or one too many."""
     try:
@@ -313,7 +318,12 @@ def spawn(request: dict[str, Any], fds: list[int]) -> int:
     if len(fds) < 3:
         raise OSError(errno.EINVAL, "spawn wants three descriptors or more")
     failed_read, failed_write = os.pipe()
-    pid = os.fork()
+    try:
+        pid = fork(request.get("confine"))
+    except OSError:
+        os.close(failed_read)
+        os.close(failed_write)
+        raise
     if pid == 0:
         step = ""
         try:
@@ -360,31 +370,6 @@ def place_fds(fds: list[int], failed_write: int) -> int:
     os.closerange(len(fds), failed)
     os.closerange(failed + 1, 1 << 16)
     return failed
-
-
-def confine(wishes: dict[str, Any]) -> None:
-    """Give away what the program need not have: `limits` (resource.setrlimit, by number), `namespaces` (no network but
-    one of its own, and no file system that can be written to; only root can), `uid`, which is its gid as well, and
-    `groups` besides."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if wishes["namespaces"]:
-        if libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET):
-            code = ctypes.get_errno()
-            raise OSError(code, "unshare: " + os.strerror(code))
-        if libc.mount(None, b"/", None, MS_PRIVATE_ALL, None):
-            code = ctypes.get_errno()
-            raise OSError(code, "mount: " + os.strerror(code))
-        attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
-        if libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes)):
-            code = ctypes.get_errno()
-            if code != errno.ENOSYS:  # before Linux 5.12; the limit of file sizes stands there alone
-                raise OSError(code, "mount_setattr: " + os.strerror(code))
-    for number, value in wishes["limits"]:
-        resource.setrlimit(number, (value, value))
-    if wishes["uid"] >= 0:
-        os.setgroups(wishes["groups"])
-        os.setresgid(wishes["uid"], wishes["uid"], wishes["uid"])
-        os.setresuid(wishes["uid"], wishes["uid"], wishes["uid"])
 
 
 def children() -> list[int]:

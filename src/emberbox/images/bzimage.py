@@ -11,6 +11,8 @@ import lzma
 import shutil
 import struct
 import subprocess
+import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Mapping
 
@@ -121,10 +123,25 @@ def _zstd(data: bytes, most: int) -> bytes:
     if program is None:
         raise ValueError("it is compressed by zstd; install the package zstd")
     argv = [program, "--decompress", "--stdout", "--quiet", "--no-progress", f"--memory={MOST_BYTES >> 20}MB"]
-    done = subprocess.run(argv, input=data, capture_output=True, timeout=_SECONDS, check=False)
-    if done.returncode != 0:
-        raise ValueError(f"zstd ended with status {done.returncode}: {done.stderr[-200:].decode('utf-8', 'replace')}")
-    return done.stdout[: most + 1]
+    out = b""
+    with tempfile.TemporaryFile() as packed, tempfile.TemporaryFile() as words:
+        packed.write(data)
+        packed.seek(0)
+        with subprocess.Popen(argv, stdin=packed, stdout=subprocess.PIPE, stderr=words) as process:
+            timer = threading.Timer(_SECONDS, process.kill)
+            timer.start()
+            try:
+                if process.stdout is not None:
+                    out = process.stdout.read(most + 1)  # no more than that is ever held
+            finally:
+                timer.cancel()
+                if len(out) > most:
+                    process.kill()
+        if process.returncode != 0 and len(out) <= most:
+            words.seek(0)
+            said = words.read(200).decode("utf-8", "replace")
+            raise ValueError(f"zstd ended with status {process.returncode}: {said}")
+    return out
 
 
 def _lz4(data: bytes, most: int) -> bytes:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,6 +24,8 @@ from emberbox.machines.hosted import HostedMachine
 _M = TypeVar("_M", bound=HostedMachine)
 _KEY = "adopt.key"
 """In the run directory: whose machines these are."""
+_AT_ONCE = 32
+"""Machines that are taken over at the same time."""
 _NOTICE_SECONDS = 3.0
 """In which a spawner notices that its Emberbox is gone."""
 
@@ -58,13 +61,11 @@ async def take_over(
     for path in _candidates(base, key):
         with contextlib.suppress(VmNotAvailable):
             spawner, lock_fd, names = await _connect(path)
-            run_dir = RunDir(path, lock_fd)
-            cgroups = CgroupRoot.load(path / CGROUPS)
             machines: list[_M] = []
             try:
-                for name in names:
-                    with contextlib.suppress(VmNotAvailable, VmConnectionError):
-                        machines.append(await take(spawner, run_dir, name, cgroups))
+                run_dir = RunDir(path, lock_fd)
+                cgroups = CgroupRoot.load(path / CGROUPS)
+                await _take_all(names, partial(_call, take, spawner, run_dir, cgroups), machines)
                 ours = {machine.id for machine in machines}
                 await asyncio.to_thread(_clear_others, run_dir, ours, cgroups, folders)
             except BaseException:  # the next attempt may find them all
@@ -75,6 +76,28 @@ async def take_over(
                 raise
             return Estate(spawner, run_dir, machines)
     return None
+
+
+async def _call(take: Take[_M], spawner: Spawner, run_dir: RunDir, cgroups: CgroupRoot | None, name: str) -> _M:
+    return await take(spawner, run_dir, name, cgroups)
+
+
+async def _take_all(names: Iterable[str], take: Callable[[str], Awaitable[_M]], into: list[_M]) -> None:
+    """Some at a time: one that does not answer holds up few others."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def take_one(name: str) -> None:
+        async with gate:
+            with contextlib.suppress(VmNotAvailable, VmConnectionError):
+                into.append(await take(name))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                group.create_task(take_one(name))
+    except BaseExceptionGroup as exc:
+        raise exc.exceptions[0] from None
+    into.sort(key=lambda machine: machine.id)
 
 
 def _candidates(base: Path, key: str) -> list[Path]:

@@ -16,6 +16,7 @@ from emberbox.errors import VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot, MachineGroup, find_cgroup_root
 from emberbox.host.rundir import CGROUPS, RunDir, clear_owner, dead_owners, make_run_dir
 from emberbox.host.spawner import Spawner
+from emberbox.host.uids import UidLocks
 from emberbox.machines.estate import Take, take_over, write_key
 from emberbox.machines.hosted import HostedMachine
 from emberbox.models import MachineLimits
@@ -56,6 +57,7 @@ class HostedFactory(Generic[_M]):
         self._run_dir: RunDir | None = None
         self._spawner: Spawner | None = None
         self._machines: dict[str, _M] = {}
+        self._uids = UidLocks()
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -124,17 +126,19 @@ class HostedFactory(Generic[_M]):
             raise VmNotAvailable(f"Cannot make the cgroup of {machine_id}: {exc}.", retryable=True) from exc
 
     def _free_uid(self, first: int, count: int) -> int:
-        """One of so many uids from `first` on, which no other machine and no process of this host has: machines of the
-        same user could reach into each other. Raises VmNotAvailable."""
+        """One of so many uids from `first` on, which no other machine, engine and process of this host has: machines of
+        the same user could reach into each other. It is kept until `_forget`. Raises VmNotAvailable."""
         taken = {machine.uid for machine in self._machines.values()} | _uids_in_use()
         for _ in range(_MOST_TRIES):
             uid = first + secrets.randbelow(count)
-            if uid not in taken:
+            if uid not in taken and self._uids.take(uid):
                 return uid
         raise VmNotAvailable(f"No uid between {first} and {first + count} is free.", retryable=True)
 
     def _forget(self, machine_id: str) -> None:
-        self._machines.pop(machine_id, None)
+        machine = self._machines.pop(machine_id, None)
+        if machine is not None and machine.uid is not None:
+            self._uids.let_go(machine.uid)
 
     # --- what is left ---------------------------------------------------------------------------------------------
 
@@ -167,13 +171,26 @@ class HostedFactory(Generic[_M]):
         self._closed = True
         async with self._starting:  # a spawner that is just being started is ours as well
             pass
-        await asyncio.gather(*(machine.kill() for machine in list(self._machines.values())))
-        if self._spawner is not None:
-            await self._spawner.close()
-            self._spawner = None
+        try:
+            ends = [machine.kill() for machine in list(self._machines.values())]
+            results = await asyncio.gather(*ends, return_exceptions=True)
+        finally:
+            try:
+                if self._spawner is not None:
+                    spawner, self._spawner = self._spawner, None
+                    await spawner.close()  # kills what is left
+            finally:
+                self._let_go()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _let_go(self) -> None:
+        """What is held besides machines and the spawner."""
         if self._run_dir is not None:
             self._run_dir.release()
             self._run_dir = None
+        self._uids.close()
         if self._cgroups is not None:
             self._cgroups.remove_if_empty()
 
@@ -185,3 +202,4 @@ class HostedFactory(Generic[_M]):
             self._spawner.abandon()
         if self._run_dir is not None:
             self._run_dir.release()
+        self._uids.close()

@@ -17,6 +17,7 @@ from emberbox.host.spawner import Spawner
 from emberbox.machines.qemu.base import Base
 from emberbox.machines.qemu.machine import QemuMachine, close_all, memory_fd_of
 from emberbox.machines.qemu.snapshot_files import read_marks
+from emberbox.machines.threads import claimed
 
 _ANSWER_SECONDS = 10.0
 
@@ -26,21 +27,25 @@ async def take_machine(
 ) -> QemuMachine:
     """Connect to it again; `on_dead` is told its id when it ends. Raises VmNotAvailable, VmConnectionError."""
     pids, fds, info = await spawner.take(name)
-    streams = [socket.socket(fileno=fd) for fd in fds]
+    streams: list[socket.socket] = []
     directory = run_dir.path / name
     group = None if cgroups is None else cgroups.group(f"{run_dir.owner}-{name}")
     try:
+        for fd in fds:
+            streams.append(socket.socket(fileno=fd))  # noqa: PERF401 (those before one that fails are closed)
         (pid,), memory, (_, _, _, _) = pids, info["memory"], streams
         marks = read_marks(directory)
-    except (ValueError, KeyError, VmNotAvailable) as exc:
+    except (ValueError, KeyError, OSError, VmNotAvailable) as exc:
         close_all(streams)
+        for fd in fds[len(streams) :]:
+            os.close(fd)
         await _end(spawner, pids, name)
         raise VmNotAvailable(f"Machine {name} cannot be taken over: what was kept of it is damaged ({exc}).") from exc
     machine = QemuMachine(directory, spawner, group, marks, None, memory, on_dead)
     machine.attach(streams, secrets.randbits(40))
     try:
         machine.taken_over(await spawner.own(pid))
-        machine.use(await asyncio.to_thread(_memory, pid, memory, marks.base))
+        machine.use(await claimed(lambda: _memory(pid, memory, marks.base), _close))
         async with asyncio.timeout(_ANSWER_SECONDS):
             await machine.go_on_after_another()
             await machine.connect(_ANSWER_SECONDS, secrets.randbits(60))
@@ -56,6 +61,13 @@ def _memory(pid: int, size: int, base: str) -> Base | int:
     if base:
         return Base(memory_fd_of(pid, size, os.O_RDONLY), base)
     return memory_fd_of(pid, size, os.O_RDWR)
+
+
+def _close(memory: Base | int) -> None:
+    if isinstance(memory, Base):
+        memory.release()
+    else:
+        os.close(memory)
 
 
 async def _end(spawner: Spawner, pids: Sequence[int], name: str) -> None:

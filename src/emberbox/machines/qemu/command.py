@@ -63,9 +63,15 @@ def kernel_args(limits: MachineLimits, hardware: Hardware, khz: int | None) -> s
     return " ".join(words)
 
 
-def command(machine_id: str, hardware: Hardware, args: str, *, copy: bool) -> list[str]:
+def disk_limits(bandwidth_mb: int | None, operations: int | None) -> str:
+    """What a drive may read in a second, as options of `-drive`; empty without limits."""
+    bandwidth = f",throttling.bps-total={bandwidth_mb << 20}" if bandwidth_mb is not None else ""
+    return bandwidth + (f",throttling.iops-total={operations}" if operations is not None else "")
+
+
+def command(machine_id: str, hardware: Hardware, args: str, *, copy: bool, disk: str = "") -> list[str]:
     """Starts a machine, or (`copy`) one that waits for the state of another. Whatever it opens is a descriptor that it
-    was given, so that it need not be able to reach any file of ours."""
+    was given, so that it need not be able to reach any file of ours. `disk`: as of `disk_limits`."""
     machine = "microvm,rtc=on,isa-serial=on,auto-kernel-cmdline=off,suppress-vmdesc=on,memory-backend=ram"
     ram = f"memory-backend-file,id=ram,size={hardware.memory_mb}M,mem-path=/proc/self/fd/{RAM}"
     argv = [
@@ -76,7 +82,7 @@ def command(machine_id: str, hardware: Hardware, args: str, *, copy: bool) -> li
         "-smp", str(hardware.vcpus), "-m", f"{hardware.memory_mb}M",
         "-object", f"{ram},share={'off' if copy else 'on'}",
         "-kernel", f"/proc/self/fd/{KERNEL}", "-append", args,
-        "-drive", f"id=root,if=none,format=raw,readonly=on,file=/proc/self/fd/{DISK},file.locking=off",
+        "-drive", f"id=root,if=none,format=raw,readonly=on,file=/proc/self/fd/{DISK},file.locking=off{disk}",
         "-device", "virtio-blk-device,drive=root",
         "-chardev", f"socket,id=log,fd={LOG}", "-serial", "chardev:log",
         "-chardev", f"socket,id=agent,fd={AGENT}", "-chardev", f"socket,id=greeting,fd={GREETING}",

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-import resource
 import secrets
 import shutil
-import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +16,7 @@ from emberbox.config import Settings
 from emberbox.errors import ExecutionTimeout, ImageError, SnapshotFailed, VmConnectionError, VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
-from emberbox.host.spawner import Confinement, Spawner
+from emberbox.host.spawner import Spawner
 from emberbox.images.disk import RootDisk, ensure_disk
 from emberbox.images.kernel import GuestKernel, find_kernel
 from emberbox.images.store import Image
@@ -29,11 +27,11 @@ from emberbox.machines.processor import processor
 from emberbox.machines.proof import is_proven
 from emberbox.machines.qemu.adoption import take_machine
 from emberbox.machines.qemu.base import Base, Bases
-from emberbox.machines.qemu.command import Hardware, command, kernel_args, vcpus
+from emberbox.machines.qemu.command import Hardware, command, disk_limits, kernel_args, vcpus
 from emberbox.machines.qemu.machine import QemuMachine, close_all, sockets
 from emberbox.machines.qemu.memory import new_memory
 from emberbox.machines.qemu.options import OLDEST, TESTED, QemuOptions, Version, find_problem, tsc_khz, version_of
-from emberbox.machines.qemu.saving import MOST_DEVICES
+from emberbox.machines.qemu.rights import check_readable, rights, root_problem
 from emberbox.machines.qemu.snapshot_files import (
     BASE,
     LAYOUT,
@@ -44,12 +42,12 @@ from emberbox.machines.qemu.snapshot_files import (
     read_marks,
     write_marks,
 )
+from emberbox.machines.threads import claimed
 from emberbox.models import MachineLimits
 
 _ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 _OVERHEAD_MB = 256
 """Of QEMU itself and what it translates, above the guest's memory."""
-_OPEN_FILES, _THREADS = 512, 256
 _FIRST_BOOT_SECONDS = 15.0
 """The least time for the first attempt: an emulated kernel hangs now and then while it starts."""
 _CALLS_SECONDS = 20.0
@@ -154,6 +152,8 @@ class QemuFactory(HostedFactory[QemuMachine]):
             found.append("full emulation: programs run ten to twenty times slower, on one processor")
         if not self.options.confined:
             found.append("QEMU runs with this user's own rights, behind its seccomp filters alone")
+        elif why := root_problem(self.options):
+            found.append(f"QEMU sees the host's files and processes, as any user does ({why})")
         if self._cgroups is None:
             found.append("no writable memory cgroup: CPU is not limited, and the memory of machines is not counted")
         if not version.text.startswith(TESTED):
@@ -174,7 +174,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
             ExecutionTimeout: the agent did not come up in `boot_timeout_seconds`.
         """
         whole = self._settings.boot_timeout_seconds
-        first = min(whole, max(_FIRST_BOOT_SECONDS, whole / 3))
+        first = _first_seconds(whole)
         try:
             machine = await self._boot(image, limits, first)
         except ExecutionTimeout:
@@ -352,7 +352,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
         except BaseException as exc:
             # the clean-up runs to its end even if the caller is cancelled once more
             await asyncio.shield(asyncio.ensure_future(machine.kill()))
-            explained = _explained(exc, machine, run_dir)
+            explained = _explained(exc, machine, run_dir, parts.kernel.vmlinux)
             if explained is exc:
                 raise
             raise explained from exc
@@ -372,15 +372,18 @@ class QemuFactory(HostedFactory[QemuMachine]):
 
     async def _launch(self, machine: QemuMachine, parts: _Parts) -> None:
         """Start its QEMU; returns when that takes commands."""
-        argv = command(machine.id, parts.hardware, machine.marks.args, copy=machine.base is not None)
+        disk = disk_limits(self._settings.disk_bandwidth_mb, self._settings.disk_operations)
+        argv = command(machine.id, parts.hardware, machine.marks.args, copy=machine.base is not None, disk=disk)
         files = [parts.disk.path, parts.kernel.vmlinux, *([parts.kernel.initrd] if parts.kernel.initrd else [])]
         ours, theirs = sockets()
-        machine.attach(ours)
         opened: list[int] = []
         try:
+            machine.attach(ours)
             opened += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in files]
             if self.options.confined:
-                _check_readable(files)
+                check_readable(files)
+                machine.uid = self._free_uid(self.options.first_uid, self.options.uids)
+            confine = await asyncio.to_thread(rights, self.options, machine.directory, machine.uid)
             log, *others = (stream.fileno() for stream in theirs)
             with Path(os.devnull).open("rb") as null:
                 process = await machine.spawner.spawn(
@@ -392,7 +395,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
                     cwd="/",
                     join=machine.group.join if machine.group is not None else [],
                     more=[*others, machine.memory_fd, *opened],
-                    confine=self._confinement(machine),
+                    confine=confine,
                 )
         finally:
             close_all(theirs)
@@ -400,15 +403,6 @@ class QemuFactory(HostedFactory[QemuMachine]):
                 os.close(fd)
         machine.prepared(process)
         await machine.ready_for_calls(_CALLS_SECONDS)
-
-    def _confinement(self, machine: QemuMachine) -> Confinement:
-        limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MOST_DEVICES, resource.RLIMIT_NOFILE: _OPEN_FILES}
-        if not self.options.confined:
-            return Confinement(limits)
-        limits[resource.RLIMIT_NPROC] = _THREADS
-        machine.uid = self._free_uid(self.options.first_uid, self.options.uids)
-        groups = [self.options.kvm.stat().st_gid] if self.options.chosen == "kvm" else []
-        return Confinement(limits, machine.uid, groups, namespaces=True)
 
     # --- what is left ---------------------------------------------------------------------------------------------
 
@@ -421,8 +415,10 @@ class QemuFactory(HostedFactory[QemuMachine]):
         return dict(await self._take_over(take))
 
     async def close(self) -> None:
-        await super().close()
-        self._bases.close()
+        try:
+            await super().close()
+        finally:
+            self._bases.close()
 
     def abandon(self) -> None:
         super().abandon()
@@ -431,31 +427,31 @@ class QemuFactory(HostedFactory[QemuMachine]):
 
 async def _load(path: Path, digest: str) -> Base:
     """`Base.load` in a thread. Where the caller is cancelled, what it loads is closed."""
-    loading = asyncio.ensure_future(asyncio.to_thread(Base.load, path, digest))
-    try:
-        return await asyncio.shield(loading)
-    except asyncio.CancelledError:
-        loading.add_done_callback(_release)
-        raise
+    return await claimed(lambda: Base.load(path, digest), Base.release)
 
 
-def _release(loading: asyncio.Future[Base]) -> None:
-    if not loading.cancelled() and loading.exception() is None:
-        loading.result().release()
+def _first_seconds(whole: float) -> float:
+    """How long the first attempt of a boot may take."""
+    return min(whole, max(_FIRST_BOOT_SECONDS, whole / 3))
 
 
-def _explained(exc: BaseException, machine: QemuMachine, run_dir: RunDir) -> BaseException:
+def _explained(exc: BaseException, machine: QemuMachine, run_dir: RunDir, kernel: Path) -> BaseException:
     """What a failed start is told as."""
     said = machine.serial.text() if machine.serial is not None else ""
-    words = f" Its last words: {said}" if said else ""
+    words = f" Its last words: {said}" if said else " Its console stayed silent."
+    wanted = f"the kernel {kernel} may lack what it needs: see docs/qemu.md, or use one of ours (`emberbox setup`)"
+    remedy = "Run `emberbox doctor`; it starts a machine and explains what the host lacks."
     if isinstance(exc, TimeoutError):
-        return ExecutionTimeout(f"Machine {machine.id} did not start in time.{words}", retryable=True)
+        again = "Try again, or raise `boot_timeout_seconds`: a loaded host may need longer."
+        again += "" if machine.ready else f" If it always fails, {wanted}."
+        message = f"Machine {machine.id} did not start in time.{words}"
+        return ExecutionTimeout(message, remediation=again, retryable=True)
     if isinstance(exc, VmConnectionError):
-        more = "" if said[-200:] in exc.message else words
+        more = "" if said and said[-200:] in exc.message else words
+        if machine.base is None and not machine.ready:  # it was booted, and never came as far as our own first process
+            remedy = f"{wanted[0].upper()}{wanted[1:]}."
         return VmNotAvailable(
-            f"Machine {machine.id} died while it started: {exc.message}{more}",
-            remediation="Run `emberbox doctor`; it starts a machine and explains what the host lacks.",
-            retryable=True,
+            f"Machine {machine.id} died while it started: {exc.message}{more}", remediation=remedy, retryable=True
         )
     if isinstance(exc, OSError):
         return VmNotAvailable(
@@ -464,15 +460,6 @@ def _explained(exc: BaseException, machine: QemuMachine, run_dir: RunDir) -> Bas
             retryable=True,
         )
     return exc
-
-
-def _check_readable(files: list[Path]) -> None:
-    """A machine with a uid of its own reads them through a descriptor, and opens that once more."""
-    for path in files:
-        if not path.stat().st_mode & stat.S_IROTH:
-            raise VmNotAvailable(
-                f"QEMU cannot be used: other users may not read {path}.", remediation=f"chmod a+r {path}"
-            )
 
 
 def _digest(kernel: GuestKernel) -> str:

@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emberbox.errors import SnapshotFailed, VmConnectionError, VmNotAvailable
 from emberbox.host.cgroups import MachineGroup
@@ -28,6 +28,7 @@ from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Marks, wri
 from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
 
+_T = TypeVar("_T")
 _LAST_WORDS_SECONDS = 2.0
 _MEMORY = "/memfd:emberbox-ram"
 _STATE_SECONDS = 120.0
@@ -105,7 +106,12 @@ class QemuMachine(HostedMachine):
         greetings.setblocking(False)
         self.serial = SerialLog(log.detach())
         self._agent, self._greetings = agent, greetings
-        self.qmp = Qmp(qmp, number)
+        self.qmp = Qmp(qmp, number, self._channel_broke)
+
+    @property
+    def ready(self) -> bool:
+        """The guest's first process has said that it runs, or it is a copy of one in which it did."""
+        return self.base is not None or (self.serial is not None and self.serial.ready.is_set())
 
     def use(self, memory: Base | int) -> None:
         """Its memory, which is given up with it: a `Base` that is held for it, or the descriptor of its own."""
@@ -163,9 +169,10 @@ class QemuMachine(HostedMachine):
         await self.greeted(seconds)
         if self._agent is None:
             raise VmConnectionError("The machine was ended.")
+        other = os.dup(self._agent.fileno())
         fd = self._agent.detach()
         self._agent = None
-        self._channel = Channel(os.dup(fd), fd, self._channel_broke)
+        self._channel = Channel(other, fd, self._channel_broke)
         if last_request is not None:
             self._channel.resync(last_request)
         self._to(MachineState.RUNNING)
@@ -209,8 +216,8 @@ class QemuMachine(HostedMachine):
                 save = save_devices if self.marks.method == "devices" else migrate
                 await self._unless_dead(save(qmp, building / STATE))
                 if self.marks.method == "devices":
-                    await asyncio.to_thread(self._write_memory, building)
-            size = await asyncio.to_thread(self._finish, building)
+                    await self._in_thread(self._write_memory, building)
+            size = await self._in_thread(self._finish, building)
             building.rename(directory)
         except BaseException as exc:
             await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
@@ -235,20 +242,34 @@ class QemuMachine(HostedMachine):
                 except (QmpError, VmConnectionError) as exc:
                     self._background(self._died(f"it did not go on after a snapshot: {exc.message}"))
 
-    def _write_memory(self, building: Path) -> None:
+    async def _in_thread(self, work: Callable[[Path, Base], _T], building: Path) -> _T:
+        """Do something with the memory, which stays open until it is done, whatever becomes of the machine and of the
+        caller; nothing is written to the folder after that."""
+        base = self.base.hold() if self.base is not None else Base(os.dup(self._ram_fd), "")
+        done = self._loop.run_in_executor(None, work, building, base)  # no task: those end with their loop
+        done.add_done_callback(lambda _: base.release())
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            while not done.done():
+                with contextlib.suppress(asyncio.CancelledError):  # once more
+                    await asyncio.wait([done])
+            raise
+
+    def _write_memory(self, building: Path, base: Base) -> None:
         """What must be copied while the processors stand still."""
         if self.base is not None and self._process is not None:
             Mapped.find(self._process.pid, self.memory).write_own_pages(building / PAGES)
         else:
-            digest = save_memory(self._ram_fd, building / BASE)
+            digest = save_memory(base.fd, building / BASE)
             write_marks(building, self.marks.model_copy(update={"base": digest}))
 
-    def _finish(self, building: Path) -> int:
+    def _finish(self, building: Path, base: Base) -> int:
         """What can be done while the machine runs; bytes that the snapshot takes on the disk."""
         if self.marks.method == "stream":
             write_marks(building, self.marks.model_copy(update={"base": ""}))
-        elif self.base is not None:
-            digest = self.base.save(building / BASE)
+        elif base.digest:
+            digest = base.save(building / BASE)
             write_marks(building, self.marks.model_copy(update={"base": digest}))
         # a file that others have as well takes no room of its own
         return sum(info.st_blocks * 512 for path in building.iterdir() if (info := path.stat()).st_nlink == 1)
@@ -271,8 +292,9 @@ class QemuMachine(HostedMachine):
         await self._qmp().interrupt()
         await self._qmp().call("cont")
 
-    def rest(self) -> None:
-        """Nothing to do: the processors of a guest in which nothing runs are halted."""
+    def rest(self) -> asyncio.Future[None] | None:
+        """None: the processors of a guest in which nothing runs are halted."""
+        return None
 
     async def outlive(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""
@@ -332,6 +354,10 @@ class QemuMachine(HostedMachine):
     async def _close_more(self) -> None:
         if self.qmp is not None:
             self.qmp.close()
+        for stream in (self._agent, self._greetings):
+            if stream is not None and stream.fileno() >= 0:  # somebody may be waiting for it, and be cancelled later
+                self._loop.remove_reader(stream.fileno())
+                self._loop.remove_writer(stream.fileno())
         self._close_memory()
 
     def _close_memory(self) -> None:

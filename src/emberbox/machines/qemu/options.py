@@ -39,8 +39,8 @@ class QemuOptions:
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     kvm: Path = Path("/dev/kvm")
     confine: bool = True
-    """Give each machine a uid of its own and namespaces; possible for root only."""
-    first_uid: int = 400_000
+    """Give each machine a uid, namespaces and a root directory of its own; possible for root only."""
+    first_uid: int = 1_900_100_000
     """Machines run as this uid and gid or one of the `uids` after it."""
     uids: int = 65_536
 

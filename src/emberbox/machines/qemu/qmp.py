@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from emberbox.errors import VmConnectionError, VmNotAvailable
 CALL_SECONDS = 20.0
 _MAX_LINE = 1 << 20
 _MAX_EVENTS = 100
+_MOST_AT_ONCE, _MOST_A_SECOND = 4 << 20, 64 << 10
+"""Bytes that QEMU may write at once, and on average: events of a machine are some hundred bytes a second."""
 
 
 class QmpError(VmNotAvailable):
@@ -30,18 +32,25 @@ class Qmp:
     Args:
         stream: of which QEMU has the other end.
         number: of the first call: answers to others are passed over.
+        on_broken: called once, when the channel is given up because of what came on it, or of a command of which QEMU
+            has taken a part only.
     """
 
-    def __init__(self, stream: socket.socket, number: int = 0) -> None:
+    def __init__(
+        self, stream: socket.socket, number: int = 0, on_broken: Callable[[str], None] = lambda _: None
+    ) -> None:
         stream.setblocking(False)
         self._stream = stream
         self._number = number
+        self._on_broken = on_broken
         self._buffer = b""
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._watchers: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._loop = asyncio.get_running_loop()
         self._greeted: asyncio.Future[None] = self._loop.create_future()
         self._ended: str | None = None
+        self._sending = asyncio.Lock()
+        self._left, self._left_at = float(_MOST_AT_ONCE), self._loop.time()
         self._loop.add_reader(stream.fileno(), self._readable)
 
     def fileno(self) -> int:
@@ -77,10 +86,7 @@ class Qmp:
         self._calls[number] = answer
         try:
             async with asyncio.timeout(seconds):
-                if fds:
-                    socket.send_fds(self._stream, [line[:1]], list(fds))
-                    line = line[1:]
-                await self._loop.sock_sendall(self._stream, line)
+                await self._send(line, fds)
                 return await answer
         except TimeoutError as exc:
             raise QmpError(f"QEMU did not answer {command!r} within {seconds:g} s.", retryable=True) from exc
@@ -88,6 +94,19 @@ class Qmp:
             raise VmConnectionError(f"QEMU cannot be told {command!r}: {exc.strerror}.") from exc
         finally:
             del self._calls[number]
+
+    async def _send(self, line: bytes, fds: Sequence[int]) -> None:
+        async with self._sending:
+            if self._ended is not None:
+                raise VmConnectionError(self._ended)
+            try:
+                if fds:
+                    socket.send_fds(self._stream, [line[:1]], list(fds))
+                    line = line[1:]
+                await self._loop.sock_sendall(self._stream, line)
+            except BaseException:  # the next command would be taken for the rest of this one
+                self._break("QEMU takes no commands: one was sent in part.")
+                raise
 
     @contextmanager
     def watch(self, event: str) -> Iterator[asyncio.Queue[dict[str, Any]]]:
@@ -110,13 +129,23 @@ class Qmp:
         if not data:
             self._end("QEMU closed its control channel.")
             return
+        if not self._allowed(len(data)):
+            self._break("QEMU writes far more than it was asked for.")
+            return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         if len(self._buffer) > _MAX_LINE:
-            self._end("QEMU writes an answer without an end.")
+            self._break("QEMU writes an answer without an end.")
             return
         for line in lines:
             if self._ended is None:
                 self._take(line)
+
+    def _allowed(self, count: int) -> bool:
+        """Whether QEMU may write so many bytes now."""
+        now = self._loop.time()
+        self._left = min(_MOST_AT_ONCE, self._left + (now - self._left_at) * _MOST_A_SECOND) - count
+        self._left_at = now
+        return self._left >= 0
 
     def _take(self, line: bytes) -> None:
         try:
@@ -124,7 +153,7 @@ class Qmp:
         except ValueError:
             return  # the rest of something that was for another
         except RecursionError:
-            self._end("QEMU writes what no QEMU writes.")
+            self._break("QEMU writes what no QEMU writes.")
             return
         if not isinstance(message, dict):
             return
@@ -156,6 +185,11 @@ class Qmp:
                     waiting.set_exception(VmConnectionError(why))
             if self._greeted.done() and not self._greeted.cancelled():
                 self._greeted.exception()  # nobody waiting for it is no leak
+
+    def _break(self, why: str) -> None:
+        if self._ended is None:
+            self._end(why)
+            self._on_broken(why)
 
     def close(self) -> None:
         self._end("The machine was ended.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from emberbox.machines.qemu.command import Hardware, command, kernel_args, vcpus
+from emberbox.machines.qemu.command import Hardware, command, disk_limits, kernel_args, vcpus
 from emberbox.models import MachineLimits
 
 HARDWARE = Hardware(Path("/usr/bin/qemu"), "tcg", 256, 1, acpi=False, initrd=False)
@@ -39,3 +39,10 @@ def test_kernel_arguments() -> None:
 def test_processors() -> None:
     assert vcpus(LIMITS, "kvm", acpi=True) == 2
     assert vcpus(LIMITS, "kvm", acpi=False) == vcpus(LIMITS, "tcg", acpi=True) == 1
+
+
+def test_limits_of_the_disk() -> None:
+    assert disk_limits(None, None) == ""
+    assert disk_limits(8, None) == f",throttling.bps-total={8 << 20}"
+    words = command("m", HARDWARE, "args", copy=False, disk=disk_limits(1, 50))
+    assert words[words.index("-drive") + 1].endswith(f"{1 << 20},throttling.iops-total=50")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -126,3 +127,49 @@ async def test_words_of_an_error_can_be_shown(ends: tuple[Qmp, Qemu], error: obj
     with pytest.raises(QmpError, match=said) as raised:
         await call
     raised.value.message.encode()
+
+
+async def test_a_flood_ends_the_channel_and_the_machine_is_told() -> None:
+    """Whatever it is: events that nobody asked for, and lines that mean nothing."""
+    here, there = socket.socketpair()
+    told: list[str] = []
+    qmp, qemu = Qmp(here, 0, told.append), Qemu(there)
+    try:
+        with contextlib.suppress(OSError):  # it is hung up on
+            async with asyncio.timeout(60):
+                while not told:
+                    await qemu.raw(b'{"event": "RTC_CHANGE", "data": {}}\nnonsense\n' * 1000)
+        assert told == ["QEMU writes far more than it was asked for."]
+        with pytest.raises(VmConnectionError, match="far more"):
+            await qmp.call("stop")
+    finally:
+        qmp.close()
+        there.close()
+
+
+async def test_a_command_that_was_sent_in_part_is_the_last_one() -> None:
+    """The next one would be taken for the rest of it."""
+    here, there = socket.socketpair()
+    told: list[str] = []
+    qmp = Qmp(here, 0, told.append)
+    try:
+        with pytest.raises(QmpError, match="did not answer"):  # nobody reads: the socket is full
+            await qmp.call("getfd", seconds=0.2, fdname="x" * 10_000_000)
+        assert told == ["QEMU takes no commands: one was sent in part."]
+        with pytest.raises(VmConnectionError, match="sent in part"):
+            await qmp.call("cont")
+    finally:
+        qmp.close()
+        there.close()
+
+
+async def test_a_command_that_never_began_spoils_nothing(ends: tuple[Qmp, Qemu]) -> None:
+    qmp, qemu = ends
+    async with qmp._sending:
+        with pytest.raises(QmpError, match="did not answer"):
+            await qmp.call("stop", seconds=0.01)
+    call = asyncio.create_task(qmp.call("cont"))
+    said = await qemu.said()
+    assert said["execute"] == "cont"
+    await qemu.say(id=said["id"], **{"return": {}})
+    assert await call == {}
