@@ -36,6 +36,8 @@ EXECUTION_SECONDS = 900.0
 """How long an answer to code without a time-out is waited for: the server's own default, a queue, and a person."""
 EVENT_SECONDS = 60.0
 """A stream sends something every 15 seconds, if only to say that it lives."""
+SETTLE_SECONDS = 5.0
+"""How long the last answers are waited for before the connections are closed."""
 _MOST_RETRIES = 3
 _LONGEST_PAUSE = 5.0
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -63,6 +65,10 @@ class HttpServer:
         self.base_url = checked_url(base_url)
         self._token = token or os.environ.get(TOKEN_VARIABLE) or None
         self._retries = retries
+        self._asking = 0
+        """So many wait for an answer, or read one."""
+        self._answered = asyncio.Event()
+        self._finishing: asyncio.Future[None] | None = None
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
         timeout = httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS)
@@ -87,6 +93,24 @@ class HttpServer:
     async def aclose(self) -> None:
         """Close its connections."""
         await self._client.aclose()
+
+    async def finish(self) -> None:
+        """Close its connections when what was asked is answered: at once, or beside everything else, so that who reads
+        an answer may call this."""
+        if self._asking:
+            self._finishing = asyncio.ensure_future(self._close_when_answered())
+        else:
+            await self.aclose()
+
+    async def _close_when_answered(self) -> None:
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_SECONDS):
+                    while self._asking:
+                        self._answered.clear()
+                        await self._answered.wait()
+        finally:
+            await self.aclose()
 
     async def request(
         self,
@@ -188,6 +212,7 @@ class HttpServer:
     def _told(self, method: str, path: str, seconds: float) -> Any:
         """Errors of the connection as errors of ours."""
         what = f"{method} {path}"
+        self._asking += 1
         try:
             yield
         except _NEVER_SENT as exc:
@@ -208,6 +233,9 @@ class HttpServer:
             ) from exc
         except httpx.InvalidURL as exc:
             raise ConfigError(f"{path!r:.200} makes no address: {exc}.", remediation="Check ids and names.") from exc
+        finally:
+            self._asking -= 1
+            self._answered.set()
 
 
 def _body(json: object) -> object:

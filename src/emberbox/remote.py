@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
@@ -428,15 +428,18 @@ class RemoteSandbox:
             with contextlib.suppress(SessionNotFound):
                 await self._server.request("DELETE", self._path)
         finally:
-            await self.disconnect()
+            await self._leave(self._server.finish)  # what ran in it is answered now: that it was killed
 
     async def disconnect(self) -> None:
         """Let go of it; the last one that shares the connections closes them."""
+        await self._leave(self._server.aclose)
+
+    async def _leave(self, close: Callable[[], Awaitable[None]]) -> None:
         if self.id in self._family:
             await self.commands.leave()
             self._family.remove(self.id)
             if not self._family:
-                await self._server.aclose()
+                await close()
 
 
 def _explicit(model: Any) -> Any:
