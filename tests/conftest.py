@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backends import TUNABLES, environment_of
+from backends import environment_of
 from backends_table import COLUMNS, pytest_terminal_summary, ran_on
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
@@ -137,8 +137,7 @@ def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pyt
     if where != "local":
         for name, value in environment_of(where).items():
             monkeypatch.setenv(name, value)
-    envs = TUNABLES if where == "firecracker" and emulated() else None
-    with Sandbox.create(template, envs=envs, limits=limits) as sandbox:
+    with Sandbox.create(template, limits=limits) as sandbox:
         yield sandbox
 
 

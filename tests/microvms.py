@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backends import BOOT_SECONDS, TUNABLES, firecracker_kernel, firecracker_programs, need_kvm, need_root_disks
+from backends import BOOT_SECONDS, firecracker_kernel, firecracker_programs, need_kvm, need_root_disks
 from emberbox import Engine, MachineLimits, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.host.cgroups import find_cgroup_root
@@ -28,7 +28,6 @@ from emberbox.images.template import load_template
 from emberbox.machines.base import Snapshot
 from emberbox.machines.firecracker import FirecrackerFactory, FirecrackerOptions
 from emberbox.machines.firecracker.machine import FirecrackerMachine
-from emberbox.machines.processor import emulated
 from emberbox.models import Execution
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.store import digests_of
@@ -130,7 +129,7 @@ async def engine(world: World, clean: None) -> AsyncIterator[Engine]:
 
 
 async def start(engine: Engine) -> Session:
-    return await engine.create_sandbox("minimal", limits=LIMITS, envs=TUNABLES if emulated() else None)
+    return await engine.create_sandbox("minimal", limits=LIMITS)
 
 
 async def run(engine: Engine, session: Session, code: str, language: str = "python") -> Execution:

@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     jailer: Path | None = Field(default=None, description="Firecracker's jailer, instead of the one found")
     kernel: Path | None = Field(default=None, description="the guest kernel (vmlinux) of microVMs, instead of our own")
     jail: bool = Field(default=True, description="confine Firecracker by its jailer; only root can")
+    disk_bandwidth_mb: int | None = Field(
+        default=None, ge=1, le=100_000, description="MiB a second that a microVM may read from its disk"
+    )
+    disk_operations: int | None = Field(
+        default=None, ge=1, description="reads a second that a microVM may ask its disk for"
+    )
     qemu: Path | None = Field(default=None, description="the qemu-system-x86_64 program, instead of the one found")
     qemu_accel: Literal["auto", "kvm", "tcg"] = Field(
         default="auto", description="what QEMU machines run by; auto: KVM; tcg: full emulation, which is slow"

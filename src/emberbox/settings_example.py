@@ -49,6 +49,8 @@ SAMPLES: Mapping[str, object] = {
     "firecracker": "/usr/local/bin/firecracker",
     "jailer": "/usr/local/bin/jailer",
     "kernel": "/usr/local/lib/emberbox/vmlinux",
+    "disk_bandwidth_mb": 200,
+    "disk_operations": 5000,
     "qemu": "/usr/bin/qemu-system-x86_64",
     "server.token_file": "/etc/emberbox/tokens.json",
     "server.otlp_endpoint": "http://localhost:4318",

@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 
+from . import registers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List
@@ -34,6 +36,7 @@ class Settings:
         self.address_space = fields.integer("address_space", -1, low=-1)
         self.python_path: List[str] = fields.texts("python_path")
         self.env: Dict[str, str] = {
+            **registers.environment(),
             "PATH": PATH,
             "LANG": "C.UTF-8",
             "MPLBACKEND": "Agg",

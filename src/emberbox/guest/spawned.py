@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from . import registers
 from .fields import RequestError
 from .kernel_process import KernelProcess
 from .loop import READ
@@ -82,7 +83,7 @@ class JavaScriptKernel(SpawnedKernel):
 
     def command(self) -> List[str]:
         """The program and its arguments."""
-        options: List[str] = []
+        options = registers.node_options()
         if self._settings.address_space > 0:
             heap = max(SMALLEST_HEAP, int(self._settings.address_space * HEAP_SHARE) // MEBIBYTE)
             options.append(f"--max-old-space-size={heap}")

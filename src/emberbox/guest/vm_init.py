@@ -12,7 +12,8 @@ stream and one for greetings: a copy of the machine keeps both, so that a greeti
 A connection begins with a greeting of the host: MAGIC, the time in nanoseconds (u64, big endian) and 64 random bytes.
 The relay sets the clock, stirs the bytes into the kernel's generator (two copies of a machine would draw the same
 numbers else) and answers with one byte, ACCEPTED; on a port, with a digest of the greeting after it, so that the host
-knows which one is answered. Then the stream of `protocol` begins.
+knows which one is answered. Then the stream of `protocol` begins. A connection by vsock that begins with ASKS_MEMORY
+instead of MAGIC is told how much memory is free, and ends; the agent's goes on.
 
 Arguments: home_mb, tmp_mb, run_mb (sizes in MiB), open_files, hostname, channel. READY is written to the console when
 the listener is up.
@@ -38,6 +39,9 @@ PORT = 52
 """Below 1024: user code cannot bind it (vsock(7))."""
 HOST_CID = 2
 MAGIC = b"EMBERVM1"
+ASKS_MEMORY = b"EMBERMEM"
+FREE_MEMORY = struct.Struct("!Q")
+"""In KiB."""
 ENTROPY_BYTES = 64
 GREETING = struct.Struct("!8sQ64s")
 ACCEPTED = b"K"
@@ -170,6 +174,15 @@ def heed(greeting: bytes) -> None:
     stir(entropy)
 
 
+def free_memory() -> int:
+    """KiB that the kernel has no use for, not even as a cache; 0 where it does not say."""
+    with open("/proc/meminfo", "rb") as file:
+        for line in file:
+            if line.startswith(b"MemFree:"):
+                return int(line.split()[1])
+    return 0
+
+
 def accepted(greeting: bytes) -> bytes:
     """The answer to a greeting that came through a port."""
     import hashlib
@@ -257,13 +270,15 @@ class Relay:
 
     @staticmethod
     def _greet(connection: socket.socket, cid: int) -> None:
-        """Raises OSError: it is not the host, or it says something else."""
+        """Raises OSError: it is not the host, or it says something else, or it wants no more than to know something."""
         greeting = b""
         while cid == HOST_CID and len(greeting) < GREETING.size:
             data = connection.recv(GREETING.size - len(greeting))
             if not data:
                 raise OSError
             greeting += data
+        if greeting.startswith(ASKS_MEMORY):
+            connection.sendall(FREE_MEMORY.pack(free_memory()))
         if not greeting.startswith(MAGIC):
             raise OSError
         heed(greeting)

@@ -50,13 +50,19 @@ def fork(wishes: dict[str, Any] | None) -> int:
 
 
 def confine(wishes: dict[str, Any]) -> None:
-    """Give away what the program need not have: `limits` (resource.setrlimit, by number), `namespaces` (no network but
-    one of its own, and no file system that can be written to; only root can), `uid`, which is its gid as well, and
-    `groups` besides. With `root` it finds no files but some of the host's: {"at": an empty folder, "files": [paths]};
-    for a child of `fork` only."""
+    """Give away what the program need not have. All but the limits is for root only.
+
+    limits: of resource.setrlimit, by number.
+    network: no network but one of its own, in which nothing is.
+    namespaces: that, and no file system that can be written to.
+    root: no files but some of the host's: {"at": an empty folder, "files": [paths]}, or None; for a child of `fork`.
+    uid: which is its gid as well; -1: it stays. `groups` besides.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
+    if wishes["network"] or wishes["namespaces"]:
+        check("unshare", libc.unshare(CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET))
     if wishes["namespaces"]:
-        check("unshare", libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET))
+        check("unshare", libc.unshare(CLONE_NEWNS))
         check("mount", libc.mount(None, b"/", None, MS_PRIVATE_ALL, None))
         if wishes["root"] is not None:
             enter_root(libc, wishes["root"]["at"], wishes["root"]["files"])
@@ -102,7 +108,8 @@ def enter_root(libc: ctypes.CDLL, at: str, files: list[str]) -> None:
 
 
 def main() -> None:
-    wishes = {"namespaces": True, "limits": [], "uid": -1, "groups": [], "root": {"at": sys.argv[1], "files": []}}
+    root = {"at": sys.argv[1], "files": []}
+    wishes = {"network": True, "namespaces": True, "limits": [], "uid": -1, "groups": [], "root": root}
     try:
         pid = fork(wishes)
     except OSError as exc:

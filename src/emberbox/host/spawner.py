@@ -70,15 +70,17 @@ class OwnRoot:
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What a program is not to have. `uid` (its gid as well; -1: it stays) and `namespaces` are for root only."""
+    """What a program is not to have. All but `limits` is for root only; the gid is that of `uid` (-1: it stays)."""
 
-    limits: Mapping[int, int]
+    limits: Mapping[int, int] = field(default_factory=dict)
     """Of setrlimit(2), by number."""
     uid: int = -1
     groups: Sequence[int] = ()
     """Other groups, where there is a uid."""
+    network: bool = False
+    """A network of its own, in which nothing is."""
     namespaces: bool = False
-    """A network of its own, in which nothing is, and no file system that can be written to."""
+    """That, and no file system that can be written to."""
     root: OwnRoot | None = None
     """With namespaces: of the host's files it finds these only, and no process but its own."""
 
@@ -242,10 +244,15 @@ class Spawner:
         }
         if confine is not None:
             limits = [[number, value] for number, value in confine.limits.items()]
-            rest = {"limits": limits, "namespaces": confine.namespaces, "groups": list(confine.groups)}
             own = confine.root
-            root = None if own is None else {"at": str(own.at), "files": [str(path) for path in own.files]}
-            request["confine"] = {"uid": confine.uid, **rest, "root": root}
+            request["confine"] = {
+                "limits": limits,
+                "uid": confine.uid,
+                "groups": list(confine.groups),
+                "network": confine.network,
+                "namespaces": confine.namespaces,
+                "root": None if own is None else {"at": str(own.at), "files": [str(path) for path in own.files]},
+            }
         reply = await self._request(request, [stdin, stdout, stderr, *more])
         return self._track(int(reply["pid"]))
 

@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emberbox.errors import VmNotAvailable
 
@@ -39,11 +39,39 @@ class MachineConfig(Body):
     track_dirty_pages: bool = True
 
 
+class TokenBucket(Body):
+    """So much (bytes or operations) in each `refill_time` milliseconds; a size of 0 is no limit."""
+
+    size: int
+    refill_time: int
+
+
+class RateLimiter(Body):
+    bandwidth: TokenBucket | None = None
+    ops: TokenBucket | None = None
+
+
 class Drive(Body):
     drive_id: str
     path_on_host: str
     is_root_device: bool
     is_read_only: bool
+    rate_limiter: RateLimiter | None = None
+
+
+class DriveUpdate(Body):
+    drive_id: str
+    rate_limiter: RateLimiter
+
+
+class Balloon(Body):
+    amount_mib: int = 0
+    deflate_on_oom: bool = True
+    stats_polling_interval_s: int
+
+
+class BalloonUpdate(Body):
+    amount_mib: int
 
 
 class Vsock(Body):
@@ -81,6 +109,12 @@ class SnapshotLoad(Body):
     enable_diff_snapshots: bool = True
 
 
+class BalloonStatistics(BaseModel):
+    """What Firecracker knows without asking the guest."""
+
+    actual_pages: int
+
+
 class ApiError(VmNotAvailable):
     """Firecracker refused a call, or does not answer. `message` has its own words."""
 
@@ -115,9 +149,21 @@ class FirecrackerApi:
         """Raises ApiError."""
         await self._call("PUT", path, body, seconds)
 
+    async def patch(self, path: str, body: Body) -> None:
+        """Raises ApiError."""
+        await self._call("PATCH", path, body, CALL_SECONDS)
+
+    async def balloon_pages(self) -> int:
+        """Pages that the guest has given to the balloon; raises ApiError, where there is no balloon as well."""
+        answer = await self._call("GET", "/balloon/statistics", None, CALL_SECONDS)
+        try:
+            return BalloonStatistics.model_validate_json(answer.content).actual_pages
+        except ValidationError as exc:
+            raise ApiError(f"Firecracker does not say how large the balloon is: {exc}.") from exc
+
     async def patch_vm(self, state: Literal["Paused", "Resumed"]) -> None:
         """Stop or resume the processors of the guest; raises ApiError."""
-        await self._call("PATCH", "/vm", VmState(state=state), CALL_SECONDS)
+        await self.patch("/vm", VmState(state=state))
 
     async def create_snapshot(self, state: str, memory: str, *, whole: bool) -> None:
         """Write a snapshot of a machine that is paused; raises ApiError.
@@ -129,20 +175,22 @@ class FirecrackerApi:
         body = SnapshotCreate(snapshot_path=state, mem_file_path=memory, snapshot_type=kind)
         await self.put("/snapshot/create", body, seconds=SNAPSHOT_SECONDS)
 
-    async def load_snapshot(self, state: str, memory: str) -> None:
+    async def load_snapshot(self, state: str, memory: str, *, run: bool = True) -> None:
         """Become the machine of a snapshot, and let it run; raises ApiError."""
-        body = SnapshotLoad(snapshot_path=state, mem_backend=MemoryBackend(backend_path=memory))
+        body = SnapshotLoad(snapshot_path=state, mem_backend=MemoryBackend(backend_path=memory), resume_vm=run)
         await self.put("/snapshot/load", body, seconds=SNAPSHOT_SECONDS)
 
-    async def _call(self, method: str, path: str, body: Body, seconds: float) -> None:
+    async def _call(self, method: str, path: str, body: Body | None, seconds: float) -> httpx.Response:
         import httpx
 
+        json = None if body is None else body.model_dump(exclude_none=True)
         try:
-            answer = await self._client.request(method, path, json=body.model_dump(exclude_none=True), timeout=seconds)
+            answer = await self._client.request(method, path, json=json, timeout=seconds)
         except httpx.HTTPError as exc:
             raise ApiError(f"Firecracker does not answer {method} {path}: {exc!r}.", retryable=True) from exc
         if answer.status_code >= 300:
             raise ApiError(f"Firecracker refused {method} {path}: {_fault(answer)}")
+        return answer
 
     async def close(self) -> None:
         """Close the connection."""

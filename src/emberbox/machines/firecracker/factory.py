@@ -12,13 +12,15 @@ from pathlib import Path
 from emberbox.config import Settings
 from emberbox.errors import ExecutionTimeout, ImageError, VmConnectionError, VmNotAvailable
 from emberbox.guest import vm_init
+from emberbox.guest.registers import ENVIRONMENT, TUNABLES
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
-from emberbox.host.spawner import Spawner
+from emberbox.host.spawner import Confinement, Spawner
 from emberbox.images.disk import RootDisk, ensure_disk
 from emberbox.images.store import Image
 from emberbox.machines.base import Capabilities, Machine, Snapshot
 from emberbox.machines.digests import Verifier
+from emberbox.machines.firecracker import balloon
 from emberbox.machines.firecracker.adoption import take_machine
 from emberbox.machines.firecracker.api import (
     Action,
@@ -26,10 +28,12 @@ from emberbox.machines.firecracker.api import (
     Body,
     BootSource,
     Drive,
+    DriveUpdate,
     Entropy,
     MachineConfig,
     Vsock,
 )
+from emberbox.machines.firecracker.disk_limits import DRIVE, DRIVE_PATH, change_of_limiter, limiter, same_limits
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.options import (
     EMULATED,
@@ -51,7 +55,7 @@ from emberbox.machines.firecracker.place import (
     kill_processes,
     machines_below,
 )
-from emberbox.machines.firecracker.snapshot_files import LAYOUT, Marks, check_marks, write_marks
+from emberbox.machines.firecracker.snapshot_files import LAYOUT, Marks, check_marks, read_marks, write_marks
 from emberbox.machines.hosted_factory import SPACE, HostedFactory
 from emberbox.machines.processor import emulated, processor
 from emberbox.machines.proof import is_proven
@@ -62,12 +66,9 @@ _KERNEL_ARGS = (
     "random.trust_cpu=on "
     "root=/dev/vda ro rootfstype=ext4 init=/usr/bin/python3"
 )
-_EMULATED_ARGS = (
-    "mitigations=off norandmaps rodata=off "
-    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD,-FMA,"
-    "-AVX_Fast_Unaligned_Load,-ERMS,-FSRM"
-)
-"""Registers that the emulated kernel mode does not switch between processes must not be used (kernel/README.md)."""
+_EMULATED_ARGS = f"mitigations=off norandmaps rodata=off {TUNABLES}={ENVIRONMENT[TUNABLES]}"
+"""Registers that the emulated kernel mode does not switch between processes must not be used by its first process
+either, which is too early to look for itself."""
 _RUN_MB = 16
 _GUEST_CID = 3
 """The same for all: each Firecracker has a socket of its own for it."""
@@ -201,7 +202,12 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
     async def _fill(self, machine: FirecrackerMachine, snapshot: Snapshot) -> None:
         for name in (STATE, MEMORY):
             machine.place.offer(snapshot.directory / name, name)
-        await machine.api.load_snapshot(STATE, MEMORY)
+        same = same_limits(read_marks(snapshot), self._settings)
+        await machine.api.load_snapshot(STATE, MEMORY, run=same)
+        if not same:
+            update = DriveUpdate(drive_id=DRIVE, rate_limiter=change_of_limiter(self._settings))
+            await machine.api.patch(DRIVE_PATH, update)
+            await machine.api.patch_vm("Resumed")
         await machine.connect(self._settings.boot_timeout_seconds, snapshot.last_request)
 
     def _check_snapshot(self, snapshot: Snapshot, marks: Marks) -> None:
@@ -221,12 +227,20 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
         args = f"{_KERNEL_ARGS} {_EMULATED_ARGS} -- {script}" if slow else f"{_KERNEL_ARGS} -- {script}"
         initrd = INITRD if self.options.initrd is not None else None
         vcpus = 1 if slow else min(_MOST_VCPUS, math.ceil(limits.vcpus))
+        disk = Drive(
+            drive_id=DRIVE,
+            path_on_host=DISK,
+            is_root_device=True,
+            is_read_only=True,
+            rate_limiter=limiter(self._settings),
+        )
         return [
             ("/boot-source", BootSource(kernel_image_path=KERNEL, boot_args=args, initrd_path=initrd)),
             ("/machine-config", MachineConfig(vcpu_count=vcpus, mem_size_mib=limits.memory_mb)),
-            ("/drives/root", Drive(drive_id="root", path_on_host=DISK, is_root_device=True, is_read_only=True)),
+            (DRIVE_PATH, disk),
             ("/vsock", Vsock(guest_cid=_GUEST_CID, uds_path=VSOCK)),
             ("/entropy", Entropy()),
+            (balloon.PATH, balloon.DEVICE),
         ]
 
     # --- steps of a start -----------------------------------------------------------------------------------------
@@ -242,7 +256,13 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
         spawner, run_dir = await self._place_ready()
         version = self._found_version()
         disk = await self._disk(image)
-        marks = Marks(firecracker=version, processor=processor(), disk=disk.digest)
+        marks = Marks(
+            firecracker=version,
+            processor=processor(),
+            disk=disk.digest,
+            disk_bandwidth_mb=self._settings.disk_bandwidth_mb,
+            disk_operations=self._settings.disk_operations,
+        )
         if snapshot is not None:
             await asyncio.to_thread(self._check_snapshot, snapshot, marks)
         machine = self._new(run_dir, limits, spawner, marks)
@@ -326,6 +346,7 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
                     env=ENV,
                     cwd=str(machine.place.root),
                     join=machine.group.join if machine.group is not None else [],
+                    confine=None if machine.place.uid is None else Confinement(network=True),
                 )
         finally:
             os.close(write_fd)

@@ -16,10 +16,12 @@ from emberbox.host.spawner import Process, Spawner
 from emberbox.machines.base import Death, MachineState
 from emberbox.machines.firecracker import snapshot_files, vsock
 from emberbox.machines.firecracker.api import ApiError, FirecrackerApi
+from emberbox.machines.firecracker.balloon import WORTH_MB, GiveBack, private_mb
 from emberbox.machines.firecracker.channel import VmChannel
 from emberbox.machines.firecracker.place import MEMORY, STATE, Place, kill_processes
 from emberbox.machines.firecracker.vsock import FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS
 from emberbox.machines.hosted import HostedMachine
+from emberbox.machines.processor import emulated
 from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
 
@@ -63,6 +65,7 @@ class FirecrackerMachine(HostedMachine):
         self.place = place
         self.marks = marks
         self.api = FirecrackerApi(place.api)
+        self._balloon = GiveBack(self.api, place.vsock)
         self.serial: SerialLog | None = None
         self._channel: VmChannel | None = None
         self._process: Process | None = None
@@ -70,6 +73,8 @@ class FirecrackerMachine(HostedMachine):
         """Of the next snapshot; None: that must be whole."""
         self._calling = asyncio.Lock()
         """Held while the processors are stopped and let go on."""
+        self._halted = False
+        """By `pause`."""
 
     @property
     def channel(self) -> VmChannel:
@@ -135,10 +140,26 @@ class FirecrackerMachine(HostedMachine):
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
+    async def give_back(self) -> int:
+        """Let the guest give back what it has freed, where that is much; MiB that the host got."""
+        if self._halted or self._state is not MachineState.RUNNING:
+            return 0
+        given = await self._balloon.give_back(self._held_mb)
+        if given >= WORTH_MB:
+            # pages that were not written to since the last snapshot, but freed, are still in its file: look at them all
+            self._base = None
+        return given
+
+    def _held_mb(self) -> int | None:
+        return None if self._process is None else private_mb(self._process.pid)
+
     async def checkpoint(self, directory: Path) -> int:
         building = directory.with_name(f".{directory.name}")
         try:
             building.mkdir(mode=0o700)
+            async with self._calling:
+                if not emulated():  # there it takes half a minute
+                    await self.give_back()
             async with self._stopped():
                 base, self._base = self._base, None  # whatever goes wrong from here on, the next one is whole
                 names = self.place.written(STATE), self.place.written(MEMORY)
@@ -176,11 +197,8 @@ class FirecrackerMachine(HostedMachine):
     def _collect(self, building: Path, base: Base | None) -> int:
         """Put the snapshot's files together; bytes that they take on the disk."""
         self.place.take(STATE, building / STATE)
-        if base is None:
-            self.place.take(MEMORY, building / MEMORY)
-        else:
-            self.place.take(MEMORY, building / _CHANGES)
-            snapshot_files.merge(base.memory, building / _CHANGES, building / MEMORY)
+        self.place.take(MEMORY, building / _CHANGES)
+        snapshot_files.merge(None if base is None else base.memory, building / _CHANGES, building / MEMORY)
         snapshot_files.write_marks(building, self.marks)
         link = self.place.directory / _LAST
         with contextlib.suppress(OSError):  # another file system: the next one is whole as well
@@ -198,18 +216,22 @@ class FirecrackerMachine(HostedMachine):
     # --- stop, go on ----------------------------------------------------------------------------------------------
 
     async def pause(self, *, idle: bool = False) -> None:
-        del idle  # a guest that waits uses no processor, and one call stops any
         if self._state is MachineState.RUNNING:
             async with self._calling:
+                if not idle and not emulated():  # idle ones are new, and have nothing yet; emulated it takes too long
+                    await self.give_back()
                 await self.api.patch_vm("Paused")
+                self._halted = True
 
     async def resume(self) -> None:
         if self._state is MachineState.RUNNING:
             async with self._calling:
                 await self.api.patch_vm("Resumed")
+                self._halted = False
 
-    def rest(self) -> None:
-        """Nothing to do: the processors of a guest in which nothing runs are halted."""
+    def rest(self) -> asyncio.Future[None] | None:
+        """None: the processors of a guest in which nothing runs are halted."""
+        return None
 
     async def outlive(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""

@@ -41,7 +41,7 @@ class FirecrackerOptions:
     """Confine Firecracker by its jailer; possible for root only."""
     accept_emulated: bool = False
     """Use a KVM that emulates the guest's kernel mode, which is a hundred times slower and only for tests."""
-    first_uid: int = 300_000
+    first_uid: int = 1_900_000_000
     """Machines in the jail run as this uid and gid or one of the `uids` after it."""
     uids: int = 65_536
 

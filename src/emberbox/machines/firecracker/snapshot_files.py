@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +17,9 @@ from emberbox.models import Model
 MARKS = "machine.json"
 LAYOUT = 1
 """Of the place in which a machine finds its disk and its socket (place.py), whose names are in its state."""
+_PAGE = 4096
+_ZEROS = bytes(_PAGE)
+_CHUNK = 1 << 20
 
 
 class Marks(Model):
@@ -28,23 +32,31 @@ class Marks(Model):
     """Vendor and model: a guest must not find itself on another one."""
     disk: str
     """SHA-256 of the root disk, of which the guest's kernel remembers a part."""
+    disk_bandwidth_mb: int | None = None
+    disk_operations: int | None = None
+    """Limits of the disk that Firecracker's state has; a copy may have others (disk_limits.py)."""
 
 
 def write_marks(directory: Path, marks: Marks) -> None:
     """Raises OSError."""
-    (directory / MARKS).write_text(marks.model_dump_json(), encoding="utf-8")
+    (directory / MARKS).write_text(marks.model_dump_json(exclude_none=True), encoding="utf-8")
 
 
-def check_marks(snapshot: Snapshot, ours: Marks) -> None:
-    """Raises VmNotAvailable: the snapshot is of no use here; the message says why."""
+def read_marks(snapshot: Snapshot) -> Marks:
+    """Raises VmNotAvailable: the snapshot is damaged."""
     try:
-        theirs = Marks.model_validate_json((snapshot.directory / MARKS).read_bytes())
+        return Marks.model_validate_json((snapshot.directory / MARKS).read_bytes())
     except (OSError, ValidationError) as exc:
         raise VmNotAvailable(
             f"Snapshot {snapshot.directory} is damaged: {MARKS} cannot be read.",
             remediation="Take a new one.",
             retryable=False,
         ) from exc
+
+
+def check_marks(snapshot: Snapshot, ours: Marks) -> None:
+    """Raises VmNotAvailable: the snapshot is of no use here; the message says why."""
+    theirs = read_marks(snapshot)
     what = {
         "layout": "was taken by another version of Emberbox",
         "firecracker": "was taken by Firecracker {theirs}, this is {ours}",
@@ -63,36 +75,76 @@ def check_marks(snapshot: Snapshot, ours: Marks) -> None:
 
 def merge(base: Path | None, changes: Path, target: Path) -> None:
     """Write the memory of a machine: what its last snapshot (`base`; None: there is none) had, and what `changes` has
-    instead. Pages that nobody ever wrote to are holes. Where the file system can, nothing is copied but references.
+    instead. Pages that nobody ever wrote to, and those that have become zeros, are holes. Where the file system can,
+    nothing is copied but references.
 
     Raises:
         OSError: the disk refused.
     """
-    if base is None:
-        changes.rename(target)
-        return
-    with target.open("xb") as file:
+    with target.open("xb") as file, changes.open("rb") as newer:
         os.truncate(file.fileno(), changes.stat().st_size)
-        for path in (base, changes):
-            with path.open("rb") as source:
-                _copy_data(source.fileno(), file.fileno())
+        changed = list(_runs(newer.fileno()))
+        if base is not None:
+            with base.open("rb") as older:
+                for start, end in _without(_data(older.fileno()), changed):
+                    _copy(older.fileno(), file.fileno(), start, end)
+        for start, end, zeros in changed:
+            if not zeros:
+                _copy(newer.fileno(), file.fileno(), start, end)
     target.chmod(0o444)
     changes.unlink()
 
 
-def _copy_data(source: int, target: int) -> None:
-    """Copy all of a file but its holes, each part to its own place."""
-    size, offset = os.fstat(source).st_size, 0
-    while offset < size:
+def _data(file: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each part of a file that is no hole."""
+    size, end = os.fstat(file).st_size, 0
+    while end < size:
         try:
-            offset = os.lseek(source, offset, os.SEEK_DATA)
+            start = os.lseek(file, end, os.SEEK_DATA)
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # nothing but a hole is left
                 return
             raise
-        end = os.lseek(source, offset, os.SEEK_HOLE)
-        while offset < end:
-            copied = os.copy_file_range(source, target, end - offset, offset, offset)
-            if copied == 0:
-                raise OSError(errno.EIO, "a snapshot became shorter")
-            offset += copied
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _runs(file: int) -> Iterator[tuple[int, int, bool]]:
+    """The same, divided into pages that are nothing but zeros (True) and others."""
+    for start, end in _data(file):
+        begun, kind = start, False
+        for offset in range(start, end, _CHUNK):
+            chunk = os.pread(file, min(_CHUNK, end - offset), offset)
+            for at in range(0, len(chunk), _PAGE):
+                zeros = chunk.startswith(_ZEROS, at)
+                if zeros is not kind:
+                    if begun < offset + at:
+                        yield begun, offset + at, kind
+                    begun, kind = offset + at, zeros
+        yield begun, end, kind
+
+
+def _without(parts: Iterable[tuple[int, int]], others: Sequence[tuple[int, int, bool]]) -> Iterator[tuple[int, int]]:
+    """What of some parts lies in none of others; both are in order."""
+    number = 0
+    for part, end in parts:
+        start = part
+        while number < len(others) and others[number][1] <= start:
+            number += 1
+        following = number
+        while start < end and following < len(others) and others[following][0] < end:
+            if start < others[following][0]:
+                yield start, others[following][0]
+            start = max(start, others[following][1])
+            following += 1
+        if start < end:
+            yield start, end
+
+
+def _copy(source: int, target: int, start: int, end: int) -> None:
+    """Copy a part of a file to its own place."""
+    while start < end:
+        copied = os.copy_file_range(source, target, end - start, start, start)
+        if copied == 0:
+            raise OSError(errno.EIO, "a snapshot became shorter")
+        start += copied

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from emberbox.errors import VmConnectionError
-from emberbox.guest.vm_init import ACCEPTED, ENTROPY_BYTES, GREETING, MAGIC, PORT
+from emberbox.guest.vm_init import ACCEPTED, ASKS_MEMORY, ENTROPY_BYTES, FREE_MEMORY, GREETING, MAGIC, PORT
 
 FIRST_TRY_SECONDS = 0.08
 """The first connection after a restore may hang for ever, so that one soon tries again. A slow guest gets twice the
@@ -56,7 +56,36 @@ async def connect(path: Path, seconds: float, first_try: float = FIRST_TRY_SECON
     raise VmConnectionError(f"The machine's agent could not be reached through {path.name}: {why}.")
 
 
+async def free_memory_mb(path: Path, seconds: float) -> int:
+    """MiB that the guest's kernel has no use for; the connection to the agent stays as it is.
+
+    Raises:
+        VmConnectionError: the guest did not say so within `seconds`.
+    """
+    answer = b""
+    try:
+        async with asyncio.timeout(seconds):
+            with await _greet(path, ASKS_MEMORY) as stream:
+                while len(answer) < FREE_MEMORY.size:
+                    answer += await _some(stream, FREE_MEMORY.size - len(answer))
+    except OSError as exc:
+        raise VmConnectionError(f"The guest does not say how much memory it has left: {exc!r}.") from exc
+    (kibibytes,) = FREE_MEMORY.unpack(answer)
+    return int(kibibytes) >> 10
+
+
 async def _try(path: Path) -> socket.socket:
+    stream = await _greet(path, MAGIC)
+    try:
+        _check(await _some(stream, len(ACCEPTED)) == ACCEPTED, "the guest did not accept the connection")
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+async def _greet(path: Path, magic: bytes) -> socket.socket:
+    """A connection to the relay, which has been told who calls and what for."""
     loop = asyncio.get_running_loop()
     # Firecracker may write to this folder: what a guest that has taken it over puts there must not lead elsewhere
     place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -66,8 +95,7 @@ async def _try(path: Path) -> socket.socket:
         await loop.sock_connect(stream, f"/proc/self/fd/{place}")
         await loop.sock_sendall(stream, b"CONNECT %d\n" % PORT)
         _check((await _line(stream)).startswith(b"OK "), "nobody listens in the guest")
-        await loop.sock_sendall(stream, GREETING.pack(MAGIC, time.time_ns(), os.urandom(ENTROPY_BYTES)))
-        _check(await _some(stream, len(ACCEPTED)) == ACCEPTED, "the guest did not accept the connection")
+        await loop.sock_sendall(stream, GREETING.pack(magic, time.time_ns(), os.urandom(ENTROPY_BYTES)))
     except BaseException:
         with contextlib.suppress(OSError):
             stream.close()

@@ -20,6 +20,9 @@ class Server:
         self.answer = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
         self.delay = 0.0
 
+    def say(self, body: bytes) -> None:
+        self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
     def refuse(self, body: bytes) -> None:
         self.answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
@@ -27,8 +30,8 @@ class Server:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 lines = head.decode().splitlines()
-                size = next(int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length"))
-                body = json.loads(await reader.readexactly(size))
+                sizes = [int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length")]
+                body = json.loads(await reader.readexactly(sizes[0])) if sizes else None
                 self.seen.append((" ".join(lines[0].split()[:2]), body))
                 await asyncio.sleep(self.delay)
                 writer.write(self.answer)
@@ -108,3 +111,12 @@ async def test_a_socket_that_never_appears_is_an_error(tmp_path: Path) -> None:
 def test_unknown_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="extra"):
         SnapshotLoad.model_validate({"snapshot_path": "s", "mem_backend": {"backend_path": "m"}, "uffd": 1})
+
+
+async def test_the_size_of_the_balloon_is_asked_for(api: FirecrackerApi, server: Server) -> None:
+    server.say(b'{"target_pages": 512, "actual_pages": 256, "target_mib": 2, "actual_mib": 1}')
+    assert await api.balloon_pages() == 256
+    assert server.seen == [("GET /balloon/statistics", None)]
+    server.say(b'{"target_pages": 512}')
+    with pytest.raises(ApiError, match="how large the balloon is"):
+        await api.balloon_pages()

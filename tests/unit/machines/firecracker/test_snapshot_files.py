@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -65,6 +66,38 @@ def test_changes_are_merged_and_holes_stay(tmp_path: Path) -> None:
     assert (tmp_path / "memory").stat().st_mode & 0o777 == 0o444
     assert not changes.exists()
     assert base.read_bytes()[2 * PAGE : 3 * PAGE] == b"b" * PAGE
+
+
+def test_pages_that_became_zeros_take_no_space(tmp_path: Path) -> None:
+    base = sparse(tmp_path / "base", dict.fromkeys(range(32), b"a"), 1024)
+    zeros = dict.fromkeys((*range(4, 20), *range(40, 1000)), b"\x00")
+    changes = sparse(tmp_path / "changes", zeros | {7: b"B", 30: b"C", 31: b"\0", 500: b"z"}, 1024)
+    written = changes.read_bytes()
+    expected = bytearray(base.read_bytes())
+    for number in (*zeros, 7, 30, 31, 500):
+        expected[number * PAGE : (number + 1) * PAGE] = written[number * PAGE : (number + 1) * PAGE]
+    merge(base, changes, tmp_path / "memory")
+    assert (tmp_path / "memory").read_bytes() == expected
+    assert (tmp_path / "memory").stat().st_blocks * 512 <= 24 * PAGE
+
+
+def test_a_whole_snapshot_has_holes_as_well(tmp_path: Path) -> None:
+    whole = tmp_path / "changes"
+    data = b"".join(bytes([number % 7 // 6]) * PAGE for number in range(1000))
+    whole.write_bytes(data)
+    merge(None, whole, tmp_path / "memory")
+    assert (tmp_path / "memory").read_bytes() == data
+    assert (tmp_path / "memory").stat().st_blocks * 512 <= 160 * PAGE
+
+
+def test_what_changed_may_be_many_parts_of_what_was(tmp_path: Path) -> None:
+    numbers = random.Random(7)
+    base = sparse(tmp_path / "base", {n: b"a" for n in range(300) if numbers.random() < 0.7}, 300)
+    changes = sparse(tmp_path / "changes", {n: numbers.choice([b"\0", b"b"]) for n in range(0, 300, 2)}, 300)
+    old, new = base.read_bytes(), changes.read_bytes()
+    merge(base, changes, tmp_path / "memory")
+    pages = [(new if n % 2 == 0 else old)[n * PAGE : (n + 1) * PAGE] for n in range(300)]
+    assert (tmp_path / "memory").read_bytes() == b"".join(pages)
 
 
 def test_a_first_snapshot_is_its_changes(tmp_path: Path) -> None:
