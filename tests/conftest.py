@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backends import environment_of
+from backends import ALL_ON_FIRECRACKER, environment_of
 from backends_table import COLUMNS, pytest_terminal_summary, ran_on
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
@@ -21,7 +21,6 @@ from emberbox.host.rundir import processes_of
 from emberbox.machines.processor import emulated
 from served import Served
 
-ALL_ON_FIRECRACKER = bool(os.environ.get("EMBERBOX_TEST_FIRECRACKER"))
 __all__ = ["pytest_terminal_summary"]
 """A hook, which pytest finds here."""
 

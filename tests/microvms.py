@@ -132,8 +132,8 @@ async def start(engine: Engine) -> Session:
     return await engine.create_sandbox("minimal", limits=LIMITS)
 
 
-async def run(engine: Engine, session: Session, code: str, language: str = "python") -> Execution:
-    done = await engine.execute(ExecuteRequest(session, language, code, RunOptions(timeout=60)))
+async def run(engine: Engine, session: Session, code: str, language: str = "python", seconds: float = 60) -> Execution:
+    done = await engine.execute(ExecuteRequest(session, language, code, RunOptions(timeout=seconds)))
     assert done.error is None, (done.error, done.stderr)
     return done
 
