@@ -35,7 +35,6 @@ from emberbox.sandbox.store import digests_of
 from emberbox.sandbox.work import RunOptions
 
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
-DEFAULT_LIMITS = MachineLimits(memory_mb=512, disk_mb=128, tmp_mb=64, vcpus=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,8 +148,10 @@ def save(building: Path, folder: Path, manifest: KernelManifest) -> GuestKernel:
     (building / MANIFEST).write_text(whole.model_dump_json(indent=1), encoding="utf-8")
     building.chmod(0o755)
     os.sync()  # the rename that follows must not reach the disk before the files
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # at no moment is there half of one; `making` removes what is left
+        folder.rename(building.with_name(f"{building.name}.old"))
     building.rename(folder)
+    shutil.rmtree(building.with_name(f"{building.name}.old"), ignore_errors=True)
     kernel = load(folder)
     if kernel is None:
         raise ImageError(f"The kernel in {folder} is not what was written.", remediation="Look after the disk.")
