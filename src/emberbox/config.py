@@ -52,7 +52,10 @@ class Settings(BaseSettings):
         env_prefix="EMBERBOX_", env_nested_delimiter="__", extra="forbid", nested_model_default_partial_update=True
     )
 
-    backend: Backend = Field(default="auto", description="which isolation to use; auto: gvisor, for now")
+    backend: Backend = Field(
+        default="auto",
+        description="which isolation to use; auto: a microVM where setup has proven one here, else gvisor",
+    )
     cache_dir: Path = Field(default_factory=default_cache_dir, description="images and downloads")
     run_dir: Path = Field(default_factory=default_run_dir, description="state of running machines")
     state_dir: Path = Field(

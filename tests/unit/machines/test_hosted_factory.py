@@ -12,16 +12,14 @@ import pytest
 
 from emberbox import Settings
 from emberbox.errors import VmNotAvailable
-from emberbox.host.uids import UidLocks
 from emberbox.machines.hosted_factory import HostedFactory
 
 FIRST = 3_900_000
 
 
 @pytest.fixture
-def factory(settings: Settings, run_dir: Path, tmp_path: Path) -> Iterator[HostedFactory[Any]]:
+def factory(settings: Settings, run_dir: Path) -> Iterator[HostedFactory[Any]]:
     factory: HostedFactory[Any] = HostedFactory(settings, run_dir)
-    factory._uids = UidLocks(tmp_path / "uids")
     yield factory
     factory._uids.close()
 
@@ -45,7 +43,6 @@ def test_engines_do_not_draw_the_same_uid_and_give_it_back(
 ) -> None:
     """Neither has a process of it yet: each sees the other's by its lock only."""
     other: HostedFactory[Any] = HostedFactory(settings, tmp_path)
-    other._uids = UidLocks(tmp_path / "uids")
     uid = factory._free_uid(FIRST, 1)
     factory._machines["mine"] = SimpleNamespace(uid=uid)
     with pytest.raises(VmNotAvailable, match="No uid between"):
