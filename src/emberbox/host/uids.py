@@ -1,7 +1,8 @@
 """Uids of machines: no two engines of this host draw the same one at the same moment.
 
-Whoever draws a uid takes a name among the abstract Unix sockets (unix(7)): that needs no folder which a service may write to,
-and the kernel lets go of it when its holder dies. A machine that outlives its engine is seen among the host's processes.
+Whoever draws a uid takes a name among the abstract Unix sockets (unix(7)): that needs no folder which a service may
+write to, and the kernel lets go of it when its holder dies. A machine that outlives its engine is seen among the host's
+processes.
 """
 
 from __future__ import annotations
