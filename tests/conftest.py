@@ -110,6 +110,14 @@ def settings(run_dir: Path) -> Settings:
     return load_settings()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes are begun first: files run beside each other, and nothing is to wait for the last one."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
+_LONG = {"test_undo.py", "test_images.py", "test_firecracker.py", "test_firecracker_machines.py", "test_growth.py"}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Modules that say `CONTRACT = True` test what the SDK promises: on every back end, and against a server."""
     if "sandbox" in metafunc.fixturenames and getattr(metafunc.module, "CONTRACT", False):
