@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -21,6 +24,7 @@ from emberbox.engine import ExecuteRequest
 from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmNotAvailable
 from emberbox.machines.base import MachineState, Snapshot
 from emberbox.machines.firecracker import FirecrackerFactory
+from emberbox.machines.firecracker.api import Body
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.options import EMULATED
 from emberbox.machines.firecracker.place import kill_processes
@@ -28,6 +32,7 @@ from emberbox.machines.firecracker.snapshot_files import MARKS
 from emberbox.machines.firecracker.snapshot_files import Marks as FirecrackerMarks
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
+from emberbox.sandbox.files import GuestFiles, HasChannel
 from emberbox.sandbox.work import RunOptions
 from microvms import LIMITS, World, clean, engine, factory, options, run, start, woken, world
 
@@ -139,6 +144,10 @@ async def test_what_a_dead_owner_left_is_swept(world: World, factory: Firecracke
     await other.close()
 
 
+def _files(machine: FirecrackerMachine) -> GuestFiles:
+    return GuestFiles(cast(HasChannel, SimpleNamespace(open_channel=lambda: machine.channel, touched=lambda: None)))
+
+
 # --- what can go wrong ------------------------------------------------------------------------------------------------
 
 
@@ -203,10 +212,22 @@ async def test_a_guest_without_an_init_panics_and_says_so(
         await factory.boot(image, LIMITS)
 
 
+async def _is_whole(
+    machine: FirecrackerMachine, factory: FirecrackerFactory, world: World, directory: Path, data: bytes
+) -> None:
+    """A snapshot has all that changed, also before others that failed, which Firecracker does not count any more."""
+    last = machine.channel.last_request
+    size = await machine.checkpoint(directory)
+    copy = await woken(factory, Snapshot(directory, world.image, LIMITS, last, size))
+    assert await _files(copy).read_bytes("/tmp/before") == data
+
+
 async def test_a_snapshot_that_cannot_be_written_is_an_error_and_the_machine_goes_on(
     world: World, factory: FirecrackerFactory, tmp_path: Path
 ) -> None:
     machine = await woken(factory, world.snapshot)
+    data = os.urandom(1 << 20)
+    await _files(machine).write("/tmp/before", data)
     in_the_way = machine.place.root / machine.place.written("memory")
     in_the_way.mkdir()
     with pytest.raises(SnapshotFailed, match="Firecracker refused PUT /snapshot/create"):
@@ -216,8 +237,8 @@ async def test_a_snapshot_that_cannot_be_written_is_an_error_and_the_machine_goe
         await machine.checkpoint(tmp_path / "none/snapshot")
     assert list(tmp_path.iterdir()) == []
     await machine.channel.call("ping")
-    assert await machine.checkpoint(tmp_path / "snapshot") >= 256 << 20  # a whole one: the changes are lost
-    assert await machine.checkpoint(tmp_path / "another") > 0
+    for name in ("first", "second"):
+        await _is_whole(machine, factory, world, tmp_path / name, data)
     await machine.channel.call("ping")
 
 
@@ -291,15 +312,26 @@ async def test_a_disk_that_is_full_under_a_snapshot_costs_the_snapshot_only(
     world: World, factory: FirecrackerFactory, small_disk: Path, tmp_path: Path
 ) -> None:
     machine = await woken(factory, world.snapshot)
+    data = os.urandom(1 << 20)
+    await _files(machine).write("/tmp/before", data)
     with pytest.raises(SnapshotFailed, match=r"Cannot write a snapshot to .*No space left on device") as error:
         await machine.checkpoint(small_disk / "snapshot")
     assert "space" in error.value.remediation
     assert list(small_disk.iterdir()) == []
     assert list((machine.place.root / "w").glob("[!v]*")) == []
     await machine.channel.call("ping")
-    assert await machine.checkpoint(tmp_path / "snapshot") > 0
-    copy = await factory.fork(replace(world.snapshot, directory=tmp_path / "snapshot", digests=None))
-    assert copy.state is MachineState.RUNNING
+    await _is_whole(machine, factory, world, tmp_path / "snapshot", data)
+
+
+async def test_snapshots_may_be_on_another_file_system(world: World, factory: FirecrackerFactory) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        if Path(folder).stat().st_dev == world.snapshot.directory.stat().st_dev:
+            pytest.skip("there is no other file system")
+        machine = await woken(factory, world.snapshot)
+        data = os.urandom(1 << 20)
+        await _files(machine).write("/tmp/before", data)
+        for name in ("first", "second"):
+            await _is_whole(machine, factory, world, Path(folder) / name, data)
 
 
 async def test_a_disk_that_is_full_under_firecracker_costs_the_snapshot_only(
@@ -368,3 +400,66 @@ async def test_processes_are_found_by_the_name_of_their_machine(world: World, fa
     await asyncio.to_thread(kill_processes, machine.id)
     death = await asyncio.wait_for(machine.wait(), 10)
     assert death.reason is TerminationReason.CRASHED
+
+
+# --- how fast the disk may be read ------------------------------------------------------------------------------------
+
+
+class MetricsFile(Body):
+    metrics_path: str
+
+
+class Flush(Body):
+    action_type: str = "FlushMetrics"
+
+
+async def _throttled(world: World, factory: FirecrackerFactory, snapshot: Snapshot) -> tuple[FirecrackerMachine, int]:
+    """A copy that has read a large file of its root disk, and how often Firecracker says that the disk had to wait."""
+    machine = await factory.prepare(world.image, LIMITS)  # a machine that runs is not asked for metrics any more
+    assert isinstance(machine, FirecrackerMachine)
+    file = machine.place.root / "w/metrics"
+    file.touch()
+    if machine.place.uid is not None:
+        os.chown(file, machine.place.uid, machine.place.uid)
+    await machine.api.put("/metrics", MetricsFile(metrics_path="w/metrics"))
+    assert await factory.fork(snapshot, machine) is machine
+    await machine.channel.call("wake", fork=True, env={})
+    share = world.image.rootfs / "usr/share"  # nothing that runs has read this
+    largest = max((path for path in share.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    assert await _files(machine).read_bytes(f"/{largest.relative_to(world.image.rootfs)}") == largest.read_bytes()
+    await machine.api.put("/actions", Flush())
+    counts = [json.loads(line)["block_root"] for line in file.read_text().splitlines()]  # each since the one before
+    assert sum(count["read_bytes"] for count in counts) >= largest.stat().st_size
+    throttled = sum(count["rate_limiter_throttled_events"] for count in counts)
+    print(f"{sum(count['read_count'] for count in counts)} reads, throttled {throttled} times")
+    return machine, throttled
+
+
+async def _limiter(machine: FirecrackerMachine) -> object:
+    """What Firecracker says of its disk."""
+    answer = await machine.api._call("GET", "/vm/config", None, 15)
+    (drive,) = answer.json()["drives"]
+    return drive["rate_limiter"]
+
+
+async def test_a_copy_has_the_disk_limits_of_the_settings_and_not_those_of_its_snapshot(
+    world: World, factory: FirecrackerFactory, tmp_path: Path
+) -> None:
+    # the bandwidth does not act on an emulated guest, which cannot read 1 MiB in a second
+    settings = world.settings.model_copy(update={"disk_operations": 8, "disk_bandwidth_mb": 1})
+    limited = FirecrackerFactory(settings, world.options)
+    a_second = {"one_time_burst": None, "refill_time": 1000}
+    wanted = {"bandwidth": a_second | {"size": 1 << 20}, "ops": a_second | {"size": 8}}
+    try:
+        machine = await woken(limited, world.snapshot)
+        last = machine.channel.last_request
+        size = await machine.checkpoint(tmp_path / "slow")
+        under_limits = Snapshot(tmp_path / "slow", world.image, LIMITS, last, size)
+        for snapshot in (world.snapshot, under_limits):
+            machine, times = await _throttled(world, limited, snapshot)
+            assert await _limiter(machine) == wanted
+            assert times > 0
+            machine, times = await _throttled(world, factory, snapshot)
+            assert (await _limiter(machine), times) == (None, 0)
+    finally:
+        await limited.close()

@@ -119,6 +119,10 @@ class ApiError(VmNotAvailable):
     """Firecracker refused a call, or does not answer. `message` has its own words."""
 
 
+class NoAnswer(ApiError):
+    """Firecracker does not answer; it may have done what it was told all the same."""
+
+
 class FirecrackerApi:
     """One Firecracker process.
 
@@ -149,13 +153,13 @@ class FirecrackerApi:
         """Raises ApiError."""
         await self._call("PUT", path, body, seconds)
 
-    async def patch(self, path: str, body: Body) -> None:
+    async def patch(self, path: str, body: Body, *, seconds: float = CALL_SECONDS) -> None:
         """Raises ApiError."""
-        await self._call("PATCH", path, body, CALL_SECONDS)
+        await self._call("PATCH", path, body, seconds)
 
-    async def balloon_pages(self) -> int:
+    async def balloon_pages(self, *, seconds: float = CALL_SECONDS) -> int:
         """Pages that the guest has given to the balloon; raises ApiError, where there is no balloon as well."""
-        answer = await self._call("GET", "/balloon/statistics", None, CALL_SECONDS)
+        answer = await self._call("GET", "/balloon/statistics", None, seconds)
         try:
             return BalloonStatistics.model_validate_json(answer.content).actual_pages
         except ValidationError as exc:
@@ -183,11 +187,13 @@ class FirecrackerApi:
     async def _call(self, method: str, path: str, body: Body | None, seconds: float) -> httpx.Response:
         import httpx
 
+        if self._client.is_closed:  # httpx has an error of another kind for it: the machine was killed meanwhile
+            raise NoAnswer(f"Firecracker does not answer {method} {path}: its machine has ended.")
         json = None if body is None else body.model_dump(exclude_none=True)
         try:
             answer = await self._client.request(method, path, json=json, timeout=seconds)
         except httpx.HTTPError as exc:
-            raise ApiError(f"Firecracker does not answer {method} {path}: {exc!r}.", retryable=True) from exc
+            raise NoAnswer(f"Firecracker does not answer {method} {path}: {exc!r}.", retryable=True) from exc
         if answer.status_code >= 300:
             raise ApiError(f"Firecracker refused {method} {path}: {_fault(answer)}")
         return answer

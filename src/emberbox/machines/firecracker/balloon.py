@@ -12,7 +12,7 @@ from pathlib import Path
 
 from emberbox.errors import VmConnectionError
 from emberbox.machines.firecracker import vsock
-from emberbox.machines.firecracker.api import ApiError, Balloon, BalloonUpdate, FirecrackerApi
+from emberbox.machines.firecracker.api import ApiError, Balloon, BalloonUpdate, FirecrackerApi, NoAnswer
 from emberbox.machines.processor import emulated
 
 PATH = "/balloon"
@@ -26,6 +26,8 @@ _RESERVE_MB = 32
 _PAGES_PER_MB = 256
 _POLL_SECONDS = 0.01
 _ANSWER_SECONDS = 2.0
+_TRIES = 3
+"""Then a guest that gave nothing is not asked any more."""
 
 
 class GiveBack:
@@ -34,7 +36,7 @@ class GiveBack:
     Args:
         api: of its Firecracker.
         socket: of its vsock device.
-        seconds: for all of it; a guest that is slower gives back less.
+        seconds: for all of it, and for Firecracker to answer; a guest that is slower gives back less.
         patience: how long a balloon that does not grow is waited for.
     """
 
@@ -48,8 +50,12 @@ class GiveBack:
         self._patience = 0.3 * slow if patience is None else patience
         self._before_mb = 0
         """What the machine had after the last time: only what came since can be worth it."""
-        self._in_vain = False
-        """The guest has no driver for it, or Firecracker no device."""
+        self._refused = False
+        """Firecracker has no such device: the machine's snapshot is from before there was one."""
+        self._in_vain = 0
+        """How often in turn nothing came: the guest has no driver, or it was too busy."""
+        self._inflated = False
+        """The guest may still be without what the balloon has taken."""
 
     async def give_back(self, held_mb: Callable[[], int | None]) -> int:
         """Returns the MiB that the host got back; 0 where it was not worth it, or cannot be done.
@@ -57,42 +63,61 @@ class GiveBack:
         Args:
             held_mb: memory that is this machine's alone; None where the host does not tell.
         """
+        if self._inflated and not await self._let_go():
+            return 0
         held = held_mb()
-        if self._in_vain or held is None or held - self._before_mb < WORTH_MB:
+        if self._refused or self._in_vain >= _TRIES or held is None or held - self._before_mb < WORTH_MB:
             return 0
         self._before_mb = held
         try:
             free = await vsock.free_memory_mb(self._socket, _ANSWER_SECONDS)
-            amount = min(free - _RESERVE_MB, held)
+            amount = min(free - _RESERVE_MB, held)  # a guest may say anything
             if amount < WORTH_MB:
                 return 0
             await self._squeeze(amount)
         except VmConnectionError:
             return 0
-        except ApiError:
-            self._in_vain = True
-            return 0
-        self._before_mb = held_mb() or held
+        except ApiError as exc:
+            self._refused = not isinstance(exc, NoAnswer)
+        left = held_mb()
+        self._before_mb = held if left is None else left
         return max(0, held - self._before_mb)
 
     async def _squeeze(self, amount_mb: int) -> None:
         """Raises ApiError."""
         end = asyncio.get_running_loop().time() + self._seconds
+        self._inflated = True
         try:
-            await self._api.patch(PATH, BalloonUpdate(amount_mib=amount_mb))
-            most = await self._watch(lambda pages: pages >= amount_mb * _PAGES_PER_MB, end)
-            self._in_vain = most == 0
+            await self._size(amount_mb)
+            got = await self._watch(lambda pages: pages >= amount_mb * _PAGES_PER_MB, end)
+            self._in_vain = 0 if got else self._in_vain + 1
         finally:
-            await self._api.patch(PATH, BalloonUpdate(amount_mib=0))
+            # to its end even if the caller is cancelled once more: the guest needs its memory
+            await asyncio.shield(self._let_go())
         # the next execution is to find its memory; what is late comes by itself, at the latest when it is wanted
         await self._watch(lambda pages: pages == 0, end)
+
+    async def _let_go(self) -> bool:
+        """Whether the balloon is, or will be, empty. No error, which would hide that the caller is cancelled: where
+        Firecracker does not answer, the next time tries again."""
+        try:
+            await self._size(0)
+        except NoAnswer:
+            return False
+        except ApiError:
+            pass  # there is no balloon
+        self._inflated = False
+        return True
+
+    async def _size(self, amount_mb: int) -> None:
+        await self._api.patch(PATH, BalloonUpdate(amount_mib=amount_mb), seconds=self._seconds)
 
     async def _watch(self, enough: Callable[[int], bool], end: float) -> int:
         """Ask for the size of the balloon until it is as wanted, or stands still, or the time is up."""
         loop = asyncio.get_running_loop()
         pages, changed = 0, loop.time()
         while True:
-            now = await self._api.balloon_pages()
+            now = await self._api.balloon_pages(seconds=self._seconds)
             if now != pages:
                 pages, changed = now, loop.time()
             if enough(pages) or loop.time() > min(end, changed + self._patience):

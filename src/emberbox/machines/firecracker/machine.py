@@ -197,8 +197,9 @@ class FirecrackerMachine(HostedMachine):
     def _collect(self, building: Path, base: Base | None) -> int:
         """Put the snapshot's files together; bytes that they take on the disk."""
         self.place.take(STATE, building / STATE)
-        self.place.take(MEMORY, building / _CHANGES)
-        snapshot_files.merge(None if base is None else base.memory, building / _CHANGES, building / MEMORY)
+        changes = self.place.directory / _CHANGES
+        self.place.take(MEMORY, changes)  # renamed: to another file system it would be copied, and lose its holes
+        snapshot_files.merge(None if base is None else base.memory, changes, building / MEMORY)
         snapshot_files.write_marks(building, self.marks)
         link = self.place.directory / _LAST
         with contextlib.suppress(OSError):  # another file system: the next one is whole as well
@@ -208,9 +209,10 @@ class FirecrackerMachine(HostedMachine):
         return sum(path.stat().st_blocks * 512 for path in building.iterdir())
 
     def _discard(self, building: Path) -> None:
-        for name in (STATE, MEMORY):
+        written = [self.place.root / self.place.written(name) for name in (STATE, MEMORY)]
+        for path in (*written, self.place.directory / _CHANGES):
             with contextlib.suppress(OSError):
-                (self.place.root / self.place.written(name)).unlink()
+                path.unlink()
         shutil.rmtree(building, ignore_errors=True)
 
     # --- stop, go on ----------------------------------------------------------------------------------------------

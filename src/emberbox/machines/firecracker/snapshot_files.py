@@ -20,6 +20,8 @@ LAYOUT = 1
 _PAGE = 4096
 _ZEROS = bytes(_PAGE)
 _CHUNK = 1 << 20
+_REFUSALS = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL)
+"""Of copy_file_range(2): snapshots may be on another file system than the machines that they are copied from."""
 
 
 class Marks(Model):
@@ -144,7 +146,12 @@ def _without(parts: Iterable[tuple[int, int]], others: Sequence[tuple[int, int, 
 def _copy(source: int, target: int, start: int, end: int) -> None:
     """Copy a part of a file to its own place."""
     while start < end:
-        copied = os.copy_file_range(source, target, end - start, start, start)
+        try:
+            copied = os.copy_file_range(source, target, end - start, start, start)
+        except OSError as exc:
+            if exc.errno not in _REFUSALS:
+                raise
+            copied = os.pwrite(target, os.pread(source, min(_CHUNK, end - start), start), start)
         if copied == 0:
             raise OSError(errno.EIO, "a snapshot became shorter")
         start += copied

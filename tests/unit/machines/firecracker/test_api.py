@@ -19,6 +19,9 @@ class Server:
         self.seen: list[tuple[str, object]] = []
         self.answer = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
         self.delay = 0.0
+        self.asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     def say(self, body: bytes) -> None:
         self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
@@ -33,7 +36,9 @@ class Server:
                 sizes = [int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length")]
                 body = json.loads(await reader.readexactly(sizes[0])) if sizes else None
                 self.seen.append((" ".join(lines[0].split()[:2]), body))
+                self.asked.set()
                 await asyncio.sleep(self.delay)
+                await self.may_answer.wait()
                 writer.write(self.answer)
         except asyncio.IncompleteReadError:
             pass
@@ -106,6 +111,18 @@ async def test_a_socket_that_never_appears_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ApiError, match="does not answer"):
         await api.patch_vm("Paused")
     await api.close()
+
+
+async def test_a_machine_that_was_killed_does_not_answer(api: FirecrackerApi, server: Server) -> None:
+    server.may_answer.clear()
+    waiting = asyncio.create_task(api.patch_vm("Paused"))
+    await server.asked.wait()
+    await api.close()
+    with pytest.raises(ApiError, match="does not answer PATCH /vm"):
+        await waiting
+    with pytest.raises(ApiError, match="does not answer PATCH /vm"):
+        await api.patch_vm("Paused")
+    server.may_answer.set()
 
 
 def test_unknown_fields_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -98,6 +99,18 @@ def test_what_changed_may_be_many_parts_of_what_was(tmp_path: Path) -> None:
     merge(base, changes, tmp_path / "memory")
     pages = [(new if n % 2 == 0 else old)[n * PAGE : (n + 1) * PAGE] for n in range(300)]
     assert (tmp_path / "memory").read_bytes() == b"".join(pages)
+
+
+def test_a_base_may_be_on_another_file_system(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is no other file system")
+        base = sparse(Path(other) / "base", {1: b"a", **dict.fromkeys(range(100, 900), b"b")}, 1024)
+        expected = bytearray(base.read_bytes())
+        expected[500 * PAGE : 501 * PAGE] = b"B" * PAGE
+        merge(base, sparse(tmp_path / "changes", {500: b"B"}, 1024), tmp_path / "memory")
+    assert (tmp_path / "memory").read_bytes() == expected
+    assert (tmp_path / "memory").stat().st_blocks * 512 <= 820 * PAGE
 
 
 def test_a_first_snapshot_is_its_changes(tmp_path: Path) -> None:

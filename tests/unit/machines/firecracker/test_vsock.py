@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from emberbox.errors import VmConnectionError
-from emberbox.guest.vm_init import ACCEPTED, GREETING, MAGIC
+from emberbox.guest.vm_init import ACCEPTED, ASKS_MEMORY, FREE_MEMORY, GREETING, MAGIC
 from emberbox.machines.firecracker.channel import VmChannel
-from emberbox.machines.firecracker.vsock import connect
+from emberbox.machines.firecracker.vsock import connect, free_memory_mb
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Start = Callable[[Serve], Awaitable[Path]]
@@ -101,6 +101,40 @@ async def test_nobody_there_is_an_error_in_time(listen: Start, tmp_path: Path) -
         await connect(path, 0.3)
     with pytest.raises(VmConnectionError, match="made no socket"):
         await connect(tmp_path / "none", 5)
+
+
+async def test_the_guest_says_how_much_memory_is_free(listen: Start) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"OK 1\n")
+        assert (await reader.readexactly(GREETING.size)).startswith(ASKS_MEMORY)
+        for byte in FREE_MEMORY.pack((100 << 10) + 1023):
+            writer.write(bytes([byte]))
+            await writer.drain()
+
+    assert await free_memory_mb(await listen(serve), 20) == 100
+
+
+@pytest.mark.parametrize("answer", [b"", b"REFUSED\n", b"OK 1\n", b"OK 1\nnonsense"[:10]])
+async def test_a_guest_that_says_nothing_or_half_of_it_is_an_error(listen: Start, answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        if answer.startswith(b"OK"):
+            await reader.readexactly(GREETING.size)
+
+    with pytest.raises(VmConnectionError, match="how much memory"):
+        await free_memory_mb(await listen(serve), 20)
+
+
+async def test_a_guest_that_hangs_is_not_waited_for(listen: Start, tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    with pytest.raises(VmConnectionError, match="how much memory"):
+        await free_memory_mb(await listen(serve), 0.1)
+    with pytest.raises(VmConnectionError, match="how much memory"):
+        await free_memory_mb(tmp_path / "none", 0.1)
 
 
 async def test_a_link_does_not_lead_to_another_socket(listen: Start, tmp_path: Path) -> None:
