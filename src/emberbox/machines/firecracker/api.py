@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from socket import AF_UNIX
+from socket import socket as new_socket
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -142,12 +144,23 @@ class FirecrackerApi:
         )
 
     async def appeared(self, seconds: float = CALL_SECONDS) -> None:
-        """Wait for the socket; raises ApiError."""
+        """Wait until Firecracker takes connections; raises ApiError. Its socket is there a moment before it listens."""
         end = asyncio.get_running_loop().time() + seconds
-        while not self.socket.exists():
+        while not self._is_taken():
             if asyncio.get_running_loop().time() > end:
                 raise ApiError(f"Firecracker did not open its socket {self.socket} within {seconds:g} s.")
             await asyncio.sleep(_POLL_SECONDS)
+
+    def _is_taken(self) -> bool:
+        with new_socket(AF_UNIX) as attempt:
+            attempt.setblocking(False)
+            try:
+                attempt.connect(str(self.socket))
+            except BlockingIOError:
+                pass  # its queue is full: it listens
+            except OSError:
+                return False
+        return True
 
     async def put(self, path: str, body: Body, *, seconds: float = CALL_SECONDS) -> None:
         """Raises ApiError."""

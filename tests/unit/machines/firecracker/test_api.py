@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -102,6 +103,18 @@ async def test_every_call_has_a_deadline(api: FirecrackerApi, server: Server) ->
     server.delay = 1.0
     with pytest.raises(ApiError, match="does not answer PUT /actions"):
         await api.put("/actions", Action(), seconds=0.1)
+
+
+async def test_a_socket_that_is_there_and_not_listened_on_is_waited_for(tmp_path: Path) -> None:
+    """Between bind(2) and listen(2): a call would be refused."""
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "api.sock"))
+        api = FirecrackerApi(tmp_path / "api.sock")
+        with pytest.raises(ApiError, match="did not open its socket"):
+            await api.appeared(0.05)
+        bound.listen(1)
+        await api.appeared(1)
+        await api.close()
 
 
 async def test_a_socket_that_never_appears_is_an_error(tmp_path: Path) -> None:
