@@ -28,7 +28,7 @@ from emberbox.models import TerminationReason
 _CHANGES = "changes"
 _LAST = "last"
 """In the folder of a machine: the memory file of its last snapshot, which may be deleted before the machine ends."""
-_LAST_WORDS_SECONDS = 2.0
+_LAST_WORDS_SECONDS = 5.0
 _AGAIN_SECONDS = 15.0
 
 

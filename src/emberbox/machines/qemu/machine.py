@@ -29,7 +29,7 @@ from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
 
 _T = TypeVar("_T")
-_LAST_WORDS_SECONDS = 2.0
+_LAST_WORDS_SECONDS = 5.0
 _MEMORY = "/memfd:emberbox-ram"
 _STATE_SECONDS = 120.0
 
