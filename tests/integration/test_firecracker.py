@@ -140,6 +140,7 @@ async def test_javascript_keeps_its_variables_and_its_process(world: World, clea
         assert (await run(engine, session, "[x, typeof y].join()", "javascript")).text == "'20,undefined'"
 
 
+@pytest.mark.timeout(600)
 async def test_rust_is_compiled_once(world: World, clean: None) -> None:
     if emulated() and not ALL_ON_FIRECRACKER:
         pytest.skip("rustc takes three minutes where KVM is emulated: EMBERBOX_TEST_FIRECRACKER=1 runs it")
