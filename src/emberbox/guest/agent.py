@@ -15,9 +15,10 @@ from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
 from .executions import CodeRun, Execution
 from .fields import Fields, RequestError, bad_request
+from .kernels.freshness import SIGNAL as COPIED
 from .limits import AsUser, Settings, is_privileged
 from .loop import Loop
-from .processes import kill_tree, out_of_memory_kills, thread_count
+from .processes import kill_tree, out_of_memory_kills, processes_of, send_signal, thread_count
 from .programs import Program
 from .protocol import MAX_PAYLOAD, PROTOCOL_VERSION, ProtocolError
 from .rust import RustJob, RustRun
@@ -248,6 +249,9 @@ class Agent:
             self._muted = ident - 1
             for kernel in self.contexts.kernels():
                 kernel.reseed()
+            if os.getpid() == 1:  # else the user's processes are not all this machine's
+                for pid in processes_of(self.settings.uid):
+                    send_signal(pid, COPIED)
         self._channel.quiet(quiet=False)
         self._hold_output(held=False)
         self._done(ident)

@@ -23,7 +23,7 @@ from emberbox.config import Settings
 from emberbox.errors import ImageError
 from emberbox.host.rundir import RunDir, dead_owners, kill_processes_in, make_run_dir
 from emberbox.host.spawner import Spawner
-from emberbox.images import contents
+from emberbox.images import contents, randomness
 from emberbox.images.store import LOCK, MANIFEST, Image, ImageStore, Manifest
 from emberbox.images.template import Template
 
@@ -148,6 +148,11 @@ class _Build:
             await self._npm()
         self.progress("preparing the root file system", 0.93)
         await asyncio.to_thread(contents.prepare_rootfs, self.rootfs, self.template)
+        provider = await asyncio.to_thread(randomness.compile_provider, self.settings.cache_dir, self._say)
+        await asyncio.to_thread(randomness.install, self.rootfs, provider)
+
+    def _say(self, message: str) -> None:
+        self.progress(message, 0.95)
 
     async def _debian(self) -> None:
         mmdebstrap = _program("mmdebstrap", "Run `emberbox setup`, or install the package mmdebstrap.")

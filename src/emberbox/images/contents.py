@@ -10,9 +10,12 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from emberbox.errors import ImageError
-from emberbox.images.template import Template
+
+if TYPE_CHECKING:
+    from emberbox.images.template import Template
 
 SKELETON = "/opt/emberbox/skel"
 """Template files for the home directory wait here: the home directory itself is a fresh tmpfs in every machine."""
@@ -28,10 +31,10 @@ def prepare_rootfs(rootfs: Path, template: Template) -> None:
         _make_dir(rootfs, inside(rootfs, path))
     _append(rootfs, "/etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n")
     _append(rootfs, "/etc/group", "user:x:1000:\n")
-    _write(rootfs, "/etc/hostname", b"emberbox\n")
-    _write(rootfs, "/etc/hosts", b"127.0.0.1 localhost emberbox\n::1 localhost\n")
-    _write(rootfs, "/etc/resolv.conf", b"")
-    _write(rootfs, "/etc/machine-id", b"")
+    write_file(rootfs, "/etc/hostname", b"emberbox\n")
+    write_file(rootfs, "/etc/hosts", b"127.0.0.1 localhost emberbox\n::1 localhost\n")
+    write_file(rootfs, "/etc/resolv.conf", b"")
+    write_file(rootfs, "/etc/machine-id", b"")
     _drop_privileged_modes(rootfs)
     for file in template.files:
         path = file.path
@@ -40,7 +43,7 @@ def prepare_rootfs(rootfs: Path, template: Template) -> None:
             raise ImageError(f"Template {template.name!r} puts a file at {path}, which is empty in every machine.")
         if path.startswith(f"{HOME}/"):
             path = SKELETON + path.removeprefix(HOME)
-        _write(rootfs, path, file.data(template.directory), file.mode)
+        write_file(rootfs, path, file.data(template.directory), file.mode)
 
 
 def inside(rootfs: Path, path: str) -> Path:
@@ -73,7 +76,8 @@ def inside(rootfs: Path, path: str) -> Path:
     return rootfs.joinpath(*done)
 
 
-def _write(rootfs: Path, path: str, data: bytes, mode: int = 0o644) -> None:
+def write_file(rootfs: Path, path: str, data: bytes, mode: int = 0o644) -> None:
+    """Write a file of the image, and the folders above it; raises ImageError: too many symbolic links."""
     _make_dir(rootfs, inside(rootfs, str(PurePosixPath(path).parent)))
     target = inside(rootfs, path)
     _make_dir(rootfs, target.parent)
@@ -95,7 +99,7 @@ def _append(rootfs: Path, path: str, line: str) -> None:
     target = inside(rootfs, path)
     old = target.read_text(encoding="utf-8") if target.exists() else ""
     if not any(existing.startswith("user:") for existing in old.splitlines()):
-        _write(rootfs, path, (old + line).encode())
+        write_file(rootfs, path, (old + line).encode())
 
 
 def _drop_privileged_modes(rootfs: Path) -> None:

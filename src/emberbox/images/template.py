@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 
 from emberbox.config import Settings
 from emberbox.errors import ConfigError, ImageError
+from emberbox.images import randomness
 from emberbox.models import Language, MachineLimits, Model
 
 BUILD_FORMAT = 3
@@ -106,6 +107,7 @@ class Template(Model):
         inputs = {
             "format": BUILD_FORMAT,
             "machine": platform.machine(),
+            "randomness": randomness.fingerprint(),
             "suite": self.suite,
             "packages": sorted(self.packages),
             "pip": sorted(self.pip),

@@ -1,106 +1,119 @@
-// Randomness for a machine that is a copy of another one.
+// Random numbers in a machine that is a copy of another one.
 //
-// V8 seeds Math.random once per context, and OpenSSL seeds its generator once per process: two copies of a process would
-// draw the same numbers. From the copy on, both come from the system's own generator, which differs in every machine.
+// What OpenSSL draws comes from the kernel (the image has a provider for that) and differs in each copy. Left are what V8
+// and Node keep in the process: the state of Math.random in each context, and numbers that were drawn ahead. Here one
+// generator takes the place of V8's, in the contexts of `vm` and in worker threads too. It is seeded anew, and what was
+// drawn ahead is dropped, when the agent says that this machine is a copy. Worker threads load this file by themselves.
 "use strict";
 
 const crypto = require("crypto");
 const fs = require("fs");
+const vm = require("vm");
+const threads = require("worker_threads");
+const { syncBuiltinESMExports } = require("module");
 
-const { ArrayBuffer, Buffer, DataView, Math, Object, process, Uint8Array } = globalThis;
-const POOL = 4096;
-const FRACTION = 2 ** -53;
+const { Atomics, Int32Array, Math, Object, Reflect, SharedArrayBuffer, process } = globalThis;
+const SHARED = "emberbox:copies";
+const UUIDS_AHEAD = 128; // kBatchSize of Node's lib/internal/crypto/random.js
+const INTEGERS_AHEAD = 1024; // its cache of 6 KiB, 6 bytes each
 
-let pool = Buffer.alloc(0);
+/** How often this machine was found to be a copy; all threads see it. */
+const copies = threads.getEnvironmentData(SHARED) || new Int32Array(new SharedArrayBuffer(4));
+threads.setEnvironmentData(SHARED, copies);
 
-/** The next bytes of /dev/urandom; read in larger pieces, because each read is a system call. */
-function take(size) {
-  if (size > POOL) return read(size);
-  if (pool.length < size) pool = read(POOL);
-  const bytes = Buffer.from(pool.subarray(0, size));
-  pool = pool.subarray(size);
-  return bytes;
-}
+let [a, b, c, d] = [0, 0, 0, 0];
+let seededIn = -1;
 
-function read(size) {
-  const bytes = Buffer.alloc(size);
+function seed() {
+  seededIn = copies[0];
+  const words = new Int32Array(4);
   const fd = fs.openSync("/dev/urandom", "r");
   try {
-    let filled = 0;
-    while (filled < size) filled += fs.readSync(fd, bytes, filled, size - filled, null);
+    fs.readSync(fd, words, 0, words.byteLength, null); // up to 256 bytes come whole (random(4))
   } finally {
     fs.closeSync(fd);
   }
-  return bytes;
+  [a, b, c, d] = words;
 }
 
+/** xoshiro128** of David Blackman and Sebastiano Vigna: 32 bits. */
+function next() {
+  const product = Math.imul(b, 5);
+  const result = Math.imul((product << 7) | (product >>> 25), 9);
+  const shifted = b << 9;
+  c ^= a;
+  d ^= b;
+  b ^= c;
+  a ^= d;
+  c ^= shifted;
+  d = (d << 11) | (d >>> 21);
+  return result >>> 0;
+}
+
+/** 53 random bits, as Math.random gives. */
 function random() {
-  const bytes = take(8);
-  return (bytes.readUInt32LE(0) * 2 ** 21 + (bytes.readUInt32LE(4) >>> 11)) * FRACTION;
+  if (seededIn !== copies[0]) seed();
+  return (next() * 2 ** 21 + (next() >>> 11)) * 2 ** -53;
 }
 
-function bytesOf(view) {
-  if (view instanceof ArrayBuffer) return new Uint8Array(view);
-  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+/** `draw`, which has used up what it drew ahead before its first call in a copy. */
+function current(draw, ahead, ...example) {
+  let seen = copies[0];
+  const wrapped = function (...values) {
+    if (seen !== copies[0]) {
+      seen = copies[0];
+      for (let n = 0; n < ahead; n += 1) draw(...example);
+    }
+    return Reflect.apply(draw, this, values);
+  };
+  return Object.defineProperty(wrapped, "name", { value: draw.name });
 }
 
-function later(callback, compute) {
-  let value;
-  try {
-    value = compute();
-  } catch (error) {
-    process.nextTick(callback, error);
-    return;
-  }
-  process.nextTick(callback, null, value);
+crypto.randomUUID = current(crypto.randomUUID, UUIDS_AHEAD);
+crypto.randomInt = current(crypto.randomInt, INTEGERS_AHEAD, 2);
+const { randomUUID } = crypto;
+Object.getPrototypeOf(crypto.webcrypto).randomUUID = () => randomUUID();
+
+/** Give a context of `vm` this Math.random: V8 would seed its own from a state that copies share. */
+function fresh(context) {
+  vm.runInContext("Math", context).random = random;
+  return context;
 }
 
-function randomBytes(size, callback) {
-  if (callback === undefined) return take(size);
-  return later(callback, () => take(size));
+const { createContext, runInContext } = vm;
+vm.createContext = (object, options) => {
+  const isNew = object === undefined || typeof object !== "object" || !vm.isContext(object);
+  const context = createContext(object, options);
+  return isNew ? fresh(context) : context;
+};
+
+function contextOf(object, options) {
+  if (options === null || typeof options !== "object") return vm.createContext(object);
+  const { contextName, contextOrigin, contextCodeGeneration, microtaskMode } = options;
+  const given = { name: contextName, origin: contextOrigin, codeGeneration: contextCodeGeneration, microtaskMode };
+  return vm.createContext(object, given);
 }
 
-function fill(view, offset = 0, size = undefined) {
-  const bytes = bytesOf(view);
-  const end = size === undefined ? bytes.length : offset + size;
-  bytes.set(take(end - offset), offset);
-  return view;
-}
+vm.runInNewContext = (code, object = {}, options = undefined) => {
+  return runInContext(code, contextOf(object, options), options);
+};
+vm.Script.prototype.runInNewContext = function (object = {}, options = undefined) {
+  return this.runInContext(contextOf(object, options), options);
+};
 
-function randomFill(view, ...rest) {
-  const callback = rest.pop();
-  return later(callback, () => fill(view, ...rest));
-}
-
-function randomInt(...bounds) {
-  const callback = typeof bounds[bounds.length - 1] === "function" ? bounds.pop() : undefined;
-  const [low, high] = bounds.length > 1 ? bounds : [0, bounds[0]];
-  const compute = () => low + Math.floor(random() * (high - low));
-  return callback === undefined ? compute() : later(callback, compute);
-}
-
-function randomUUID() {
-  const bytes = take(16);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, 16);
-  view.setUint8(6, (view.getUint8(6) & 0x0f) | 0x40);
-  view.setUint8(8, (view.getUint8(8) & 0x3f) | 0x80);
-  const hex = bytes.toString("hex");
-  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
-}
-
-/** Draw everything from the system from now on. */
-function reseed() {
-  pool = Buffer.alloc(0);
-  Math.random = random;
-  Object.assign(crypto, {
-    randomBytes, pseudoRandomBytes: randomBytes, randomFillSync: fill, randomFill, randomInt, randomUUID,
-  });
-  const getRandomValues = (view) => fill(view);
-  for (const target of [crypto.webcrypto, globalThis.crypto]) {
-    if (target === undefined) continue;
-    Object.defineProperty(target, "getRandomValues", { value: getRandomValues, configurable: true, writable: true });
-    Object.defineProperty(target, "randomUUID", { value: randomUUID, configurable: true, writable: true });
+class Worker extends threads.Worker {
+  constructor(file, options = {}) {
+    const execArgv = [...(options.execArgv || []), "--require", __filename];
+    super(file, { ...options, execArgv });
   }
 }
+threads.Worker = Worker;
 
-module.exports = { reseed };
+Math.random = Object.defineProperty(random, "name", { value: "random" });
+syncBuiltinESMExports();
+if (!threads.isMainThread) process.execArgv.splice(process.execArgv.indexOf("--require"), 2);
+
+/** This machine is a copy: nothing that was drawn ahead is used any more. */
+exports.reseed = () => {
+  Atomics.add(copies, 0, 1);
+};

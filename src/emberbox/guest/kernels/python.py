@@ -14,6 +14,7 @@ import types
 from ..protocol import FrameDecoder, encode  # noqa: TID252 - the package has another name in a machine
 from .added import MARKER, Added
 from .errors import Sources, cause_of, describe
+from .freshness import freshen, listen
 from .plots import Plots
 from .results import add, bundle, fit
 
@@ -61,17 +62,9 @@ def _prepare_interpreter() -> None:
         site.addsitedir(user_packages)
     sys.argv = ["main.py"]
     sys.orig_argv = [sys.executable]
-    # `random` reseeds itself after a fork, numpy does not.
-    _reseed(("numpy.random",))
+    freshen()  # all kernels are forks of one process
+    listen()
     _hide_package()
-
-
-def _reseed(names: tuple[str, ...] = ("random", "numpy.random")) -> None:
-    """New randomness from the system for the generators that keep a state of their own."""
-    for name in names:
-        module: Any = sys.modules.get(name)
-        if module is not None:
-            module.seed()
 
 
 def _stream(fd: int, mode: str) -> io.TextIOWrapper:
@@ -129,7 +122,7 @@ class Kernel:
             elif frame[0]["op"] == "forget":
                 self._forget()
             elif frame[0]["op"] == "reseed":
-                _reseed()
+                freshen()
             else:
                 self._execute(*frame)
 
