@@ -23,8 +23,10 @@ from emberbox.host.apt import Say, fetch_package
 from emberbox.images.contents import inside, write_file
 
 PROVIDER = "/opt/emberbox/kernel-random.so"
-OPENSSL_SETTINGS = "/usr/lib/ssl/openssl.cnf"
-"""Where Debian's libcrypto looks; a link to /etc/ssl/openssl.cnf where the package `openssl` is installed."""
+OPENSSL_SETTINGS = "/etc/ssl/openssl.cnf"
+"""Where a Node with an OpenSSL of its own looks."""
+_DEBIAN_SETTINGS = "/usr/lib/ssl/openssl.cnf"
+"""Where Debian's libcrypto looks; a link to the other one, if the package `openssl` is installed."""
 _COMPILER = "tcc"
 _LEAST_COMPILER = "0.9.27"
 _SOURCE = "random_provider.c"
@@ -132,11 +134,13 @@ def install(rootfs: Path, provider: bytes) -> None:
     Raises:
         ImageError: too many symbolic links on the way.
     """
-    if any(inside(rootfs, "/usr/lib").glob("*/libcrypto.so.3")):
-        write_file(rootfs, PROVIDER, provider)
-        settings = inside(rootfs, OPENSSL_SETTINGS)
-        old = settings.read_bytes().decode(errors="surrogateescape") if settings.is_file() else ""
-        write_file(rootfs, OPENSSL_SETTINGS, f"{old}{_kept(old, _SECTIONS)}".encode(errors="surrogateescape"))
+    write_file(rootfs, PROVIDER, provider)
+    settings = inside(rootfs, OPENSSL_SETTINGS)
+    old = settings.read_bytes().decode(errors="surrogateescape") if settings.is_file() else ""
+    write_file(rootfs, OPENSSL_SETTINGS, f"{old}{_kept(old, _SECTIONS)}".encode(errors="surrogateescape"))
+    debian = inside(rootfs, _DEBIAN_SETTINGS)
+    if not debian.exists():
+        write_file(rootfs, _DEBIAN_SETTINGS, f".include {OPENSSL_SETTINGS}\n".encode())
     for standard_library in inside(rootfs, "/usr/lib").glob("python3.*/"):
         path = f"/usr/lib/{standard_library.name}/sitecustomize.py"
         target = inside(rootfs, path)

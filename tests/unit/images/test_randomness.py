@@ -22,16 +22,14 @@ system_default = system_default_sect
 """
 
 
-def make_rootfs(folder: Path, settings: str | None) -> Path:
+def make_rootfs(folder: Path, settings: str) -> Path:
     (folder / "usr/lib/python3.11").mkdir(parents=True)
-    if settings is not None:
-        (folder / "usr/lib/x86_64-linux-gnu").mkdir()
-        (folder / "usr/lib/x86_64-linux-gnu/libcrypto.so.3").touch()
+    (folder / "etc").mkdir()
     if settings:
         (folder / "usr/lib/ssl").mkdir()
-        (folder / "etc/ssl").mkdir(parents=True)
-        (folder / "etc/ssl/openssl.cnf").write_text(settings)
-        (folder / OPENSSL_SETTINGS[1:]).symlink_to("/etc/ssl/openssl.cnf")
+        (folder / "etc/ssl").mkdir()
+        (folder / OPENSSL_SETTINGS[1:]).write_text(settings)
+        (folder / "usr/lib/ssl/openssl.cnf").symlink_to(OPENSSL_SETTINGS)
     return folder
 
 
@@ -50,7 +48,7 @@ def value_of(settings: str, section: str, name: str) -> str | None:
 def test_openssl_and_node_draw_by_the_provider(tmp_path: Path, before: str) -> None:
     rootfs = make_rootfs(tmp_path, before)
     install(rootfs, b"library")
-    settings = (rootfs / ("etc/ssl/openssl.cnf" if before else OPENSSL_SETTINGS[1:])).read_text()
+    settings = (rootfs / OPENSSL_SETTINGS[1:]).read_text()
     assert (rootfs / PROVIDER[1:]).read_bytes() == b"library"
     for name in ("openssl_conf", "nodejs_conf"):
         section = value_of(settings, "default", name)
@@ -63,17 +61,15 @@ def test_openssl_and_node_draw_by_the_provider(tmp_path: Path, before: str) -> N
     assert kept == ("ssl_sect" if before else None)
 
 
-def test_an_image_without_openssl_gets_no_provider(tmp_path: Path) -> None:
-    rootfs = make_rootfs(tmp_path, None)
+def test_debians_libcrypto_finds_the_settings_where_no_package_put_any(tmp_path: Path) -> None:
+    rootfs = make_rootfs(tmp_path, "")
     install(rootfs, b"library")
-    assert not (rootfs / PROVIDER[1:]).exists()
-    assert not (rootfs / OPENSSL_SETTINGS[1:]).exists()
+    assert (rootfs / "usr/lib/ssl/openssl.cnf").read_text() == f".include {OPENSSL_SETTINGS}\n"
 
 
 def test_the_python_hook_follows_what_is_there(tmp_path: Path) -> None:
-    rootfs = make_rootfs(tmp_path, None)
+    rootfs = make_rootfs(tmp_path, "")
     hook = rootfs / "usr/lib/python3.11/sitecustomize.py"
-    (rootfs / "etc").mkdir()
     (rootfs / "etc/sitecustomize.py").write_text("theirs = 1\n")
     hook.symlink_to("/etc/sitecustomize.py")
     install(rootfs, b"")
