@@ -11,10 +11,10 @@ import random
 def write(name, seed, words):
     draw = random.Random(seed)
     with open(name, "w") as file:
-        file.write("".join(draw.choice(words) + "\\n" for _ in range(1 << 17)))
+        file.write("".join(draw.choice(words) + "\\n" for _ in range(87_000)))
 for n in range({count}):
     write("short%d" % n, {seed} + n, "abcdefgh")
-    write("newlines%d" % n, {seed} + n, ["", "", "", "a"])
+    write("words%d" % n, {seed} + n, ["%x" % word for word in range(16, 136)])
 open("plain", "w").write("{seed}\\n")
 """
 

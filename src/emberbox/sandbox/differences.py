@@ -29,6 +29,8 @@ MOST_FILES_READ = 2_000
 MOST_READ = 64 << 20
 """Bytes of them."""
 MOST_STEPS_IN_ALL = 4 * MOST_STEPS
+LEAST_STEPS = 2_000
+"""Of each file in any case: expensive ones do not keep small ones from being shown."""
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ async def _lines(
     except UnicodeDecodeError:
         return None
     names = ("/dev/null" if old is None else f"a{path}", "/dev/null" if new is None else f"b{path}")
-    effort = Effort(min(MOST_STEPS, left.effort.left))
+    effort = Effort(max(LEAST_STEPS, min(MOST_STEPS, left.effort.left)))
     given = effort.left
     try:
         diff = await asyncio.to_thread(unified_diff, one, other, *names, effort)

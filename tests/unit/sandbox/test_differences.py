@@ -90,12 +90,13 @@ async def test_work_is_shared_by_all_files(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "unified_diff", counting)
     monkeypatch.setattr(module, "MOST_STEPS_IN_ALL", 4000)
     monkeypatch.setattr(module, "MOST_STEPS", 1500)
+    monkeypatch.setattr(module, "LEAST_STEPS", 20)
     then = Machine({f"/f{n}": b"a\nb\n" * 200 for n in range(8)} | {"/g": b"x\n"})
     now = Machine({f"/f{n}": b"b\na\na\n" * 200 for n in range(8)} | {"/g": b"y\n"})
     found = await between(then, now)
-    assert [diff for _, diff in found.values()] == [None] * 9
+    assert [path for path, (_, diff) in found.items() if diff is not None] == ["/g"]
     assert searched[:2] == [1500, 1500]
-    assert searched[4:] == [0] * 5
+    assert searched[4:] == [20] * 5
 
 
 async def test_a_file_that_is_longer_than_it_was_said_to_be_is_left() -> None:
@@ -121,7 +122,8 @@ async def test_names_and_targets_that_are_no_text() -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        json.dumps([["/f", "file", 1, 1, "m", None]] * 50_000).encode(), b"nonsense", b"[1]", b"{}x", b"5", b'[["/f","file",1e999,1,"m",null]]', b'[["/f","file"]]', b"[" * 100_000,
+        json.dumps([["/f", "file", 1, 1, "m", None]] * 50_000).encode(),
+        b"nonsense", b"[1]", b"{}x", b"5", b'[["/f","file",1e999,1,"m",null]]', b'[["/f","file"]]', b"[" * 100_000,
         b'[["/f","file",' + b"9" * 5000 + b',1,"m",null]]',
     ],
 )  # fmt: skip
