@@ -7,12 +7,14 @@ import json
 from dataclasses import dataclass
 
 from emberbox.errors import ExecutionFailed, VmNotAvailable
-from emberbox.guest.changes import MOST_FILES
+from emberbox.guest.changes import DEEPEST, MOST_FILES
 from emberbox.sandbox.session import Session
 
 LONGEST_COMPARED = 8 << 20
 """Bytes of a file that is read to see whether it differs; a longer one with another mark is taken for changed."""
 _TREE_SECONDS = 60.0
+_DEEPEST = DEEPEST + 40
+"""Folders in a path: the guest's own bound, and those above the home and work directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ async def tree(session: Session, *, folders: bool = False) -> dict[str, File]:
         )
     try:
         return await asyncio.to_thread(_parsed, payload)
-    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as exc:
         raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.") from exc
 
 
@@ -51,6 +53,8 @@ def _parsed(payload: bytes) -> dict[str, File]:
     rows = json.loads(payload)
     if len(rows) > 2 * MOST_FILES + 1:
         raise ValueError("too many")
+    if any(row[0].count("/") > _DEEPEST for row in rows):
+        raise ValueError("too deep")
     return {
         str(path): File(str(kind), int(size), int(mode) & 0o7777, str(mark), None if target is None else str(target))
         for path, kind, size, mode, mark, target in rows
