@@ -110,7 +110,7 @@ def exec_(
         str | None, typer.Argument(metavar="FILE", help="A source file, or - for standard input; not with --code.")
     ] = None,
     args: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGS...", help="What the program gets; after -- also options.")
+        list[str] | None, typer.Argument(metavar="ARGS", help="What the program gets; after -- also options.")
     ] = None,
     language: Annotated[str | None, typer.Option("--language", "-l", help="python, javascript, bash or rust.")] = None,
     code: Annotated[str | None, typer.Option("--code", "-c", help="The code itself.")] = None,

@@ -385,6 +385,8 @@ class Agent:
 
 def _prepare_machine(settings: Settings) -> None:
     os.umask(0o022)
+    if is_privileged():
+        os.setgroups([])  # what is done as the user is not to have root's groups
     if os.getpid() == 1 and settings.hostname:
         try:
             _socket.sethostname(settings.hostname)
