@@ -40,6 +40,8 @@ class Served:
         self.config = self.state / "emberbox.toml"
         self._settings = settings or {}
         self._args = args
+        self.program = [sys.executable, "-m", "emberbox.cli.app"]
+        """What a user types for `emberbox`."""
         self.url = ""
         self.lines: deque[str] = deque(maxlen=2000)
         """What it wrote to standard error."""
@@ -63,7 +65,7 @@ class Served:
         """Start it and wait until it says that it serves."""
         self.url = ""
         self._told.clear()
-        argv = [sys.executable, "-m", "emberbox.cli.app", "serve", "--port", "0", *self._args]
+        argv = [*self.program, "serve", "--port", "0", *self._args]
         self._process = subprocess.Popen(
             argv, env=self.environment() | {"COLUMNS": "200"}, stderr=subprocess.PIPE, start_new_session=True
         )

@@ -38,9 +38,10 @@ from emberbox.models import (
     SnapshotStrategy,
 )
 from emberbox.sandbox.copies import Copies, CopyOptions, ran
-from emberbox.sandbox.differences import differences, take_back
+from emberbox.sandbox.differences import differences
 from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.snapshots import Node, SnapshotTree
+from emberbox.sandbox.taking_back import take_back
 
 LAST_SUCCESS = "last-success"
 _NEARLY = (

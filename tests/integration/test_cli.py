@@ -271,3 +271,31 @@ def test_version_and_help() -> None:
     assert emberbox("--version").stdout.startswith("emberbox 0.")
     assert "Find the code in a model's answer" in emberbox("--help").stdout
     assert "5 no back end" in emberbox("run", "--help").stdout
+
+
+def test_exec_gives_the_program_arguments_and_what_is_piped_in(tmp_path: Path) -> None:
+    ask = tmp_path / "ask.py"
+    ask.write_text("import sys\nprint('hello', input(), sys.argv[1:])")
+    done = emberbox("exec", str(ask), "one", "two words", "--", "--yes", "-l", stdin="Ann\n")
+    assert (done.returncode, done.stdout) == (0, "hello Ann ['one', 'two words', '--yes', '-l']\n"), done.stderr
+    done = emberbox("exec", "-l", "bash", "-c", 'read -r x; echo "$x-$1-$2"', "a", "b", stdin="from bash\n")
+    assert (done.returncode, done.stdout) == (0, "from bash-a-b\n"), done.stderr
+    done = emberbox("exec", "-", "a", "-l", "python", stdin="import sys; print(sys.argv[1:], sys.stdin.read())")
+    assert (done.returncode, done.stdout) == (0, "['a'] \n"), done.stderr
+    done = emberbox("exec", str(ask), stdin=b"x" * 2000, EMBERBOX_MAX_INPUT_BYTES="1024")
+    assert done.returncode == 2
+    assert "Standard input is longer than 1024 bytes" in done.stderr
+
+
+def test_a_yes_answers_what_a_hook_asks(tmp_path: Path) -> None:
+    config = tmp_path / "emberbox.toml"
+    config.write_text('[vm_execution.policy]\nask = ["python.os-system"]\n')
+    asking = {"EMBERBOX_CONFIG": str(config)}
+    answer = tmp_path / "answer.md"
+    answer.write_text("Run this:\n\n```python\nimport os; os.system('echo ran')\n```\n")
+    for command in (("run", str(answer)), ("exec", "-l", "python", "-c", "import os; os.system('echo ran')")):
+        refused = emberbox(*command, **asking)
+        assert "ran\n" not in refused.stdout
+        done = emberbox(*command, "--yes", **asking)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "ran" in done.stdout

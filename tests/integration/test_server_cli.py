@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from emberbox import load_settings
 from served import Served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("nothing_left")]
@@ -246,3 +247,42 @@ def test_ctrl_c_interrupts_what_runs_and_keeps_the_variables(served: Served, api
         process.kill()
         process.wait()
         os.close(main)
+
+
+PYTHON = """#!/bin/sh
+case "$*" in
+    "-VV") echo stand-in ;;
+    "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    "-m pip "*) ;;
+    *sysconfig*) dirname "$0" ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+
+
+def test_a_signal_to_the_launcher_drains_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`./ember serve`, as a service manager starts and stops it; `python3` is that of these tests, in a cache of its
+    own, which shares the images."""
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(PYTHON.format(python=sys.executable))
+    python.chmod(0o755)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for folder in load_settings().cache_dir.iterdir():
+        if folder.name != "venv":
+            (cache / folder.name).symlink_to(folder)
+    monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("EMBERBOX_CACHE_DIR", str(cache))
+    server = Served()
+    server.program = [str(Path(__file__).parents[2] / "ember")]
+    try:
+        server.start()
+        with server.client() as client:
+            vm = client.post("/api/vms", json={"vm_type": "default", "agent_id": "ada"}).json()["id"]
+            assert run(client, vm, "6 * 7")["results"][0]["text"] == "42"
+        assert server.stop(signal.SIGTERM) == 0
+        with pytest.raises(httpx.ConnectError), server.client() as client:
+            client.get("/health")
+    finally:
+        server.finish()

@@ -66,7 +66,7 @@ def run_agent(*, role: str, text: str | None, as_json: bool = False, execute: bo
 async def _once(role_path: str, text: str, *, as_json: bool, execute: bool, yes: bool) -> int:
     role = Role.load(role_path)
     given = _input_of(role, read_input("-", load_settings()) if text == "-" else text, execute=execute)
-    approver = _approver(as_json=as_json, reads_stdin=text == "-", yes=yes)
+    approver = terminal_approver(as_json=as_json, reads_stdin=text == "-", yes=yes)
     with _Progress() as progress:
         screen = None if as_json else AgentScreen(Console(highlight=False), progress)
         async with TerraphimAgent(role, approver=approver, progress=progress) as agent:
@@ -82,10 +82,6 @@ def _input_of(role: Role, text: str, *, execute: bool) -> CommandInput:
     if not text.strip():
         raise ValidationFailed("The text is empty.", remediation="Ask something, or leave it out for a conversation.")
     return CommandInput(command=CommandType.EXECUTE if execute or not role.has_model else CommandType.CHAT, text=text)
-
-
-def _approver(*, as_json: bool, reads_stdin: bool, yes: bool) -> Approver | None:
-    return (lambda _: True) if yes else terminal_approver(as_json=as_json, reads_stdin=reads_stdin)
 
 
 def _leave_with(work: Callable[[], int], *, as_json: bool) -> NoReturn:
@@ -109,7 +105,7 @@ def _leave_with(work: Callable[[], int], *, as_json: bool) -> NoReturn:
 def _converse(role_path: str, *, as_json: bool, yes: bool) -> int:
     role = Role.load(role_path)
     at_terminal = bool(sys.stdin and sys.stdin.isatty())
-    approver = _approver(as_json=as_json, reads_stdin=not at_terminal, yes=yes)
+    approver = terminal_approver(as_json=as_json, reads_stdin=not at_terminal, yes=yes)
     # The loop has a thread of its own: sandboxes are looked after while a person thinks, and Ctrl-C reaches us here.
     with _Progress() as progress, start_blocking_portal() as portal:
         agent = portal.call(lambda: _made(role, approver, progress))

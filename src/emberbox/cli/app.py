@@ -40,6 +40,12 @@ Template = Annotated[str | None, typer.Option("--template", "-t", help="Template
 Hooks = Annotated[
     list[str] | None, typer.Option("--hook", metavar="NAME", help="A hook for this run, such as output-sanitizer.")
 ]
+Yes = Annotated[
+    bool,
+    typer.Option(
+        "--yes", "-y", help="Every question is answered with yes: what policy and hooks ask, and ./ember's set-up."
+    ),
+]
 Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds each execution may take.", min=0.001)]
 
 
@@ -76,6 +82,7 @@ def run(
     template: Template = None,
     save: Annotated[Path | None, typer.Option("--save", help="Folder to write figures and tables to.")] = None,
     hook: Hooks = None,
+    yes: Yes = False,
 ) -> None:
     """Find the code in a model's answer and run it in a fresh sandbox."""
     from emberbox.cli.run import RunOptions, run_answer
@@ -92,31 +99,47 @@ def run(
             template=template,
             save=save,
             hooks=tuple(hook or ()),
+            yes=yes,
         )
     )
 
 
 @app.command("exec", epilog=_EXITS)
 def exec_(
-    file: Annotated[str | None, typer.Argument(help="A source file, or - for standard input.")] = None,
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="A source file, or - for standard input; not with --code.")
+    ] = None,
+    args: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS", help="What the program gets; after -- also options.")
+    ] = None,
     language: Annotated[str | None, typer.Option("--language", "-l", help="python, javascript, bash or rust.")] = None,
     code: Annotated[str | None, typer.Option("--code", "-c", help="The code itself.")] = None,
     as_json: Json = False,
     timeout: Timeout = None,
     template: Template = None,
     hook: Hooks = None,
+    yes: Yes = False,
 ) -> None:
-    """Run one piece of code in a fresh sandbox; its output and exit status are the answer."""
-    from emberbox.cli.execute import execute_code
+    """Run one piece of code in a fresh sandbox; its output and exit status are the answer.
 
+    The program reads what is piped in, or the file that standard input is; a terminal it does not get.
+    """
+    from emberbox.cli.execute import ExecOptions, execute_code
+
+    words = [*([] if file is None else [file]), *(args or ())]
+    source = words.pop(0) if words and code is None else None
     execute_code(
-        file=file,
-        language=language,
-        code=code,
-        as_json=as_json,
-        timeout=timeout,
-        template=template,
-        hooks=tuple(hook or ()),
+        ExecOptions(
+            file=source,
+            args=tuple(words),
+            language=language,
+            code=code,
+            as_json=as_json,
+            timeout=timeout,
+            template=template,
+            hooks=tuple(hook or ()),
+            yes=yes,
+        )
     )
 
 

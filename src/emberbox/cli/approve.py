@@ -19,8 +19,11 @@ from emberbox.languages import LANGUAGES, resolve
 from emberbox.models import ApprovalRequest, ApprovalResponse
 
 
-def terminal_approver(*, as_json: bool, reads_stdin: bool) -> Approver | None:
-    """Who can be asked: the person at the terminal, if there is one; None for scripts, where nobody is a no."""
+def terminal_approver(*, as_json: bool, reads_stdin: bool, yes: bool = False) -> Approver | None:
+    """Who can be asked: the person at the terminal, if there is one; None for scripts, where nobody is a no. With `yes`
+    the person has answered every question already."""
+    if yes:
+        return lambda _: True
     if as_json or reads_stdin or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     return Prompt(Console(stderr=True, highlight=False), input).ask

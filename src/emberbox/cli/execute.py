@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 
 from emberbox.cli.approve import terminal_approver
 from emberbox.cli.exits import Exit, run_async
-from emberbox.cli.inputs import language_of, read_input, with_hooks
+from emberbox.cli.inputs import language_of, read_input, read_piped, with_hooks
 from emberbox.cli.printing import printable
 from emberbox.cli.progress import build_progress
 from emberbox.config import load_settings
@@ -19,40 +20,42 @@ from emberbox.models import Execution, TerminationReason, VmExecuteResponse
 from emberbox.sandbox.work import Listeners, RunOptions
 
 
-def execute_code(
-    *,
-    file: str | None,
-    language: str | None,
-    code: str | None,
-    as_json: bool,
-    timeout: float | None,
-    template: str | None,
-    hooks: Sequence[str] = (),
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ExecOptions:
+    """What to run, and how. Of `file` and `code` one is given."""
+
+    file: str | None = None
+    args: Sequence[str] = ()
+    language: str | None = None
+    code: str | None = None
+    as_json: bool = False
+    timeout: float | None = None
+    template: str | None = None
+    hooks: Sequence[str] = ()
+    yes: bool = False
+
+
+def execute_code(options: ExecOptions) -> None:
     """The command; leaves the process."""
-    run_async(lambda: _execute(file, language, code, as_json, timeout, template, hooks), as_json=as_json)
+    run_async(lambda: _execute(options), as_json=options.as_json)
 
 
-async def _execute(
-    file: str | None,
-    language: str | None,
-    code: str | None,
-    as_json: bool,
-    timeout: float | None,
-    template: str | None,
-    hooks: Sequence[str],
-) -> int:
-    settings = with_hooks(load_settings(), hooks)
-    if (file is None) == (code is None):
+async def _execute(options: ExecOptions) -> int:
+    settings = with_hooks(load_settings(), options.hooks)
+    file, as_json = options.file, options.as_json
+    if file is None and options.code is None:
         raise ValidationFailed(
             "Give either a file (or -) or --code.", remediation="emberbox exec -l python -c 'print(1)'"
         )
-    language = language or language_of(file)
-    source = code if code is not None else read_input(str(file), settings)
-    async with Engine(settings, approver=terminal_approver(as_json=as_json, reads_stdin=file == "-")) as engine:
+    language = options.language or language_of(file)
+    source = options.code if options.code is not None else read_input(str(file), settings)
+    stdin = b"" if file == "-" else read_piped(settings)
+    approver = terminal_approver(as_json=as_json, reads_stdin=file == "-", yes=options.yes)
+    async with Engine(settings, approver=approver) as engine:
         with build_progress("image", Console(stderr=True)) as progress:
-            sandbox = await engine.create_sandbox(template, progress=progress)
-        request = ExecuteRequest(sandbox, language, source, RunOptions(timeout=timeout))
+            sandbox = await engine.create_sandbox(options.template, progress=progress)
+        how = RunOptions(timeout=options.timeout, args=options.args, stdin=stdin)
+        request = ExecuteRequest(sandbox, language, source, how)
         listeners = Listeners() if as_json else Listeners(_out, _err)
         execution = await engine.execute(request, listeners)
     if as_json:

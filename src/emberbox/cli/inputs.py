@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,43 @@ def read_input(name: str, settings: Settings) -> str:
     if not text.strip():
         raise ValidationFailed(f"{label} is empty.", remediation="Give a text with code in it.")
     return text
+
+
+def read_piped(settings: Settings) -> bytes:
+    """What is piped into this process; empty where standard input is a terminal, or closed. Waits for its end, and says
+    so after a while: whoever started this may have left it open by mistake.
+
+    Raises:
+        ValidationFailed: it is longer than `max_input_bytes`, or cannot be read.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return b""
+    most = settings.max_input_bytes
+    notice = threading.Timer(_PATIENCE_SECONDS, _say_waiting)
+    notice.daemon = True
+    notice.start()
+    try:
+        data = sys.stdin.buffer.read(most + 1)
+    except OSError as exc:
+        raise ValidationFailed(
+            f"Cannot read standard input: {exc.strerror}.", remediation="Give </dev/null if the program reads nothing."
+        ) from exc
+    finally:
+        notice.cancel()
+    if len(data) > most:
+        raise ValidationFailed(
+            f"Standard input is longer than {most} bytes.",
+            remediation="Raise max_input_bytes; or write it into a file of a sandbox with the SDK.",
+        )
+    return data
+
+
+_PATIENCE_SECONDS = 3.0
+
+
+def _say_waiting() -> None:
+    sys.stderr.write("emberbox: waiting for the end of standard input; </dev/null if the program reads nothing\n")
+    sys.stderr.flush()
 
 
 def language_of(file: str | None) -> str:

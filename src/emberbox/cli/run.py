@@ -36,6 +36,7 @@ class RunOptions:
     template: str | None
     save: Path | None = None
     hooks: Sequence[str] = ()
+    yes: bool = False
 
 
 def run_answer(options: RunOptions) -> None:
@@ -48,7 +49,7 @@ async def _run(options: RunOptions) -> int:
     text = read_input(options.file, settings)
     threshold = settings.auto_execute_threshold if options.threshold is None else options.threshold
     screen = None if options.as_json else Screen(Console(highlight=False), threshold)
-    approver = terminal_approver(as_json=options.as_json, reads_stdin=options.file == "-")
+    approver = terminal_approver(as_json=options.as_json, reads_stdin=options.file == "-", yes=options.yes)
     async with Engine(settings, approver=approver) as engine:
         blocks = engine.extractor.extract_code_blocks(text)
         intent = engine.extractor.detect_execution_intent(text)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import _socket
 import errno
-import json
 import os
 import zlib
 
 from . import files
 from .bash import BashKernel
-from .changes import Changes, tree
+from .changes import Changes
 from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
 from .executions import CodeRun, Execution
 from .fields import Fields, RequestError, bad_request
+from .file_operations import FileOperations
 from .kernels.freshness import SIGNAL as COPIED
 from .limits import AsUser, Settings, is_privileged
 from .loop import Loop
 from .processes import kill_tree, out_of_memory_kills, processes_of, send_signal, thread_count
 from .programs import Program
-from .protocol import MAX_PAYLOAD, PROTOCOL_VERSION, ProtocolError
+from .protocol import PROTOCOL_VERSION, ProtocolError
 from .rust import RustJob, RustRun
 from .spawned import JavaScriptKernel, check_javascript
-from .workers import run_in_worker
 from .zygote import Zygote
 
 TYPE_CHECKING = False
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from .streams import Pipe
 
 LINGERING_PIPES = 256
-INLINE_LIST = 1000
 CODE_LANGUAGES = ("python", "javascript", "bash", "rust")
 
 
@@ -57,7 +55,10 @@ class Agent:
         self._channel = Channel(self.loop, fd_in, fd_out, self._on_frame, self.loop.stop, padded=True)
         self.loop.before_sleep.append(self._flush)
         self._operations: Dict[str, Callable[[int, Fields, bytes], None]] = {
-            name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_op_")
+            name[4:]: getattr(holder, name)
+            for holder in (self, FileOperations(self))
+            for name in dir(type(holder))
+            if name.startswith("_op_")
         }
 
     @property
@@ -115,7 +116,7 @@ class Agent:
             return
         self.executions.pop(program.ident, None)
         name = program.cwd if step == "cwd" else program.argv[0]
-        self._fail(program.ident, files.os_error(OSError(number, os.strerror(number), name)))
+        self.fail(program.ident, files.os_error(OSError(number, os.strerror(number), name)))
 
     def _flush(self) -> None:
         for kernel in self.contexts.kernels():
@@ -147,29 +148,31 @@ class Agent:
                 raise bad_request("no such operation, or an id that is not free: {!r}".format(header.get("op")))
             operation(ident, Fields(header), payload)
         except RequestError as exc:
-            self._fail(ident, exc)
+            self.fail(ident, exc)
         except OSError as exc:
-            self._fail(ident, files.os_error(exc))
+            self.fail(ident, files.os_error(exc))
         except (ProtocolError, MemoryError, RecursionError, ValueError) as exc:
-            self._fail(ident, RequestError("internal", f"{type(exc).__name__}: {exc}"))
+            self.fail(ident, RequestError("internal", f"{type(exc).__name__}: {exc}"))
 
-    def _fail(self, ident: int, exc: RequestError) -> None:
+    def fail(self, ident: int, exc: RequestError) -> None:
+        """Answer a request with an error."""
         self.executions.pop(ident, None)
         header: Header = {"id": ident, "ev": "error", "kind": exc.kind, "message": exc.message}
         if exc.errno is not None:
             header["errno"] = exc.errno
         self.send(header)
 
-    def _done(self, ident: int, **fields: Any) -> None:
+    def done(self, ident: int, **fields: Any) -> None:
+        """Answer a request."""
         self.send({"id": ident, "ev": "done", **fields})
 
     # -- the machine ------------------------------------------------------------------------------------------------
 
     def _op_ping(self, ident: int, _fields: Fields, _payload: bytes) -> None:
-        self._done(ident)
+        self.done(ident)
 
     def _op_sync(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        self._done(ident, nonce=fields.header.get("nonce"))
+        self.done(ident, nonce=fields.header.get("nonce"))
 
     def _op_configure(self, ident: int, fields: Fields, _payload: bytes) -> None:
         if self._settings is not None:
@@ -201,18 +204,18 @@ class Agent:
 
     def _warm_languages(self, ident: int, problem: str | None) -> None:
         if problem is not None:
-            self._fail(ident, RequestError("internal", "the warm-up code failed: " + problem))
+            self.fail(ident, RequestError("internal", "the warm-up code failed: " + problem))
             return
         languages = [language for language in self.settings.warm if self.contexts.has(language)]
         if not languages:
-            self._done(ident)
+            self.done(ident)
             return
         waiting = set(languages)
 
         def ready(language: str) -> None:
             waiting.discard(language)
             if not waiting:
-                self._done(ident)
+                self.done(ident)
 
         for language in languages:
             self.contexts.warm(language, lambda language=language: ready(language))  # type: ignore[misc]
@@ -220,12 +223,12 @@ class Agent:
     def _op_touch(self, ident: int, _fields: Fields, _payload: bytes) -> None:
         waiting = self.contexts.spares()
         if not waiting:
-            self._done(ident)
+            self.done(ident)
 
         def ready(kernel: KernelProcess) -> None:
             waiting.remove(kernel)
             if not waiting:
-                self._done(ident)
+                self.done(ident)
 
         for kernel in list(waiting):
             kernel.warm_up(lambda kernel=kernel: ready(kernel))  # type: ignore[misc]
@@ -234,7 +237,7 @@ class Agent:
         if any(isinstance(execution, CodeRun) for execution in self.executions.values()):
             raise RequestError("busy", "code is running; a snapshot is taken between executions")
         self._hold_output(held=True)
-        self._done(ident, idle=fields.flag("look") and self.contexts.idle(self.settings.uid))
+        self.done(ident, idle=fields.flag("look") and self.contexts.idle(self.settings.uid))
         self._quiet = True
         self._channel.quiet(quiet=True)
 
@@ -254,14 +257,14 @@ class Agent:
                     send_signal(pid, COPIED)
         self._channel.quiet(quiet=False)
         self._hold_output(held=False)
-        self._done(ident)
+        self.done(ident)
 
     def _op_idle(self, ident: int, _fields: Fields, _payload: bytes) -> None:
-        self._done(ident, idle=not self.executions and self.contexts.idle(self.settings.uid))
+        self.done(ident, idle=not self.executions and self.contexts.idle(self.settings.uid))
 
     def _op_metrics(self, ident: int, _fields: Fields, _payload: bytes) -> None:
         disk = os.statvfs(self.settings.workdir)
-        self._done(
+        self.done(
             ident,
             processes=thread_count(self.settings.uid),
             memory_used=_memory_used(),
@@ -318,18 +321,18 @@ class Agent:
 
     def _op_context_create(self, ident: int, fields: Fields, _payload: bytes) -> None:
         context = self.contexts.create(fields.text("language"), self._folder(fields), fields.environment("env"))
-        self._done(ident, context=context.ident)
+        self.done(ident, context=context.ident)
 
     def _op_context_list(self, ident: int, _fields: Fields, _payload: bytes) -> None:
-        self._done(ident, contexts=self.contexts.describe())
+        self.done(ident, contexts=self.contexts.describe())
 
     def _op_context_restart(self, ident: int, fields: Fields, _payload: bytes) -> None:
         self.contexts.stop(self.contexts.find(fields.text("context")))
-        self._done(ident)
+        self.done(ident)
 
     def _op_context_remove(self, ident: int, fields: Fields, _payload: bytes) -> None:
         self.contexts.remove(self.contexts.find(fields.text("context")))
-        self._done(ident)
+        self.done(ident)
 
     def _op_exec(self, ident: int, fields: Fields, _payload: bytes) -> None:
         argv = fields.texts("argv")
@@ -363,122 +366,31 @@ class Agent:
             running = [e for e in self.executions.values() if e.is_code and context in (None, e.context_ident)]
             for execution in running:
                 execution.signalled(number)
-            self._done(ident, count=len(running))
+            self.done(ident, count=len(running))
             return
         if target not in self.executions:
             raise RequestError("not_found", "no such execution is under way")
         self.executions[target].signalled(number)
-        self._done(ident)
+        self.done(ident)
 
     def _op_stdin(self, ident: int, fields: Fields, payload: bytes) -> None:
         def answer(failure: str | None) -> None:
             if failure is None:
-                self._done(ident)
+                self.done(ident)
             else:
-                self._fail(ident, RequestError("file", "the program does not read its input any more", failure))
+                self.fail(ident, RequestError("file", "the program does not read its input any more", failure))
 
         self._program(fields).write_stdin(payload, eof=fields.flag("eof"), answer=answer)
 
     def _op_processes(self, ident: int, _fields: Fields, _payload: bytes) -> None:
         programs = [execution for execution in self.executions.values() if isinstance(execution, Program)]
-        self._done(ident, processes=[program.describe() for program in programs])
-
-    # -- files ------------------------------------------------------------------------------------------------------
-
-    def _path(self, fields: Fields, name: str = "path") -> str:
-        return files.full_path(fields, name, self.settings.workdir)
-
-    def _op_read(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        path, offset = self._path(fields), fields.integer("offset", 0)
-        length, file_ident = fields.integer("length", high=MAX_PAYLOAD), fields.optional_text("ident")
-        with AsUser(self.settings):
-            header, data = files.read(path, offset, length, file_ident)
-        self.send({"id": ident, "ev": "done", **header}, data)
-
-    def _op_write(self, ident: int, fields: Fields, payload: bytes) -> None:
-        path, token, offset = self._path(fields), fields.text("upload"), fields.integer("offset", 0)
-        final = fields.flag("final")
-        mode = None if fields.header.get("mode") is None else fields.integer("mode", high=0o7777)
-        self.changes.stale = True
-        with AsUser(self.settings):
-            size = files.write(path, token, offset, payload, final=final, mode=mode)
-        self._done(ident, size=size)
-
-    def _op_write_abort(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        path, token = self._path(fields), fields.text("upload")
-        with AsUser(self.settings):
-            files.write_abort(path, token)
-        self._done(ident)
-
-    def _op_list(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        path, depth = self._path(fields), fields.integer("depth", 1, low=1)
-        limit = fields.integer("limit", files.LIST_LIMIT, high=files.LIST_LIMIT)
-        if depth == 1 and limit <= INLINE_LIST:
-            with AsUser(self.settings):
-                self._listed(ident, files.list_directory(path, depth, limit))
-            return
-        self._in_worker(ident, lambda: files.list_directory(path, depth, limit), self._listed)
-
-    def _listed(self, ident: int, result: Dict[str, Any]) -> None:
-        entries = json.dumps(result["entries"], separators=(",", ":")).encode()
-        self.send({"id": ident, "ev": "done", "truncated": result["truncated"]}, entries)
-
-    def _op_stat(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        path = self._path(fields)
-        with AsUser(self.settings):
-            entry = files.entry(path)
-        self._done(ident, entry=entry)
-
-    def _op_tree(self, ident: int, _fields: Fields, _payload: bytes) -> None:
-        settings = self.settings
-
-        def report(ident: int, rows: Any) -> None:
-            self.send({"id": ident, "ev": "done"}, json.dumps(rows, separators=(",", ":")).encode())
-
-        self._in_worker(ident, lambda: tree(settings), report)
-
-    def _op_mkdir(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        path = self._path(fields)
-        with AsUser(self.settings):
-            created = files.make_directory(path)
-        self._done(ident, created=created)
-
-    def _op_remove(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        path = self._path(fields)
-        self.changes.stale = True
-        with AsUser(self.settings):
-            gone = files.remove(path)
-        if gone:
-            self._done(ident)
-        else:
-            self._in_worker(ident, lambda: files.remove_tree(path))
-
-    def _op_rename(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        path, to = self._path(fields), self._path(fields, "to")
-        self.changes.stale = True
-        with AsUser(self.settings):
-            os.rename(path, to)
-        self._done(ident)
-
-    def _in_worker(
-        self,
-        ident: int,
-        work: Callable[[], Any],
-        report: Callable[[int, Any], None] | None = None,
-    ) -> None:
-        def answer(result: Any, failure: str | None) -> None:
-            if failure is None and report is not None:
-                report(ident, result)
-            elif failure is None:
-                self._done(ident)
-            else:
-                self._fail(ident, RequestError("file", str(result), failure))
-
-        run_in_worker(self.loop, self.settings, work, answer)
+        self.done(ident, processes=[program.describe() for program in programs])
 
 
 def _prepare_machine(settings: Settings) -> None:
     os.umask(0o022)
+    if is_privileged():
+        os.setgroups([])  # what is done as the user is not to have root's groups
     if os.getpid() == 1 and settings.hostname:
         try:
             _socket.sethostname(settings.hostname)

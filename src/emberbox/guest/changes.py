@@ -171,20 +171,21 @@ def cache_of_programs(settings: Settings) -> str:
     return os.path.join(settings.home, ".cache", "rust-programs")
 
 
-def walk(roots: List[str], skipped: set[str]) -> Found:
-    """All that is no directory below `roots`; raises TooMany."""
+def walk(roots: List[str], skipped: set[str], folders: Found | None = None) -> Found:
+    """All that is no directory below `roots`; directories go into `folders`, if given. Raises TooMany."""
     found: Found = {}
     for root in roots:
         try:
             fd = os.open(root, _OPEN_FOLDER)
         except OSError:
             continue
-        _walk(fd, root.rstrip("/"), found, skipped, 0)
+        _walk(fd, root.rstrip("/"), (found, folders, skipped), 0)
     return found
 
 
-def _walk(fd: int, path: str, found: Found, skipped: set[str], depth: int) -> None:
+def _walk(fd: int, path: str, into: Tuple[Found, Found | None, set[str]], depth: int) -> None:
     """Walk one folder, and close its descriptor."""
+    found, folders, skipped = into
     try:
         if depth > DEEPEST:
             raise TooMany
@@ -194,12 +195,14 @@ def _walk(fd: int, path: str, found: Found, skipped: set[str], depth: int) -> No
                 try:
                     if item.is_dir(follow_symlinks=False):
                         if name not in skipped:
-                            _walk(os.open(item.name, _OPEN_FOLDER, dir_fd=fd), name, found, skipped, depth + 1)
+                            if folders is not None and not any(other.startswith(name + "/") for other in skipped):
+                                folders[name] = item.stat(follow_symlinks=False)
+                            _walk(os.open(item.name, _OPEN_FOLDER, dir_fd=fd), name, into, depth + 1)
                         continue
                     found[name] = item.stat(follow_symlinks=False)
                 except OSError:
                     continue  # gone meanwhile, or closed to the user
-                if len(found) > MOST_FILES:
+                if len(found) > MOST_FILES or (folders is not None and len(folders) > MOST_FILES):
                     raise TooMany
     finally:
         os.close(fd)
@@ -226,21 +229,27 @@ def _named(found: Dict[str, List[str]]) -> Dict[str, Any]:
     return answer
 
 
-def tree(settings: Settings) -> List[Tuple[str, str, int, int, str, str | None]]:
+def tree(settings: Settings, *, folders: bool = False) -> List[Tuple[str, str, int, int, str, str | None]]:
     """All files of the user: path, kind, size, mode, a mark that changes with the file, target of a link.
+
+    `folders`: directories as well, but the agent's own and those above it.
 
     Raises:
         OSError: there are too many.
     """
+    directories: Found | None = {} if folders else None
     try:
-        found = walk(roots_of(settings), {cache_of_programs(settings)})
+        found = walk(roots_of(settings), {cache_of_programs(settings)}, directories)
     except TooMany:
         raise OSError(f"more than {MOST_FILES} files, or folders {DEEPEST} deep") from None
-    rows = []
-    for path, info in sorted(found.items()):
+    rows: List[Tuple[str, str, int, int, str, str | None]] = []
+    for path, info in sorted({**found, **(directories or {})}.items()):
         kind, target = "other", None
         if modes.S_ISREG(info.st_mode):
             kind = "file"
+        elif modes.S_ISDIR(info.st_mode):
+            rows.append((path, "dir", 0, modes.S_IMODE(info.st_mode), "", None))
+            continue
         elif modes.S_ISLNK(info.st_mode):
             kind = "symlink"
             try:

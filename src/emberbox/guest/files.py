@@ -20,6 +20,7 @@ LIST_BYTES = 6_000_000
 """Entries travel in one frame, which is bounded; a list that would break the bound says `truncated`."""
 ENTRY_OVERHEAD = 160
 SAFE_OPEN = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+OPEN_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 TOKEN_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 TOKEN_SIZE = 64
 NEW_FILE_MODE = 0o644
@@ -41,9 +42,60 @@ def full_path(fields: Fields, name: str, workdir: str) -> str:
     return os.path.normpath(os.path.join(workdir, path))
 
 
-def read(path: str, offset: int, length: int, ident: str | None) -> tuple[Dict[str, Any], bytes]:
+def _open_parent(path: str, roots: List[str]) -> tuple[int, str]:
+    """A descriptor of the folder that holds `path`, reached without following a link, and the name in it.
+
+    Raises:
+        OSError: it is not below one of `roots`, or something on the way is missing, or is no folder.
+    """
+    root = next((root for root in roots if path.startswith(root.rstrip("/") + "/")), None)
+    if root is None:
+        raise OSError(errno.EACCES, "Not below the folders that the user can write to", path)
+    reached, parts = root, path[len(root.rstrip("/")) + 1 :].split("/")
+    fd = os.open(root, OPEN_FOLDER | os.O_NOFOLLOW)
+    try:
+        for part in parts[:-1]:
+            reached = os.path.join(reached, part)
+            inner = os.open(part, OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    except OSError as exc:
+        os.close(fd)
+        raise OSError(exc.errno, exc.strerror, reached) from None
+    return fd, parts[-1]
+
+
+class _Parent:
+    """`with _Parent(path, roots) as (folder, name):` holds the folder of a path. Without `roots` links are followed."""
+
+    __slots__ = ("_fd", "_path", "_roots")
+
+    def __init__(self, path: str, roots: List[str] | None) -> None:
+        self._path = path
+        self._roots = roots
+
+    def __enter__(self) -> tuple[int, str]:
+        if self._roots is None:
+            # Writing to a symbolic link writes to what it names, as open() does.
+            folder, name = os.path.split(os.path.realpath(self._path))
+            self._fd = os.open(folder, OPEN_FOLDER)
+        else:
+            self._fd, name = _open_parent(self._path, self._roots)
+        return self._fd, name
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def read(
+    path: str, offset: int, length: int, ident: str | None, roots: List[str] | None = None
+) -> tuple[Dict[str, Any], bytes]:
     """A chunk of a regular file."""
-    fd = os.open(path, os.O_RDONLY | SAFE_OPEN)
+    if roots is None:
+        fd = os.open(path, os.O_RDONLY | SAFE_OPEN)
+    else:
+        with _Parent(path, roots) as (folder, name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | SAFE_OPEN, dir_fd=folder)
     try:
         info = os.fstat(fd)
         if modes.S_ISDIR(info.st_mode):
@@ -65,64 +117,72 @@ def _check_regular(fd: int, path: str) -> None:
         raise OSError(errno.EINVAL, "Not a regular file", path)
 
 
-def _upload_paths(path: str, token: str) -> tuple[str, str]:
+def _temporary(token: str) -> str:
+    """The name of what is being made, beside its target."""
     if not token or len(token) > TOKEN_SIZE or not TOKEN_CHARACTERS.issuperset(token):
         raise bad_request(f"'upload' must be 1 to {TOKEN_SIZE} letters, digits, '-' or '_'")
-    # Writing to a symbolic link writes to what it names, as open() does.
-    target = os.path.realpath(path)
-    return target, os.path.join(os.path.dirname(target), ".upload-" + token)
+    return ".upload-" + token
 
 
-def write(path: str, token: str, offset: int, data: bytes, *, final: bool, mode: int | None) -> int:
+def write(
+    path: str, token: str, offset: int, data: bytes, *, final: bool, mode: int | None, roots: List[str] | None = None
+) -> int:
     """Add a chunk to an upload; the final one moves it onto its target. Answers the size so far."""
-    target, temporary = _upload_paths(path, token)
-    if os.path.isdir(target):
+    temporary = _temporary(token)
+    if roots is None and os.path.isdir(path):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     flags = os.O_WRONLY | os.O_NOFOLLOW | SAFE_OPEN
     if offset == 0:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if roots is None:
+            os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
         # A first chunk that is sent again replaces what the first attempt left.
         flags |= os.O_CREAT | os.O_TRUNC
-    fd = os.open(temporary, flags, 0o600)
-    try:
-        _check_regular(fd, temporary)
-        end = offset + len(data)
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(fd, view, offset)
-            offset += written
-            view = view[written:]
-        if final:
-            os.fchmod(fd, _final_mode(target, mode))
-            os.rename(temporary, target)
-    except OSError:
-        if final:
-            _forget(temporary)
-        raise
-    finally:
-        os.close(fd)
+    with _Parent(path, roots) as (folder, name):
+        fd = os.open(temporary, flags, 0o600, dir_fd=folder)
+        try:
+            _check_regular(fd, temporary)
+            end = offset + len(data)
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(fd, view, offset)
+                offset += written
+                view = view[written:]
+            if final:
+                os.fchmod(fd, _final_mode(folder, name, mode))
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            if final:
+                _forget(temporary, folder)
+            raise
+        finally:
+            os.close(fd)
     return end
 
 
-def _final_mode(target: str, mode: int | None) -> int:
+def _final_mode(folder: int, name: str, mode: int | None) -> int:
     if mode is not None:
         return mode & 0o7777
     try:
-        return os.stat(target).st_mode & 0o7777
+        return os.stat(name, dir_fd=folder).st_mode & 0o7777
     except FileNotFoundError:
         return NEW_FILE_MODE
 
 
-def _forget(path: str) -> None:
+def _forget(name: str, folder: int) -> None:
     try:
-        os.unlink(path)
+        os.unlink(name, dir_fd=folder)
     except OSError:
         pass
 
 
-def write_abort(path: str, token: str) -> None:
+def write_abort(path: str, token: str, roots: List[str] | None = None) -> None:
     """Throw an unfinished upload away."""
-    _forget(_upload_paths(path, token)[1])
+    temporary = _temporary(token)
+    try:
+        with _Parent(path, roots) as (folder, _):
+            _forget(temporary, folder)
+    except OSError:
+        pass  # its folder has gone
 
 
 def entry(path: str) -> Dict[str, Any]:
@@ -195,19 +255,53 @@ def _entry_or_none(path: str) -> Dict[str, Any] | None:
         return None
 
 
-def make_directory(path: str) -> bool:
-    """Make a directory and its parents; False when it was there."""
+def make_directory(path: str, roots: List[str] | None = None) -> bool:
+    """Make a directory, and its parents where no `roots` are given; False when it was there."""
     try:
-        os.makedirs(path)
+        if roots is None:
+            os.makedirs(path)
+        else:
+            with _Parent(path, roots) as (folder, name):
+                os.mkdir(name, 0o700, dir_fd=folder)
     except FileExistsError:
-        if not os.path.isdir(path):
+        if not (os.path.isdir(path) if roots is None else modes.S_ISDIR(os.lstat(path).st_mode)):
             raise
         return False
     return True
 
 
-def remove(path: str) -> bool:
-    """Remove anything but a directory with content; False when it is one, which is work for a worker."""
+def make_link(path: str, token: str, target: str, roots: List[str]) -> None:
+    """Make a symbolic link; it replaces whatever has its name, but a directory, in one step."""
+    temporary = _temporary(token)
+    with _Parent(path, roots) as (folder, name):
+        os.symlink(target, temporary, dir_fd=folder)
+        try:
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            _forget(temporary, folder)
+            raise
+
+
+def change_folder_mode(path: str, mode: int, roots: List[str]) -> None:
+    """Set the permissions of a directory."""
+    with _Parent(path, roots) as (folder, name):
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
+
+
+def remove(path: str, roots: List[str] | None = None) -> bool:
+    """Remove anything but a directory with content; False when it is one, which is work for a worker. With `roots` that
+    is an error, and no link on the way is followed."""
+    if roots is not None:
+        with _Parent(path, roots) as (folder, name):
+            if modes.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.rmdir(name, dir_fd=folder)
+            else:
+                os.unlink(name, dir_fd=folder)
+        return True
     if not modes.S_ISDIR(os.lstat(path).st_mode):
         os.unlink(path)
         return True

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from emberbox.images.store import Image
 from emberbox.machines.channel import Channel
@@ -40,6 +40,17 @@ def next_states(state: MachineState) -> frozenset[MachineState]:
     return _ARROWS[state]
 
 
+class FileState(NamedTuple):
+    """What changes whenever somebody writes to a file, replaces it, or touches its inode."""
+
+    device: int
+    inode: int
+    size: int
+    written_ns: int
+    changed_ns: int
+    """Of the inode (ctime in stat(2)), which no program can set back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A machine as it was at one moment: memory, processes and files. Any number of machines can be forked from it."""
@@ -51,7 +62,9 @@ class Snapshot:
     """Of the channel: numbers up to this one may still be in use inside."""
     size_bytes: int
     digests: Mapping[str, str] | None = None
-    """SHA-256 of each file, checked before the snapshot is used; None for files that never left this process's care."""
+    """SHA-256 of each file; None where nobody has read them since they were written."""
+    written: Mapping[str, FileState] | None = None
+    """Each file as this process left it; None for a snapshot that another one wrote. See `digests.py`."""
     idle: bool = False
     """Nothing of the user's ran in it but interpreters that wait; False where nobody looked."""
 

@@ -97,7 +97,9 @@ class FileDiff(Model):
     change: Literal["created", "changed", "deleted"]
     size_before: int | None = None
     size_after: int | None = None
-    diff: str | None = Field(default=None, description="unified diff; None for what is no text, or too long")
+    diff: str | None = Field(
+        default=None, description="unified diff; None for what is no text, too long, or differs in too much"
+    )
 
 
 class RollbackRequest(Model):

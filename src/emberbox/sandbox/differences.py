@@ -1,177 +1,127 @@
-"""Files of two points of a sandbox's life: what differs, and taking back some of them.
+"""Which files differ between two points of a sandbox's life, and in which lines.
 
 A file that has the same mark (inode and time of its last change) in both is the same; others are read and compared.
+Both points belong to whoever runs code in them: what is read, looked for and answered has bounds, and beyond them a
+file is only said to differ.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Literal
 
-from emberbox.errors import ExecutionFailed, RollbackFailed, ValidationFailed
+from emberbox.errors import GuestFileError
 from emberbox.models import FileDiff
 from emberbox.sandbox.outcome import printable
 from emberbox.sandbox.session import Session
+from emberbox.sandbox.trees import LONGEST_COMPARED, File, content, tree
+from emberbox.sandbox.unified import MOST_STEPS, Effort, TooDifferent, unified_diff
 
-_LONGEST_TEXT = 1 << 18
+LONGEST_TEXT = 1 << 18
 """Bytes of a file that is shown as a difference of lines."""
-_LONGEST_COMPARED = 8 << 20
-"""Bytes of a file that is read to see whether it differs; a longer one with another mark is taken for changed."""
-_MOST_TEXTS = 200
-"""Files that are shown as a difference of lines; the others are only named."""
+MOST_TEXTS = 200
+"""Files that are shown so; the others are only named."""
+MOST_DIFF = 4 << 20
+"""Characters of all these differences."""
+MOST_FILES_READ = 2_000
+"""Files that are read, on both sides; the others with another mark are taken for changed."""
+MOST_READ = 64 << 20
+"""Bytes of them."""
+MOST_STEPS_IN_ALL = 4 * MOST_STEPS
+LEAST_STEPS = 2_000
+"""Of each file in any case: expensive ones do not keep small ones from being shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    kind: str
-    size: int
-    mode: int
-    mark: str
-    target: str | None
+@dataclass(slots=True)
+class _Left:
+    """What one call may still read, look for and answer."""
 
-
-async def _tree(session: Session) -> dict[str, _File]:
-    """All files that the user of a sandbox can write."""
-    channel = session.open_channel()
-    _, payload = await channel.call("tree", timeout=_TREE_SECONDS)
-    try:
-        return {
-            str(path): _File(str(kind), int(size), int(mode), str(mark), None if target is None else str(target))
-            for path, kind, size, mode, mark, target in json.loads(payload)
-        }
-    except (ValueError, TypeError, RecursionError) as exc:
-        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.") from exc
-
-
-_TREE_SECONDS = 60.0
+    texts: int = MOST_TEXTS
+    characters: int = MOST_DIFF
+    files: int = MOST_FILES_READ
+    read: int = MOST_READ
+    effort: Effort = field(default_factory=lambda: Effort(MOST_STEPS_IN_ALL))
 
 
 async def differences(then: Session, now: Session) -> list[FileDiff]:
-    """Files that differ, sorted by path, with the lines that differ where both are text."""
-    before, after = await _tree(then), await _tree(now)
+    """Files that differ, sorted by path, with the lines that differ where both are text and not too much."""
+    before, after = await tree(then), await tree(now)
+    left = _Left()
     found: list[FileDiff] = []
-    texts = 0
     for path in sorted(before.keys() | after.keys()):
         old, new = before.get(path), after.get(path)
         if old == new:
             continue
-        readable = texts < _MOST_TEXTS
-        a = await _content(then, path, old, other=new) if readable else None
-        b = await _content(now, path, new, other=old) if readable else None
-        if old is not None and new is not None and a is not None and a == b and old.mode == new.mode:
+        a = await _content(then, path, old, new, left)
+        b = None if a is None else await _content(now, path, new, old, left)
+        if old is not None and new is not None and a is not None and a == b and _alike(old, new):
             continue
-        diff = _lines(path, a, b, old, new)
-        texts += diff is not None
         found.append(
             FileDiff(
                 path=printable(path),
                 change=_change(old, new),
                 size_before=None if old is None else old.size,
                 size_after=None if new is None else new.size,
-                diff=diff,
+                diff=None if a is None or b is None else await _lines(path, (old, a), (new, b), left),
             )
         )
     return found
 
 
-def _change(old: _File | None, new: _File | None) -> Literal["created", "changed", "deleted"]:
+def _alike(old: File, new: File) -> bool:
+    return (old.kind, old.mode, old.target) == (new.kind, new.mode, new.target)
+
+
+def _change(old: File | None, new: File | None) -> Literal["created", "changed", "deleted"]:
     if old is None:
         return "created"
     return "deleted" if new is None else "changed"
 
 
-async def _content(session: Session, path: str, file: _File | None, *, other: _File | None) -> bytes | None:
+async def _content(session: Session, path: str, file: File | None, other: File | None, left: _Left) -> bytes | None:
     """Bytes of one side: empty where there is no file, None where it is not to be read."""
     if file is None:
         return b""
-    if file.kind == "symlink":
-        return (file.target or "").encode("utf-8", "surrogateescape")
-    longest = _LONGEST_COMPARED if other is not None and other.size == file.size else _LONGEST_TEXT
-    if file.kind != "file" or file.size > longest or not path.isprintable():
+    if not path.isprintable():
         return None
-    return await session.files.read_bytes(path)
+    if file.kind == "symlink":
+        return (file.target or "").encode("utf-8", "surrogatepass")
+    same_size = other is not None and other.kind == "file" and other.size == file.size
+    most = min(left.read, LONGEST_COMPARED if same_size else LONGEST_TEXT)
+    if file.kind != "file" or file.size > most or left.files <= 0 or not (same_size or left.texts > 0):
+        return None
+    left.files -= 1
+    try:
+        data = await content(session, path, most)
+    except GuestFileError:
+        return None  # changed meanwhile: it is told that it differs
+    left.read -= most if data is None else len(data)
+    return data
 
 
-def _lines(path: str, a: bytes | None, b: bytes | None, old: _File | None, new: _File | None) -> str | None:
-    """A unified diff; None for what is no text, or too long."""
-    if a is None or b is None or max(len(a), len(b)) > _LONGEST_TEXT or b"\0" in a + b:
+async def _lines(
+    path: str, before: tuple[File | None, bytes], after: tuple[File | None, bytes], left: _Left
+) -> str | None:
+    """A unified diff; None for what is no text, too long, or too much work."""
+    (old, a), (new, b) = before, after
+    if left.texts <= 0 or max(len(a), len(b)) > LONGEST_TEXT or b"\0" in a or b"\0" in b:
         return None
     try:
-        one, other = (side.decode().splitlines(keepends=True) for side in (a, b))
+        one, other = a.decode(), b.decode()
     except UnicodeDecodeError:
         return None
     names = ("/dev/null" if old is None else f"a{path}", "/dev/null" if new is None else f"b{path}")
-    lines = difflib.unified_diff(one, other, *names)
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
-
-
-async def take_back(then: Session, now: Session, paths: Sequence[str]) -> list[str]:
-    """Make the named files and folders in `now` what they are in `then`; the files that were not the same.
-
-    Raises:
-        ValidationFailed: a path exists in neither, or is none.
-        RollbackFailed: a file could not be written; the message says which, those before it are done.
-    """
-    before, after = await _tree(then), await _tree(now)
-    wanted = _below(paths, now.image.template.workdir, before.keys() | after.keys())
-    affected: list[str] = []
-    for path in sorted(wanted):
-        old, new = before.get(path), after.get(path)
-        if old == new or await _same(then, now, path, old, new):
-            continue
-        try:
-            await _restore(then, now, path, old, new)
-        except ExecutionFailed as exc:
-            done = f"; these are done: {', '.join(affected)}" if affected else ""
-            raise RollbackFailed(f"{printable(path)} could not be taken back: {exc.message}{done}") from exc
-        affected.append(printable(path))
-    return affected
-
-
-def _below(paths: Sequence[str], workdir: str, known: set[str]) -> set[str]:
-    wanted: set[str] = set()
-    for path in paths:
-        if not isinstance(path, str) or not path or "\0" in path:
-            raise ValidationFailed(f"{path!r:.80} is no path.", remediation="Name files or folders of the sandbox.")
-        full = posixpath.normpath(posixpath.join(workdir, path))
-        found = {name for name in known if name == full or name.startswith(full.rstrip("/") + "/")}
-        if not found:
-            raise ValidationFailed(
-                f"There is no file {full!r:.200}, neither now nor then.",
-                remediation="Name files or folders below the home directory or /tmp; diff() lists what differs.",
-            )
-        wanted |= found
-    return wanted
-
-
-async def _same(then: Session, now: Session, path: str, old: _File | None, new: _File | None) -> bool:
-    """Only the mark differs."""
-    if (
-        old is None
-        or new is None
-        or (old.kind, old.size, old.mode, old.target) != (new.kind, new.size, new.mode, new.target)
-    ):
-        return False
-    a = await _content(then, path, old, other=new)
-    return a is not None and a == await _content(now, path, new, other=old)
-
-
-async def _restore(then: Session, now: Session, path: str, old: _File | None, new: _File | None) -> None:
-    if old is None:
-        await now.files.remove(path)
-    elif old.kind == "symlink":
-        await _link(now, old.target or "", path)
-    elif old.kind == "file":
-        if new is not None and new.kind != "file":
-            await now.files.remove(path)  # else it would be written through a link
-        await now.files.write(path, then.files.read_stream(path), mode=old.mode)
-
-
-async def _link(session: Session, target: str, path: str) -> None:
-    made = await session.runner.exec(["ln", "-sfnT", "--", target, path], timeout=30)
-    if made.exit_code != 0:
-        raise ExecutionFailed(made.stderr[:500] or "ln failed")
+    effort = Effort(max(LEAST_STEPS, min(MOST_STEPS, left.effort.left)))
+    given = effort.left
+    try:
+        diff = await asyncio.to_thread(unified_diff, one, other, *names, effort)
+    except TooDifferent:
+        return None
+    finally:
+        left.effort.left -= given - max(0, effort.left)
+    if len(diff) > left.characters:
+        return None
+    left.texts -= 1
+    left.characters -= len(diff)
+    return diff

@@ -38,14 +38,21 @@ class HasChannel(Protocol):
 
 
 class GuestFiles:
-    """`files` of a sandbox, asynchronous."""
+    """`files` of a sandbox, asynchronous.
 
-    def __init__(self, owner: HasChannel) -> None:
+    Args:
+        owner: the sandbox.
+        exact: `read_stream`, `write`, `make_dir` (without its parents) and `remove` (no directory with content) mean
+            the very name that they are given, below the folders that the user can write to: no link is followed.
+    """
+
+    def __init__(self, owner: HasChannel, *, exact: bool = False) -> None:
         self._owner = owner
+        self._how: dict[str, Any] = {"exact": True} if exact else {}
 
     async def _call(self, op: str, payload: bytes = b"", **fields: Any) -> Event:
         try:
-            return await self._owner.open_channel().call(op, payload, timeout=_CALL_TIMEOUT, **fields)
+            return await self._owner.open_channel().call(op, payload, timeout=_CALL_TIMEOUT, **fields, **self._how)
         except GuestFileError as exc:
             raise _with_path(exc, fields["path"]) from exc
 
@@ -86,7 +93,7 @@ class GuestFiles:
         offset = 0
 
         def send(chunk: bytes, *, final: bool) -> None:
-            fields = {"path": path, "upload": upload, "offset": offset, "final": final, "mode": mode}
+            fields = {"path": path, "upload": upload, "offset": offset, "final": final, "mode": mode, **self._how}
             under_way.append(asyncio.ensure_future(channel.call("write", chunk, timeout=_CALL_TIMEOUT, **fields)))
 
         try:
@@ -105,7 +112,7 @@ class GuestFiles:
             await asyncio.gather(*under_way, return_exceptions=True)
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 await asyncio.shield(
-                    asyncio.ensure_future(channel.call("write_abort", path=path, upload=upload, timeout=5))
+                    asyncio.ensure_future(channel.call("write_abort", path=path, upload=upload, timeout=5, **self._how))
                 )
             if isinstance(exc, GuestFileError):
                 raise _with_path(exc, path) from exc
@@ -159,6 +166,16 @@ class GuestFiles:
         """Remove a file, or a directory with all it holds."""
         self._owner.touched()
         await self._call("remove", path=_checked(path))
+
+    async def symlink(self, path: str, target: str) -> None:
+        """Make a symbolic link; it replaces what has its name, but a directory. No link is followed on the way."""
+        self._owner.touched()
+        await self._call("symlink", path=_checked(path), target=target, upload=secrets.token_hex(8))
+
+    async def chmod_dir(self, path: str, mode: int) -> None:
+        """Set the permissions of a directory. No link is followed on the way."""
+        self._owner.touched()
+        await self._call("chmod", path=_checked(path), mode=mode)
 
     async def rename(self, path: str, new_path: str) -> EntryInfo:
         """Rename or move; an existing file of the new name is replaced."""

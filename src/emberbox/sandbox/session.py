@@ -25,6 +25,7 @@ from emberbox.guest.protocol import PROTOCOL_VERSION, Header
 from emberbox.images.store import Image
 from emberbox.machines.base import Death, Machine, Snapshot
 from emberbox.machines.channel import Channel
+from emberbox.machines.digests import states_of
 from emberbox.models import (
     MachineLimits,
     Recovery,
@@ -343,11 +344,15 @@ class Session:
                     answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look)
                     last = channel.last_request
                     size = await machine.checkpoint(directory)
+                    written = states_of(directory)
                 except (ExecutionFailed, ExecutionTimeout) as exc:
                     raise SnapshotFailed(f"Sandbox {self.id} cannot be copied now: {exc.message}") from exc
+                except OSError as exc:
+                    raise SnapshotFailed(f"Cannot look at a snapshot in {directory}: {exc.strerror}.") from exc
                 finally:
                     await self._wake_again(machine)
-        return Snapshot(directory, self.image, self.limits, last, size, idle=answer.get("idle") is True)
+        idle = answer.get("idle") is True
+        return Snapshot(directory, self.image, self.limits, last, size, written=written, idle=idle)
 
     async def _wake_again(self, machine: Machine) -> None:
         """After a checkpoint, or the attempt: the agent serves requests in order, so that this undoes a late quiesce. A

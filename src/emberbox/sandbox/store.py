@@ -24,6 +24,7 @@ from emberbox.errors import ImageError, SnapshotFailed, SnapshotNotFound
 from emberbox.images.store import Image, ImageStore
 from emberbox.images.template import Template
 from emberbox.machines.base import Snapshot
+from emberbox.machines.digests import state_of
 from emberbox.models import MachineLimits, Model, SnapshotInfo
 from emberbox.sandbox.snapshots import RECORD, Moment, Node
 
@@ -103,9 +104,20 @@ class SnapshotStore:
                 envs=envs,
                 metadata=metadata,
             )
+            self._check_untouched(node.snapshot)
             self.write(record, node.snapshot.directory)
+            node.snapshot = replace(node.snapshot, digests=record.digests)
         except OSError as exc:
             raise SnapshotFailed(f"Cannot keep snapshot {node.info.snapshot_id}: {exc.strerror or exc}.") from exc
+
+    @staticmethod
+    def _check_untouched(snapshot: Snapshot) -> None:
+        """Raises SnapshotFailed: the digests may be those of something else than what was written."""
+        for name, then in (snapshot.written or {}).items():
+            now = state_of(snapshot.directory / name)
+            if now._replace(changed_ns=then.changed_ns) == then:  # links to it come and go
+                continue
+            raise SnapshotFailed(f"Somebody changed {snapshot.directory} while the snapshot was taken.")
 
     def keep(self, node: Node, envs: dict[str, str], metadata: dict[str, str]) -> None:
         """Keep a copy of a snapshot that would end with its sandbox (of the same files, where the file system can).
@@ -114,6 +126,7 @@ class SnapshotStore:
             SnapshotFailed: the disk refused.
         """
         building = self.folder / f"{BUILDING}{node.info.snapshot_id}"
+        self._check_untouched(node.snapshot)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             building.mkdir(mode=0o700)
@@ -122,10 +135,11 @@ class SnapshotStore:
                     os.link(path, building / path.name)
                 except OSError:
                     shutil.copyfile(path, building / path.name)
-            snapshot = replace(node.snapshot, directory=building)
+            copy = Node(node.info, replace(node.snapshot, directory=building, written=None), node.moment)
             node.info.kept = True
-            self.seal(Node(node.info, snapshot, node.moment), envs, metadata)
+            self.seal(copy, envs, metadata)
             building.rename(self.folder / node.info.snapshot_id)
+            node.snapshot = replace(node.snapshot, digests=copy.snapshot.digests)  # links changed its files' inodes
         except BaseException as exc:
             node.info.kept = False
             shutil.rmtree(building, ignore_errors=True)
