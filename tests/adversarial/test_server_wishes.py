@@ -253,11 +253,15 @@ def test_the_servers_own_agents_are_nobodys(world: World) -> None:
 def test_nor_are_they_for_messages_tokens_and_the_sdk(world: World, vm: str) -> None:
     url = world.server.url.replace("http", "ws")
     with connect(f"{url}/ws/{vm}", proxy=None) as socket:
-        socket.send('{"message_type": "LlmExecuteCode", "data": {"language": "python", "code": "1", "agent_id": "emberbox:x"}}')
+        socket.send(
+            '{"message_type": "LlmExecuteCode", "data": {"language": "python", "code": "1", "agent_id": "emberbox:x"}}'
+        )
         assert '"Error"' in (told := str(socket.recv(timeout=20)))
         assert "emberbox:" in told
     with connect(f"{url}/ws", proxy=None) as socket:
-        socket.send('{"command_type": "execute_code", "data": {"language": "python", "code": "1", "agent_id": "emberbox:x"}}')
+        socket.send(
+            '{"command_type": "execute_code", "data": {"language": "python", "code": "1", "agent_id": "emberbox:x"}}'
+        )
         assert '"error"' in (told := str(socket.recv(timeout=20)))
         assert "emberbox:" in told
     made = world.server.cli("token", "create", "x", "--agent", "emberbox:probe")

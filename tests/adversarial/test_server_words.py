@@ -32,10 +32,7 @@ REFUSED = {
 }
 """JSON that stands nowhere in a request."""
 ODD = {
-    "NUL": '"a\\u0000b"', "large": str(10**300), "negative": "-1", "null": "null", "list": "[[]]", "empty": '""',
-    "object": "{}", "fraction": "1e-300", "true": "true", "long": json.dumps("x" * 100_000),
-    "path": '"../../etc/passwd"', "path of a template": '"/tmp/x.toml"', "reserved": '"emberbox:probe"',
-    "not a character": '"\\uffff\\u202e"',
+    "NUL": '"a\\u0000b"', "large": str(10**300), "null": "null", "list": "[[]]", "long": json.dumps("x" * 100_000),
 }  # fmt: skip
 """JSON that is right in some place, and wrong in most."""
 BODIES = {
@@ -218,7 +215,9 @@ def test_each_field_around_a_message(world: World, name: str) -> None:
             assert refused_before_the_next(socket, text, "message_type", after), text
 
 
-@pytest.mark.parametrize("place", ["command_type", "session_id", "workflow_id", "data", *messages.WorkflowCode.model_fields])
+@pytest.mark.parametrize(
+    "place", ["command_type", "session_id", "workflow_id", "data", *messages.WorkflowCode.model_fields]
+)
 def test_each_field_of_a_workflow(world: World, place: str) -> None:
     after = json.dumps({"command_type": "no_such_type"})
     code = {"language": "python", "code": "1", "agent_id": "ada"}
