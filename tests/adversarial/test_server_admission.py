@@ -19,7 +19,8 @@ from waiting import until
 
 LONGEST = 20_000
 NOTHING = {
-    "vm_id": "sb-000000000000", "name": "nobodys", "snapshot_id": "snap-000000000000", "approval_id": "ap-0000000000000000",
+    "vm_id": "sb-000000000000", "name": "nobodys", "snapshot_id": "snap-000000000000",
+    "approval_id": "ap-0000000000000000",
     "execution_id": "ex-0000000000000000", "agent_id": "nobody",
 }  # fmt: skip
 SAME = {"context_id": "python", "pid": "4711"}

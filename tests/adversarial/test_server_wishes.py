@@ -19,7 +19,6 @@ from emberbox.errors import ValidationFailed
 from served import Served
 
 BOUNDS = "VM_EXECUTION__SECURITY_SETTINGS__RESOURCE_LIMITS__MAX_"
-SECRET = "a private file of the host"
 
 
 class World:
@@ -32,7 +31,7 @@ class World:
         (own / "offered.toml").write_text('suite = "bookworm"\npackages = ["python3"]\n[limits]\nprocesses = 700\n')
         (own / "wrong.toml").write_text("nonsense = 1\n")
         os.mkfifo(own / "pipe.toml")
-        (self.folder / "secret").write_text(SECRET)
+        (self.folder / "secret").write_text("a private file of the host")
         self.there = self.folder / "mine.toml"
         self.there.write_text('[[files]]\npath = "/opt/x"\nsource = "secret"\n')
         self.fifo = self.folder / "fifo.toml"
@@ -195,8 +194,11 @@ def test_the_time_of_code_has_a_bound_everywhere(world: World, vm: str) -> None:
         (f"/api/vms/{vm}/run", code | {"timeout_seconds": 61}),
     ):
         refused(world.api.post(path, json=body), "61", "60", "max_execution_time_seconds")
-    body: dict[str, Any] = {"llm_response": "Run:\n```python\n1\n```\n", "vm_config": {"execution_timeout_ms": 61_000}}
-    refused(world.api.post("/api/llm/parse-execute", json=body), "vm_config.execution_timeout_ms", "61000", "60000")
+    answer: dict[str, Any] = {
+        "llm_response": "Run:\n```python\n1\n```\n",
+        "vm_config": {"execution_timeout_ms": 61_000},
+    }
+    refused(world.api.post("/api/llm/parse-execute", json=answer), "vm_config.execution_timeout_ms", "61000", "60000")
     session = {"command": "true", "timeout_seconds": 61}
     done(world.api.post("/sessions", json={"name": "s"}), 201)
     refused(world.api.post("/sessions/s/execute", json=session), "61", "60")

@@ -13,6 +13,7 @@ from forms import OPERATIONS, Operation
 from websockets.sync.client import ClientConnection, connect
 from wire import defects
 
+from emberbox.models import Model
 from emberbox.server import messages
 from served import Served
 
@@ -36,7 +37,8 @@ ODD = {
 }  # fmt: skip
 """JSON that is right in some place, and wrong in most."""
 BODIES = {
-    "nothing": b"", "half": b"{", "no UTF-8": b'{"code": "\xff"}', "UTF-16": '{"code": "1"}'.encode("utf-16"), "text": b'"x"',
+    "nothing": b"", "half": b"{", "no UTF-8": b'{"code": "\xff"}', "UTF-16": '{"code": "1"}'.encode("utf-16"),
+    "text": b'"x"',
     "list": b"[1]", "null": b"null", "mark": b"\xef\xbb\xbf{}", "two": b"{} {}", "digits": b"1" * 10_000, "NUL": b"\0",
     "twice": b'{"code": "1", "code": "2"}', "CESU": b'{"code": "\xed\xa0\x80"}',
 }  # fmt: skip
@@ -165,7 +167,7 @@ def test_heads_that_are_no_text(world: World, header: str) -> None:
 
 # --- WebSockets -------------------------------------------------------------------------------------------------------
 
-TYPES = {
+TYPES: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "LlmExecuteCode": (messages.ExecuteCode, {"language": "python", "code": "1"}),
     "LlmParseExecute": (messages.ParseExecute, {"llm_response": "hi"}),
     "CancelExecution": (messages.Cancel, {"execution_id": "x"}),
