@@ -3,6 +3,7 @@ each message of the WebSockets. They are refused with words, never with a defect
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -121,7 +122,9 @@ def test_each_field_of_each_body(world: World, operation: Operation) -> None:
                 operation.method, url, content=put(operation.body, name, literal), headers=headers
             )
             no_defect(answer, (name, what))
-            if what in REFUSED:
+            if what in REFUSED and "{approval_id}" in operation.path:
+                assert answer.status_code == 404, "no such question waits: that counts before the body"
+            elif what in REFUSED:
                 assert answer.status_code == 400, (name, what, answer.text[:300])
                 assert answer.json()["error"]["code"] == "validation_failed", (name, what, answer.text[:300])
 
@@ -197,13 +200,14 @@ def refused_before_the_next(socket: ClientConnection, text: str, field: str, aft
 def test_each_field_of_each_message(world: World, kind: str) -> None:
     model, right = TYPES[kind]
     after = json.dumps({"message_type": "no_such_type"})
-    with opened(world, f"/ws/{world.names()['vm_id']}") as socket:
-        for name in [*model.model_fields, "no such field"]:
-            for what, literal in (REFUSED | ODD).items():
+    fields = [*model.model_fields, "no such field"]
+    for values in (REFUSED, ODD):  # what is taken is answered later than what is refused: each has a socket of its own
+        with opened(world, f"/ws/{world.names()['vm_id']}") as socket:
+            for name, (what, literal) in itertools.product(fields, values.items()):
                 data = put(right, name, literal).decode()
                 text = f'{{"message_type": "{kind}", "data": {data}}}'
                 refused = refused_before_the_next(socket, text, "message_type", after)
-                assert refused or what in ODD, (name, what)
+                assert refused or values is ODD, (name, what)
 
 
 @pytest.mark.parametrize("name", ["message_type", "data", "no such field"])

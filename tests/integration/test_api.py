@@ -268,7 +268,7 @@ def test_machines_are_made_listed_and_ended(api: httpx.Client, vm: str) -> None:
     assert done(api.delete(f"/api/vms/{vm}"))["status"] == "stopped"
     refused(api.get(f"/api/vms/{vm}"), 404, "session_not_found")
     refused(api.delete(f"/api/vms/{vm}"), 404, "session_not_found")
-    refused(api.post("/api/vms", json={"vm_type": "no-such-template"}), 400, "config_error")
+    refused(api.post("/api/vms", json={"vm_type": "no-such-template"}), 400, "validation_failed")
     refused(api.post("/api/vms", json={"metadata": {"emberbox:name": "x"}}), 403, "forbidden")
     refused(api.post("/api/vms", json={"vm_name": "../etc"}), 400, "validation_failed")
 

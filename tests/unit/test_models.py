@@ -19,6 +19,7 @@ from emberbox.models import (
     HistoryConfig,
     Logs,
     MachineLimits,
+    ResourceLimits,
     Model,
     ParseExecuteRequest,
     Result,
