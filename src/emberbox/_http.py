@@ -23,6 +23,7 @@ from emberbox.errors import (
     ExecutionTimeout,
     NoCapacity,
     TooManyRequests,
+    ValidationFailed,
     VmConnectionError,
     VmExecutionError,
     VmNotAvailable,
@@ -236,6 +237,15 @@ class HttpServer:
         finally:
             self._asking -= 1
             self._answered.set()
+
+
+def made(model: type[M], **fields: object) -> M:
+    """A request; raises ValidationFailed, which names each field that no server would take."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as exc:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors(include_input=False))
+        raise ValidationFailed(f"{told}."[:2000], remediation="Correct the named fields.") from exc
 
 
 def _body(json: object) -> object:

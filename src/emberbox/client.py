@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 from emberbox._guarded import Guarded
-from emberbox._http import EXECUTION_SECONDS, HttpServer
+from emberbox._http import EXECUTION_SECONDS, HttpServer, made
 from emberbox._loop import Loop, Relay
 from emberbox.errors import ExecutionTimeout, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.hooks.manager import HookManager
@@ -206,7 +206,7 @@ class VmExecutionClient:
 
     async def provision_vm(self, agent_id: str, vm_type: str | None = None, *, name: str | None = None) -> VmInstance:
         """A machine of the agent's own; it is ready when the answer comes. `vm_type`: of the config, unless given."""
-        request = VmCreateRequest(agent_id=agent_id, vm_type=vm_type or self.config.default_vm_type, vm_name=name)
+        request = made(VmCreateRequest, agent_id=agent_id, vm_type=vm_type or self.config.default_vm_type, vm_name=name)
         return await self._server.post(VmInstance, "/api/vms", request, seconds=EXECUTION_SECONDS)
 
     async def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> VmInstance:

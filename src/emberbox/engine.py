@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
+from emberbox._text import check_texts
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings
 from emberbox.errors import (
@@ -230,6 +231,8 @@ class Engine(Fleet):
         self, request: ExecuteRequest, asker: Asker, trail: list[DecisionRecord]
     ) -> tuple[ExecuteRequest, Language]:
         """The request after hooks and checks; raises where it is refused."""
+        options = request.options
+        check_texts(code=request.code, cwd=options.cwd, envs=options.env, args=options.args)
         language = self.runnable_language(request.language, request.sandbox)
         code = await self._gate.admit(asker, language, request.code, trail)
         check_requirements(request.requirements, language, request.sandbox.image.manifest)

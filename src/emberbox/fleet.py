@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Self
 from weakref import WeakValueDictionary
 
+from emberbox._text import check_agent, check_texts
 from emberbox.config import Settings, load_settings
 from emberbox.errors import HistoryError, ImageError, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.history.recorder import HistoryRecorder
 from emberbox.images.builder import Progress, ensure_image, no_progress
 from emberbox.images.store import Image, ImageStore
-from emberbox.images.template import load_template
+from emberbox.images.template import Template, load_template
 from emberbox.machines.base import Capabilities, MachineFactory
 from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.gvisor import GvisorFactory
@@ -34,6 +35,16 @@ BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {
     "gvisor": GvisorFactory,
 }
 """Every back end. `auto` takes the first that is usable, has hardware and was proven on this host."""
+
+
+def _too_much(name: str, asked: float, most: float) -> ValidationFailed:
+    return ValidationFailed(
+        f"{name} {asked:g} is above the limit of {most:g}."
+        if isinstance(asked, float)
+        else f"{name} {asked} is above the limit of {most}.",
+        remediation=f"Ask for less, or raise vm_execution.security_settings.resource_limits.max_{name}.",
+        details={"field": name, "asked": asked, "most": most},
+    )
 
 
 def _not_automatic(found: Capabilities) -> str:
@@ -171,7 +182,7 @@ class Fleet:
 
     async def create_sandbox(
         self,
-        template: str | None = None,
+        template: str | Template | None = None,
         *,
         limits: MachineLimits | None = None,
         envs: Mapping[str, str] | None = None,
@@ -194,6 +205,7 @@ class Fleet:
             NoCapacity: no place or no memory for it within `capacity_timeout_seconds`.
             ImageError, ConfigError: the template is unknown, wrong or cannot be built.
         """
+        check_texts(agent_id=agent_id, envs=envs, metadata=metadata)
         if self._history is not None:
             self._history.prepare()
         if snapshot is not None:
@@ -208,7 +220,7 @@ class Fleet:
             session.idle_seconds = idle_seconds
             return session
         image = await self.image(template, progress)
-        limits = self._bounded(limits or image.limits)
+        limits = self._bounded(image, limits)
         manager = await self._open()
         return await manager.create(
             image,
@@ -222,7 +234,7 @@ class Fleet:
         )
 
     async def warm(
-        self, template: str | None = None, *, limits: MachineLimits | None = None, count: int | None = None
+        self, template: str | Template | None = None, *, limits: MachineLimits | None = None, count: int | None = None
     ) -> None:
         """Fill the warm pool of a template; returns when `count` machines (default: `vm_pool_size`) are ready.
 
@@ -235,18 +247,21 @@ class Fleet:
                 f"count must be at least 1, not {count}.", remediation="Leave it out for the default."
             )
         image = await self.image(template)
-        await (await self._open()).warm(image, self._bounded(limits or image.limits), count)
+        await (await self._open()).warm(image, self._bounded(image, limits), count)
 
     def pool_status(self) -> list[PoolStatus]:
         """The machines that are made ahead, for each kind of sandbox that was asked for."""
         return [] if self._sandboxes is None else self._sandboxes.pool.status()
 
-    async def image(self, template: str | None = None, progress: Progress = no_progress) -> Image:
+    async def image(self, template: str | Template | None = None, progress: Progress = no_progress) -> Image:
         """The image of a template (default: `default_vm_type` of the settings)."""
-        found = load_template(template or self.settings.vm_execution.default_vm_type, self.settings)
+        if not isinstance(template, Template):
+            name = template or self.settings.vm_execution.default_vm_type
+            template = await asyncio.to_thread(load_template, name, self.settings)
+        found = template
         if self.settings.vm_execution.auto_provision:
             return await ensure_image(found, self.settings, progress)
-        image = ImageStore(self.settings).find(found)
+        image = await asyncio.to_thread(ImageStore(self.settings).find, found)
         if image is None:
             raise ImageError(
                 f"The image of template {found.name!r} is not built.",
@@ -254,13 +269,21 @@ class Fleet:
             )
         return image
 
-    def _bounded(self, limits: MachineLimits) -> MachineLimits:
-        most = self.settings.vm_execution.security_settings.resource_limits.max_memory_mb
-        if limits.memory_mb > most:
-            raise ValidationFailed(
-                f"memory_mb {limits.memory_mb} is above the limit of {most}.",
-                remediation="Ask for less, or raise security_settings.resource_limits.max_memory_mb.",
-            )
+    def _bounded(self, image: Image, wanted: MachineLimits | None) -> MachineLimits:
+        """The limits of a machine: those that are asked for, the template's own where nothing is said.
+
+        Raises:
+            ValidationFailed: more is asked for than `resource_limits` and the template allow; nothing is cut down.
+        """
+        most = self.settings.vm_execution.security_settings.resource_limits
+        asked = {} if wanted is None else {name: getattr(wanted, name) for name in wanted.model_fields_set}
+        limits = image.limits.model_copy(update=asked)
+        if limits.memory_mb > most.max_memory_mb:
+            raise _too_much("memory_mb", limits.memory_mb, most.max_memory_mb)
+        for name, value in asked.items():
+            bound = getattr(most, f"max_{name}")
+            if value > max(bound, getattr(image.limits, name)):
+                raise _too_much(name, value, bound)
         return limits
 
     def has_sandbox(self, sandbox_id: str) -> bool:
@@ -282,7 +305,7 @@ class Fleet:
         agent_id: str,
         vm_id: str | None = None,
         *,
-        template: str | None = None,
+        template: str | Template | None = None,
         limits: MachineLimits | None = None,
         envs: Mapping[str, str] | None = None,
     ) -> Session:
@@ -291,8 +314,11 @@ class Fleet:
 
         Raises:
             SessionNotFound: the agent has no sandbox of that name.
+            ValidationFailed: the agent's name is reserved, or no text.
             NoCapacity: the agent has as many as it may have, or the host has.
         """
+        check_agent(agent_id)
+        check_texts(envs=envs)
         manager = await self._open()
         if vm_id is not None:
             if manager.agent_of(vm_id) != agent_id:
@@ -305,7 +331,7 @@ class Fleet:
             if self._history is not None:
                 self._history.prepare()
             image = await self.image(template)
-            bounded = self._bounded(limits or image.limits)
+            bounded = self._bounded(image, limits)
             idle = self.settings.session_idle_seconds
             return await manager.create(image, bounded, envs=envs, agent_id=agent_id, own=True, idle_seconds=idle)
 

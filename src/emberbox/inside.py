@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, overload
 
+from emberbox._text import encoded
 from emberbox.errors import ValidationFailed
 from emberbox.handle import CommandsHandle, FilesHandle, RunningCommand
 from emberbox.models import CommandResult, EntryInfo, ProcessInfo
@@ -150,4 +151,4 @@ class AsyncCommands:
 
 
 def _bytes(data: str | bytes) -> bytes:
-    return data.encode() if isinstance(data, str) else data
+    return encoded("data", data) if isinstance(data, str) else data

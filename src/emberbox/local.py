@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Self
 
+from emberbox._text import check_agent
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
 from emberbox.errors import ExecutionFailed, ForkFailed, SessionNotFound, ValidationFailed
@@ -179,6 +180,7 @@ class LocalSandbox:
         settings: Settings | None,
     ) -> Self:
         """Start one; see `AsyncSandbox.create`."""
+        check_agent(agent_id)
         hooks = tuple(hooks)
         own = settings is not None or hooks != () or approver is not None
         if engine is not None and own:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, parsed, parsed_text
+from emberbox._http import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
 from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.languages import get_language
 from emberbox.models import (
@@ -271,7 +271,8 @@ class RemoteSandbox:
         """Start one; see `AsyncSandbox.create`."""
         if timeout is not None and timeout <= 0:
             raise ValidationFailed(f"A sandbox's timeout must be positive, not {timeout:g}.", remediation="Use kill().")
-        request = VmCreateRequest(
+        request = made(
+            VmCreateRequest,
             vm_type=template,
             agent_id=agent_id,
             envs=dict(envs or {}),

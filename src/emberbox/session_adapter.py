@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer
+from emberbox._http import EXECUTION_SECONDS, HttpServer, made
 from emberbox.errors import ConfigError, Conflict, SessionNotFound
 from emberbox.models import Model, RollbackResponse
 from emberbox.models.service import (
@@ -84,7 +84,7 @@ class DirectSessionAdapter:
         try:
             info = await self._info(vm_id, agent_id)
         except SessionNotFound:
-            request = SessionCreateRequest(name=vm_id, vm_type=vm_type, agent_id=agent_id)
+            request = made(SessionCreateRequest, name=vm_id, vm_type=vm_type, agent_id=agent_id)
             try:
                 info = await self._server.post(SessionInfo, "/sessions", request, seconds=EXECUTION_SECONDS)
             except Conflict:  # somebody was faster

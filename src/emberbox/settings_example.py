@@ -53,6 +53,7 @@ SAMPLES: Mapping[str, object] = {
     "disk_operations": 5000,
     "qemu": "/usr/bin/qemu-system-x86_64",
     "server.token_file": "/etc/emberbox/tokens.json",
+    "server.max_sandbox_seconds": 86_400.0,
     "server.otlp_endpoint": "http://localhost:4318",
 }
 """What stands in the place of settings that have no value by default."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from weakref import WeakKeyDictionary
 
+from emberbox._text import check_texts
 from emberbox.errors import (
     ExecutionFailed,
     ExecutionTimeout,
@@ -84,6 +85,7 @@ class Undo:
         Raises:
             SnapshotFailed: code is running in it, it has `max_snapshots` already, or the disk is full.
         """
+        check_texts(name=name)
         await self._settled(sandbox)
         return (await self._copies.snapshot(sandbox, name, keep=keep)).info
 

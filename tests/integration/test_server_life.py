@@ -32,6 +32,7 @@ def server() -> Iterator[Served]:
             "SERVER__SLOW_READER_SECONDS": "1",
             "SERVER__SLOW_REQUEST_SECONDS": "1",
             "ADOPTION_SECONDS": "30",
+            "VM_EXECUTION__SECURITY_SETTINGS__RESOURCE_LIMITS__MAX_OUTPUT_BYTES": str(64 << 20),
         }
     )
     server.start()

@@ -19,6 +19,7 @@ from emberbox.models import (
     HistoryConfig,
     Logs,
     MachineLimits,
+    ResourceLimits,
     Model,
     ParseExecuteRequest,
     Result,
@@ -79,7 +80,7 @@ def test_defaults_of_the_execution_settings() -> None:
         "history": HistoryConfig().model_dump(),
         "security_settings": {
             "dangerous_patterns_check": True,
-            "resource_limits": {"max_memory_mb": 2048, "max_execution_time_seconds": 60},
+            "resource_limits": ResourceLimits().model_dump(),
         },
     }
 

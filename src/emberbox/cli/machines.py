@@ -12,7 +12,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer
+from emberbox._http import EXECUTION_SECONDS, HttpServer, made
 from emberbox.cli.printing import printable
 from emberbox.cli.remote import on_server, part
 from emberbox.cli.target import Target
@@ -101,8 +101,13 @@ def create_vm(
     """Make a machine; leaves the process."""
 
     async def work(server: HttpServer) -> None:
-        request = VmCreateRequest(
-            vm_type=template, vm_name=name, agent_id=agent, timeout_seconds=timeout, snapshot_id=snapshot
+        request = made(
+            VmCreateRequest,
+            vm_type=template,
+            vm_name=name,
+            agent_id=agent,
+            timeout_seconds=timeout,
+            snapshot_id=snapshot,
         )
         vm = await server.post(VmInstance, "/api/vms", request, seconds=EXECUTION_SECONDS)
         _answer(vm, f"[bold green]✓[/] {vm.id} is ready. `emberbox shell {vm.id}` opens it.", as_json=as_json)

@@ -115,9 +115,14 @@ class ProtocolError(Exception):
     """The peer sent something that is not a frame of this protocol."""
 
 
-def encode(header: Header, payload: bytes = b"") -> bytes:
-    """One frame as bytes. Raises ProtocolError when it would break the bounds that the other side enforces."""
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+def encode(header: Header, payload: bytes = b"", *, errors: str = "surrogatepass") -> bytes:
+    """One frame as bytes. `errors`: what becomes of halves of surrogate pairs, which names of files may have in Python.
+
+    Raises:
+        ProtocolError: it would break the bounds that the other side enforces.
+        UnicodeEncodeError: there are such halves, and `errors` is `strict`.
+    """
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", errors)
     if len(head) > MAX_HEADER or len(payload) > MAX_PAYLOAD:
         raise ProtocolError(f"frame too large: header {len(head)} bytes, payload {len(payload)} bytes")
     return PREFIX.pack(4 + len(head) + len(payload), len(head)) + head + payload

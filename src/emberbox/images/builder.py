@@ -55,15 +55,16 @@ async def ensure_image(template: Template, settings: Settings, progress: Progres
         ImageError: the build failed; the message has the end of its output.
     """
     store = ImageStore(settings)
-    image = store.find(template)
+    image = await asyncio.to_thread(store.find, template)
     if image is not None:
         return image
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ImageError(f"Cannot make {store.folder}: {exc.strerror}.") from exc
-    async with exclusively(store.folder / f".{template.name}-{template.key()}.lock", progress, "builds the same image"):
-        image = store.find(template)
+    key = await asyncio.to_thread(template.key)
+    async with exclusively(store.folder / f".{template.name}-{key}.lock", progress, "builds the same image"):
+        image = await asyncio.to_thread(store.find, template)
         return image if image is not None else await _build(template, store, progress)
 
 

@@ -18,11 +18,11 @@ from emberbox.config import Settings
 from emberbox.errors import ConfigError, ImageError
 from emberbox.images import randomness
 from emberbox.models import Language, MachineLimits, Model
+from emberbox.models.base import TEMPLATE_NAME, TemplateName
 
 BUILD_FORMAT = 3
 """Raised whenever the builder makes something else of the same template, so that caches are built anew."""
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian Policy 5.6.1."""
 NpmPackage = Annotated[
@@ -67,7 +67,7 @@ class TemplateFile(Model):
 class Template(Model):
     """A template file. `name` and `directory` come from where it was found."""
 
-    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+    name: TemplateName
     directory: Path
     description: str = ""
     suite: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")] = "bookworm"
@@ -134,27 +134,42 @@ def list_templates(settings: Settings) -> list[str]:
             for folder in template_folders(settings)
             if folder.is_dir()
             for path in folder.glob("*.toml")
-            if re.match(NAME_PATTERN, path.stem)
+            if re.fullmatch(TEMPLATE_NAME, path.stem)
         }
     )
 
 
 def load_template(name: str, settings: Settings) -> Template:
-    """Read a template by name, or by the path of its file (`./mine.toml`).
+    """Read a template by name, or by the path of its file (`./mine.toml`): for the operator's own process only.
 
     Raises:
         ConfigError: unknown, unreadable or wrong; the message names file and key.
     """
-    if name.endswith(".toml"):
-        return read_template(Path(name))
-    for folder in template_folders(settings):
-        path = folder / f"{name}.toml"
-        if re.match(NAME_PATTERN, name) and path.is_file():
-            return read_template(path)
-    raise ConfigError(
-        f"There is no template {name!r}.",
-        remediation=f"Known templates: {', '.join(list_templates(settings))}. A path must end in .toml.",
-    )
+    return read_template(Path(name)) if name.endswith(".toml") else find_template(name, settings)
+
+
+def find_template(name: str, settings: Settings) -> Template:
+    """Read one of the templates that the operator has made available: the built-in ones, and those of `templates_dir`.
+    What is no name of a template never becomes a path.
+
+    Raises:
+        ConfigError: unknown, unreadable or wrong; the message names file and key.
+    """
+    path = template_path(name, settings)
+    if path is None:
+        raise ConfigError(
+            f"There is no template {name!r:.80}.",
+            remediation=f"Known templates: {', '.join(list_templates(settings))}. A path must end in .toml.",
+        )
+    return read_template(path)
+
+
+def template_path(name: str, settings: Settings) -> Path | None:
+    """The file of a template that is named, where there is one."""
+    if re.fullmatch(TEMPLATE_NAME, name) is None:
+        return None
+    paths = [folder / f"{name}.toml" for folder in template_folders(settings)]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_template(path: Path) -> Template:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from emberbox._text import check_texts
 from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, SessionNotFound, VmConnectionError
 from emberbox.guest.protocol import (
     FINAL_EVENTS,
@@ -212,11 +214,14 @@ class Channel:
         if self._closed is not None:
             raise self._error()
         try:
-            frame = encode(header, payload)
+            frame = encode(header, payload, errors="strict")
             if payload and len(frame) >= _CHECKED_BYTES:
                 frame = encode({**header, "crc": zlib.crc32(payload)}, payload)
         except ProtocolError as exc:
             raise ExecutionFailed(str(exc), remediation="Send less at once.", retryable=True) from exc
+        except UnicodeEncodeError:
+            check_texts(**{name: json.dumps(value, ensure_ascii=False) for name, value in header.items()})
+            raise
         while self._out_size > _MAX_WRITE_BUFFER:
             self._drained.clear()
             await self._drained.wait()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+RESERVED = "emberbox:"
+"""Names that begin so are of Emberbox itself: agents, and words of a sandbox's metadata."""
+TEMPLATE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Language = Literal["python", "javascript", "bash", "rust"]
 ALL_LANGUAGES: tuple[Language, ...] = get_args(Language)
 
@@ -17,7 +20,17 @@ Milliseconds = Annotated[int, Field(ge=1, le=10**12)]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$", max_length=1000)]
 EnvValue = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """What the environment of a process can hold (environ(7))."""
-AgentId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+
+
+def _not_reserved(value: str) -> str:
+    if value.startswith(RESERVED):
+        raise ValueError(f"names that begin with {RESERVED!r} are the server's own; use another one")
+    return value
+
+
+AgentId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$"), AfterValidator(_not_reserved)]
+TemplateName = Annotated[str, StringConstraints(pattern=TEMPLATE_NAME)]
+"""What a client of a server may name: never a path."""
 
 
 class Model(BaseModel):

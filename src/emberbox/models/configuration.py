@@ -33,9 +33,23 @@ class HistoryConfig(Model):
 
 
 class ResourceLimits(Model):
-    """The most that one execution may use."""
+    """The most that a caller may ask for. A template, which is the operator's, may have more (but for memory)."""
 
     max_memory_mb: int = Field(default=2048, ge=64, description="most that a machine may ask for")
+    max_vcpus: float = Field(default=4.0, ge=0.1, le=256, description="most CPUs that a caller may ask for")
+    max_processes: int = Field(
+        default=1024, ge=16, le=32768, description="most processes and threads that a caller may ask for"
+    )
+    max_open_files: int = Field(
+        default=4096, ge=64, le=1 << 20, description="most open files of a process that a caller may ask for"
+    )
+    max_disk_mb: int = Field(
+        default=4096, ge=8, le=1 << 20, description="largest home and work directory that a caller may ask for"
+    )
+    max_tmp_mb: int = Field(default=1024, ge=8, le=1 << 20, description="largest /tmp that a caller may ask for")
+    max_output_bytes: int = Field(
+        default=16 << 20, ge=1024, le=64 << 20, description="most output of a stream that a caller may ask for"
+    )
     max_execution_time_seconds: int = Field(
         default=60, ge=1, description="longest time-out that a caller may ask for (Rust: three times that)"
     )

@@ -39,6 +39,18 @@ class ServerConfig(Model):
     slow_request_seconds: float = Field(
         default=30.0, gt=0, description="what a client has for the head of a request, and for each piece of its body"
     )
+    max_sandbox_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        description="longest time until a machine is killed that a client may ask for; one that asks for none gets it",
+    )
+    max_command_seconds: float = Field(
+        default=86_400.0,
+        gt=0,
+        le=1e9,
+        description="longest time-out of a command that a client may ask for; one that asks for none gets it",
+    )
     max_connections: int = Field(default=1000, ge=1, description="open connections of all clients together")
     drain_seconds: float = Field(
         default=30.0, ge=0, description="how long a stop waits for executions that are under way"

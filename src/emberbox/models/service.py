@@ -7,7 +7,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from emberbox.models.base import AgentId, EnvName, EnvValue, Language, Milliseconds, Model, Seconds
+from emberbox.models.base import (
+    AgentId,
+    EnvName,
+    EnvValue,
+    Language,
+    Milliseconds,
+    Model,
+    Seconds,
+    TemplateName,
+)
 from emberbox.models.configuration import MachineLimits
 from emberbox.models.execution import BlockError, Result, VmExecuteResponse
 from emberbox.models.hooks import ApprovalRequest
@@ -69,7 +78,7 @@ class VmList(Model):
 class VmCreateRequest(Model):
     """A machine of one's own."""
 
-    vm_type: str | None = Field(default=None, description="a template's name; default_vm_type if left out")
+    vm_type: TemplateName | None = Field(default=None, description="a template's name; default_vm_type if left out")
     vm_name: str | None = Field(default=None, pattern=NAME)
     agent_id: AgentId | None = None
     envs: dict[EnvName, EnvValue] = Field(default_factory=dict)
@@ -120,7 +129,7 @@ class SessionCreateRequest(Model):
     """A machine under a name, for a long session."""
 
     name: str = Field(pattern=NAME)
-    vm_type: str | None = None
+    vm_type: TemplateName | None = None
     memory_mb: int | None = Field(default=None, ge=128, le=1 << 20)
     vcpus: float | None = Field(default=None, ge=0.1, le=256)
     agent_id: AgentId | None = None
@@ -272,7 +281,7 @@ class VmConfig(Model):
 
 class AllocateRequest(Model):
     agent_id: AgentId | None = None
-    vm_type: str | None = None
+    vm_type: TemplateName | None = None
     vm_config: VmConfig = Field(default_factory=VmConfig)
 
 

@@ -163,7 +163,8 @@ class Copies:
         """
         tree = self.tree(session)
         if kind != "shutdown":  # it takes the place of what the machine is
-            self._check_quota(session.agent_id)
+            stored = await asyncio.to_thread(self._stored_bytes, session.agent_id) if keep else 0
+            self._check_quota(session.agent_id, stored)
         directory = tree.new_directory(kind)
         # what changes during the checkpoint changes the version: the snapshot is then one of before
         moment = Moment(tuple(session.path), session.good, session.version)
@@ -182,10 +183,15 @@ class Copies:
             raise
         return node
 
-    def _check_quota(self, agent_id: str) -> None:
+    def _stored_bytes(self, agent_id: str) -> int:
+        """Of what an agent has in the store, where kept snapshots outlive their sandboxes. Blocks."""
+        infos = [record.info for record in self.store.records()]
+        return sum(info.size_bytes for info in infos if info.agent_id == agent_id)
+
+    def _check_quota(self, agent_id: str, stored: int) -> None:
         most = self._bounds.agent_bytes
         used = sum(tree.size_bytes for tree in self._trees.values() if tree.agent_id == agent_id)
-        used += self.dormant_bytes(agent_id)
+        used = max(stored, used + self.dormant_bytes(agent_id))
         if most is not None and used >= most:
             raise SnapshotFailed(
                 f"The snapshots of agent {agent_id!r:.80} take {used >> 20} MiB; the limit is {most >> 20} MiB.",

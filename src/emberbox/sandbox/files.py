@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import IO, Any, Protocol
 
+from emberbox._text import check_texts, encoded
 from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
 from emberbox.guest.protocol import CHUNK_SIZE
 from emberbox.machines.channel import Channel, Event
@@ -194,13 +195,14 @@ def _checked(path: str) -> str:
         raise ValidationFailed(
             f"{path!r:.80} is no path.", remediation="Give a non-empty string without NUL, at most 4096 characters."
         )
+    check_texts(path=path)
     return path
 
 
 async def chunks(data: Data) -> AsyncIterator[bytes]:
     """What is to be written, in pieces; an open file is read in a thread."""
     if isinstance(data, str):
-        data = data.encode()
+        data = encoded("data", data)
     if isinstance(data, bytes | bytearray | memoryview):
         view = memoryview(data)
         for start in range(0, len(view), CHUNK_SIZE):
@@ -208,7 +210,7 @@ async def chunks(data: Data) -> AsyncIterator[bytes]:
         return
     if hasattr(data, "read"):
         while piece := await asyncio.to_thread(data.read, CHUNK_SIZE):
-            yield piece.encode() if isinstance(piece, str) else piece
+            yield encoded("data", piece) if isinstance(piece, str) else piece
         return
     if isinstance(data, AsyncIterable):
         async for item in data:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from emberbox._text import check_agent
 from emberbox.errors import ConfigError, Forbidden, TooManyRequests, Unauthorized
+from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.sandbox.manager import LOCAL_AGENT
 from emberbox.server.tokens import SCOPES, Scope, TokenRecord, TokenStore
@@ -54,14 +56,17 @@ class Principal:
             )
 
     def sees(self, agent_id: str | None) -> bool:
-        """Whether what belongs to this agent is there for the caller."""
-        return agent_id is not None and (self.agents is None or agent_id in self.agents)
+        """Whether what belongs to this agent is there for the caller. What is the server's own is there for nobody."""
+        if agent_id is None or agent_id.startswith(RESERVED):
+            return False
+        return self.agents is None or agent_id in self.agents
 
     def agent(self, wanted: str | None) -> str:
         """For which agent a request is: the one that it names, or the token's only one.
 
         Raises:
             Forbidden: the token is not for that agent, or it is for several and none is named.
+            ValidationFailed: the name is reserved.
         """
         if wanted is None:
             if self.agents is None:
@@ -71,6 +76,7 @@ class Principal:
             raise Forbidden(
                 f"Token {self.name!r} is for several agents, and the request names none.", remediation="Set agent_id."
             )
+        check_agent(wanted)
         if not self.sees(wanted):
             raise Forbidden(
                 f"Token {self.name!r} is not for agent {wanted!r:.80}.",

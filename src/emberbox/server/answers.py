@@ -17,6 +17,7 @@ from emberbox.models import (
     VmExecutionConfig,
 )
 from emberbox.sandbox.work import Listeners
+from emberbox.server import bounds
 from emberbox.server.access import Principal
 from emberbox.server.service import Service
 
@@ -61,6 +62,7 @@ async def parse_execute(
         VmExecutionError: nothing could run at all. Why a single block did not is in the answer.
     """
     config = _config(service.settings, body.vm_config)
+    seconds = bounds.config_seconds(service.settings, body.vm_config)
     if len(body.llm_response) > service.settings.max_input_bytes:
         raise ValidationFailed("The answer is longer than max_input_bytes.", remediation="Give less at once.")
     extractor = service.engine.extractor
@@ -81,7 +83,7 @@ async def parse_execute(
         blocks,
         partial(service.lease, principal, agent, vm_id),
         threshold=body.auto_execute_threshold,
-        timeout=None if body.vm_config is None else config.execution_timeout_ms / 1000,
+        timeout=seconds,
         listener=listener,
         agent_id=agent or await service.visible(principal, vm_id or ""),
         execute=execute,
@@ -96,7 +98,7 @@ def block_error(index: int, error: VmExecutionError) -> BlockError:
 
 
 def _config(settings: Settings, wanted: VmExecutionConfig | None) -> VmExecutionConfig:
-    """What of a request's own settings counts: languages and time, and only where they are narrower than the server's.
+    """What of a request's own settings counts: languages, where they are narrower than the server's.
     Policy, history and limits are the server's: who asks must not choose what it is allowed."""
     own = settings.vm_execution
     if wanted is None:
@@ -109,6 +111,5 @@ def _config(settings: Settings, wanted: VmExecutionConfig | None) -> VmExecution
     return own.model_copy(
         update={
             "allowed_languages": [one for one in own.allowed_languages if one in wanted.allowed_languages],
-            "execution_timeout_ms": min(own.execution_timeout_ms, wanted.execution_timeout_ms),
         }
     )

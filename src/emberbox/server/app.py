@@ -36,8 +36,8 @@ from emberbox.server.sockets import router as sockets
 from emberbox.server.tokens import TokenStore, token_file
 
 _ROUTERS = (
-    llm.router, vms.router, vms.history_router, sandboxes.router, inside.router, sessions.router, v2.router,
-    approvals.router,
+    health.figures, llm.router, vms.router, vms.history_router, sandboxes.router, inside.router, sessions.router,
+    v2.router, approvals.router,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel
 
 from emberbox.errors import ValidationFailed
@@ -35,10 +35,6 @@ class Call:
     def key(self) -> str | None:
         """Its idempotency key."""
         return self.request.headers.get(HEADER)
-
-    def read(self) -> None:
-        """Raises Forbidden where the caller may not look at anything."""
-        self.principal.require_read()
 
     async def run(self, body: BaseModel, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> Response:
         """Do the work and answer with what it returns. It is cancelled when the caller leaves, unless it has a key:
@@ -83,13 +79,6 @@ class Call:
             return service.doorkeeper.counts(self.principal)
 
         return EventStream(counted, service.config.slow_reader_seconds, counts)
-
-
-def _call(request: Request) -> Call:
-    return Call(request.app.state.service, request.state.principal, request)
-
-
-Caller = Annotated[Call, Depends(_call)]
 
 
 async def _dumped(work: Coroutine[Any, Any, BaseModel]) -> bytes:

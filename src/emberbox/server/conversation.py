@@ -27,6 +27,7 @@ from emberbox.server.failures import GoneError, of_model, plain
 from emberbox.server.line import Line
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
+from emberbox.server.tokens import Scope
 
 
 class Conversation:
@@ -37,15 +38,16 @@ class Conversation:
         self._service = service
         self._principal = principal
         self._vm_id = vm_id
-        self._handlers: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
-            "LlmExecuteCode": self._execute,
-            "LlmParseExecute": self._parse,
-            "CancelExecution": self._cancel,
-            "QueryHistory": self._history,
-            "CreateSnapshot": self._snapshot,
-            "RollbackToSnapshot": self._rollback,
-            "ApprovalResponse": self._approve,
+        self._handlers: dict[str, tuple[Scope | None, Callable[[dict[str, Any]], Awaitable[None]]]] = {
+            "LlmExecuteCode": ("execute", self._execute),
+            "LlmParseExecute": ("execute", self._parse),
+            "CancelExecution": (None, self._cancel),
+            "QueryHistory": ("read", self._history),
+            "CreateSnapshot": ("execute", self._snapshot),
+            "RollbackToSnapshot": ("execute", self._rollback),
+            "ApprovalResponse": ("approve", self._approve),
         }
+        """With the scope that a token needs, which is looked at before what the message holds."""
 
     async def run(self) -> None:
         """Until the client leaves, or the machine is not the caller's."""
@@ -64,11 +66,16 @@ class Conversation:
     async def _take(self, raw: Any) -> None:
         try:
             message = messages.Incoming.model_validate(raw)
-            handler = self._handlers.get(message.message_type)
-            if handler is None:
+            found = self._handlers.get(message.message_type)
+            if found is None:
                 raise ValidationFailed(
                     f"There is no message {message.message_type!r}.", remediation=f"One of {', '.join(self._handlers)}."
                 )
+            scope, handler = found
+            if scope == "read":
+                self._principal.require_read()
+            elif scope is not None:
+                self._principal.require(scope)
             await handler(message.data)
         except ValidationError as exc:
             raise of_model(exc) from exc
@@ -98,7 +105,6 @@ class Conversation:
     async def _execute(self, data: dict[str, Any]) -> None:
         wanted = messages.ExecuteCode.model_validate(data)
         name = wanted.execution_id or f"ws-{secrets.token_hex(8)}"
-        self._principal.require("execute")
         self._line.start(name, self._executed(name, wanted))
 
     async def _executed(self, name: str, wanted: messages.ExecuteCode) -> None:
@@ -166,7 +172,6 @@ class Conversation:
     async def _parse(self, data: dict[str, Any]) -> None:
         wanted = messages.ParseExecute.model_validate(data)
         name = wanted.execution_id or f"ws-{secrets.token_hex(8)}"
-        self._principal.require("execute")
         self._line.start(name, self._parsed(name, wanted))
 
     async def _parsed(self, name: str, wanted: messages.ParseExecute) -> None:

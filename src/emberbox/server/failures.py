@@ -182,6 +182,8 @@ def _of_http(request: Request, error: HTTPException) -> VmExecutionError:
     problem: VmExecutionError | None = request.scope["state"].get(PROBLEM)
     if problem is not None:
         return problem
+    if isinstance(error.__cause__, VmExecutionError):
+        return error.__cause__  # of what read the body, which the framework has made another error of
     if error.status_code == HTTPStatus.NOT_FOUND:
         where = request.url.path[:200]
         return SessionNotFound(f"There is nothing at {where}.", remediation="/docs shows what there is.")

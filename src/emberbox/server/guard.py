@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Iterable, MutableMapping
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -91,6 +91,7 @@ class Guard:
         if head > MAX_HEAD_BYTES:
             raise too_large(MAX_HEAD_BYTES)
         self._check_source(headers)
+        _check_address(scope)
         if scope["type"] == "http" and (_PUBLIC.fullmatch(scope["path"]) or self._preflight(scope, headers)):
             return
         client = scope.get("client")
@@ -215,6 +216,17 @@ async def _refuse(scope: Scope, receive: Receive, send: _Seen, error: VmExecutio
         return
     code = UNAUTHORIZED if isinstance(error, Unauthorized) else POLICY_VIOLATION
     await send({"type": "websocket.close", "code": code, "reason": error.message[:100]})
+
+
+def _check_address(scope: Scope) -> None:
+    """Raises where what is percent-encoded in it is no text: a framework would put other characters in its place."""
+    for part in (scope.get("raw_path") or b"", scope.get("query_string") or b""):
+        try:
+            text = unquote_to_bytes(part).decode()
+        except UnicodeDecodeError as exc:
+            raise ValidationFailed("The address is not UTF-8.", remediation="Percent-encode UTF-8.") from exc
+        if "\0" in text:
+            raise ValidationFailed("The address has a NUL in it.", remediation="Leave it out.")
 
 
 def _netloc(origin: str) -> str | None:

@@ -12,6 +12,7 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from emberbox.errors import RequestTooLarge, ValidationFailed
+from emberbox.server import wire
 from emberbox.server.failures import GoneError
 
 _WAITING = 64
@@ -148,7 +149,4 @@ def _parsed(message: Any) -> Any:
         raise ValidationFailed("A binary message.", remediation="Send JSON as text.")
     if len(text) > _LONGEST:
         raise RequestTooLarge(f"A message of more than {_LONGEST:,} characters.")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise ValidationFailed(f"A message is no JSON: {exc}.", remediation="Send one JSON object each.") from exc
+    return wire.parse(text)

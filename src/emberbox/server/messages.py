@@ -50,7 +50,7 @@ class Cancel(Model):
 
 
 class QueryHistory(Model):
-    agent_id: str | None = None
+    agent_id: AgentId | None = None
     limit: int = Field(default=50, ge=1, le=10_000)
     failures_only: bool = False
 
@@ -58,12 +58,12 @@ class QueryHistory(Model):
 class CreateSnapshot(Model):
     name: str | None = Field(default=None, max_length=100)
     description: str = Field(default="", max_length=2000)
-    agent_id: str | None = None
+    agent_id: AgentId | None = None
 
 
 class RollbackToSnapshot(Model):
     snapshot_id: str
-    agent_id: str | None = None
+    agent_id: AgentId | None = None
     create_pre_rollback_snapshot: bool = False
 
 

@@ -9,6 +9,7 @@ from emberbox.models import Execution, SnapshotStrategy, TerminationReason, VmEx
 from emberbox.models.service import ExecuteV2Request, ExecuteV2Response, ExecutionStatus
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import RunOptions
+from emberbox.server import bounds
 
 
 def request_of(
@@ -39,19 +40,19 @@ def request_of(
 
 def request_of_v2(session: Session, body: ExecuteV2Request) -> ExecuteRequest:
     """The same of a request of version 2; of two time-outs the shorter one counts."""
-    limits, most = body.resource_limits, session.limits.output_bytes
-    bounds = [ms for ms in (body.timeout_ms, limits.timeout_ms if limits else None) if ms is not None]
+    limits = body.resource_limits
+    times = [ms for ms in (body.timeout_ms, limits.timeout_ms if limits else None) if ms is not None]
     return request_of(
         session,
         language=body.language,
         code=body.code,
         agent_id=session.agent_id,
-        timeout=min(bounds) / 1000 if bounds else None,
+        timeout=min(times) / 1000 if times else None,
         cwd=body.working_dir,
         requirements=body.requirements,
         metadata=body.metadata,
         snapshot=body.snapshot_strategy,
-        output_bytes=min(limits.output_bytes or most, most) if limits else None,
+        output_bytes=bounds.output_bytes(session, limits.output_bytes) if limits else None,
     )
 
 

@@ -30,14 +30,17 @@ from emberbox.errors import (
 )
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.host.pressure import MemoryReader
+from emberbox.images.template import Template
 from emberbox.local import LocalCommands
 from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
+from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
 from emberbox.sandbox.copies import CopyOptions
 from emberbox.sandbox.ledger import SandboxRecord
 from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.work import Listeners
+from emberbox.server import templates
 from emberbox.server.access import Doorkeeper, Places, Principal
 from emberbox.server.asking import Asking
 from emberbox.server.followers import Followers
@@ -46,8 +49,6 @@ from emberbox.server.metrics import Metrics, gauge
 from emberbox.server.tracing import span
 
 T = TypeVar("T")
-RESERVED = "emberbox:"
-"""Words of the server's own among a machine's metadata begin so."""
 PROBE = RESERVED + "probe"
 """The agent of the machine that /ready asks; nobody sees it."""
 NAME_KEY = RESERVED + "name"
@@ -134,21 +135,34 @@ class Service:
     async def visible(self, principal: Principal, vm_id: str) -> str:
         """Whose a machine is, if the caller may know of it; raises SessionNotFound as of `session`."""
         agent_id = await self.engine.agent_of(vm_id)
-        if agent_id is None or agent_id == PROBE or not principal.sees(agent_id):
+        if agent_id is None or not principal.sees(agent_id):
             raise SessionNotFound(
                 f"There is no machine {vm_id!r:.80}.", remediation="GET /api/vms lists what there is."
             )
         return agent_id
 
+    async def template(self, name: str | None) -> Template | None:
+        """A template that a caller names: of those that the operator has made available, never a path.
+
+        Raises:
+            ValidationFailed: there is none of this name.
+            ImageError: the operator's file is wrong; the log says how.
+        """
+        return None if name is None else await asyncio.to_thread(templates.named, name, self.settings)
+
     async def kept_snapshot(self, principal: Principal, snapshot_id: str) -> None:
         """Raises SnapshotNotFound where there is no such kept snapshot, or it is another agent's: it holds memory,
         files and environment."""
         store = self.engine.kept_snapshots()
-        record = await asyncio.to_thread(store.record, snapshot_id)
-        if not principal.sees(record.info.agent_id) or (record.imported and principal.agents is not None):
+        try:
+            record = await asyncio.to_thread(store.record, snapshot_id)
+        except SnapshotNotFound:
+            record = None
+        imported = record is not None and record.imported and principal.agents is not None
+        if record is None or imported or not principal.sees(record.info.agent_id):
             raise SnapshotNotFound(
                 f"There is no kept snapshot {snapshot_id!r:.80}.",
-                remediation="Name one of this agent's machines.",
+                remediation="Name one of this agent's machines' kept ones.",
             )
 
     async def lease(self, principal: Principal, agent_id: str | None, vm_id: str | None) -> Session:
@@ -194,8 +208,7 @@ class Service:
 
     async def instances(self, principal: Principal) -> list[VmInstance]:
         """All machines of the caller's, oldest first."""
-        sessions = [one for one in await self.engine.list_sandboxes() if one.agent_id != PROBE]
-        live = [self.instance(one) for one in sessions if principal.sees(one.agent_id)]
+        live = [self.instance(one) for one in await self.engine.list_sandboxes() if principal.sees(one.agent_id)]
         asleep = [_asleep(one) for one in await self.engine.list_dormant() if principal.sees(one.agent_id)]
         known = {vm.id for vm in live}
         return sorted([*live, *(vm for vm in asleep if vm.id not in known)], key=lambda vm: vm.created_at)

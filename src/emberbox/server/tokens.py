@@ -22,6 +22,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
+from emberbox._text import check_agent
 from emberbox.config import Settings
 from emberbox.errors import ConfigError, ValidationFailed
 from emberbox.models import Model
@@ -164,7 +165,7 @@ class TokenStore:
         """Make a token; the token itself is returned here and never again.
 
         Raises:
-            ValidationFailed: no name, no scope or no agent.
+            ValidationFailed: no name, no scope or no agent, or the name of an agent is reserved.
             ConfigError: the file cannot be written.
         """
         if not name or not scopes or not agents or not all(agents):
@@ -172,6 +173,8 @@ class TokenStore:
                 "A token needs a name, at least one scope and at least one agent.",
                 remediation="emberbox token create NAME --scope execute --agent AGENT",
             )
+        for agent in agents:
+            check_agent(agent)
         token_id = secrets.token_hex(6)
         token = f"ebx_{token_id}_{secrets.token_urlsafe(32)}"
         now = datetime.now(UTC)

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request, Response
 
 from emberbox import __version__
 from emberbox.models.service import Health, Readiness
-from emberbox.server.calls import Caller
+from emberbox.server.admission import AdmittingRoute, ReadsFigures
 from emberbox.server.service import Service
 from emberbox.server.streams import answer
 
 router = APIRouter(tags=["operations"])
+figures = APIRouter(tags=["operations"], route_class=AdmittingRoute)
 
 
 @router.head("/health", include_in_schema=False)
@@ -31,14 +32,11 @@ async def ready(request: Request) -> Response:
     return answer(await request.app.state.prober.readiness())
 
 
-@router.get(
+@figures.get(
     "/metrics", summary="Figures for Prometheus",
     response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )  # fmt: skip
-async def metrics(call: Caller) -> Response:
+async def metrics(call: ReadsFigures) -> Response:
     """For a token with the scope `metrics` or `read` that is bound to no agents."""
-    if "metrics" not in call.principal.scopes:
-        call.read()
-    call.principal.require_all_agents()
     text = call.service.metrics.text()
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

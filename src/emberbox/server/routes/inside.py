@@ -24,12 +24,14 @@ from emberbox.models.service import (
 )
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners
-from emberbox.server.calls import SSE, Call, Caller
+from emberbox.server import bounds
+from emberbox.server.admission import AdmittingRoute, Executes
+from emberbox.server.calls import SSE, Call
 from emberbox.server.failures import GoneError
 from emberbox.server.routes.sandboxes import decoded, used
 from emberbox.server.streams import Outbox, PatientStream, answer
 
-router = APIRouter(prefix="/api/vms/{vm_id}", tags=["files and commands"])
+router = APIRouter(prefix="/api/vms/{vm_id}", tags=["files and commands"], route_class=AdmittingRoute)
 GuestPath = Annotated[str, Query(description="in the machine; a relative one starts in its work directory")]
 Pid = Annotated[int, Path(ge=1, le=1 << 31)]
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -39,7 +41,7 @@ _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", 
 
 
 @router.get("/files", response_class=Response, responses={200: _BYTES}, summary="Read a file")
-async def read(vm_id: str, path: GuestPath, call: Caller) -> Response:
+async def read(vm_id: str, path: GuestPath, call: Executes) -> Response:
     """Its bytes, in pieces."""
     session = await used(call, vm_id)
     pieces = session.files.read_stream(path)
@@ -58,7 +60,7 @@ async def read(vm_id: str, path: GuestPath, call: Caller) -> Response:
     openapi_extra={"requestBody": {"required": True, **_BYTES}},
 )  # fmt: skip
 async def write(
-    vm_id: str, path: GuestPath, call: Caller, mode: Annotated[int | None, Query(ge=0, le=0o7777)] = None
+    vm_id: str, path: GuestPath, call: Executes, mode: Annotated[int | None, Query(ge=0, le=0o7777)] = None
 ) -> Response:
     """The body is what it shall hold; it appears when it is whole. The machine's disk is the only limit."""
     session = await used(call, vm_id)
@@ -66,7 +68,7 @@ async def write(
 
 
 @router.delete("/files", response_model=Done, summary="Remove a file")
-async def remove(vm_id: str, path: GuestPath, call: Caller) -> Response:
+async def remove(vm_id: str, path: GuestPath, call: Executes) -> Response:
     """Or a directory, with all it holds."""
     session = await used(call, vm_id)
     await session.files.remove(path)
@@ -74,7 +76,7 @@ async def remove(vm_id: str, path: GuestPath, call: Caller) -> Response:
 
 
 @router.get("/files/info", response_model=EntryInfo, summary="Look at a file")
-async def file_info(vm_id: str, path: GuestPath, call: Caller) -> Response:
+async def file_info(vm_id: str, path: GuestPath, call: Executes) -> Response:
     """Or a directory; of a symbolic link, the link itself."""
     session = await used(call, vm_id)
     return answer(await session.files.get_info(path))
@@ -82,7 +84,7 @@ async def file_info(vm_id: str, path: GuestPath, call: Caller) -> Response:
 
 @router.get("/files/list", response_model=EntryList, summary="List a directory")
 async def list_files(
-    vm_id: str, call: Caller, path: GuestPath = ".", depth: Annotated[int, Query(ge=1, le=1000)] = 1
+    vm_id: str, call: Executes, path: GuestPath = ".", depth: Annotated[int, Query(ge=1, le=1000)] = 1
 ) -> Response:
     """Its entries, so many levels deep."""
     session = await used(call, vm_id)
@@ -90,14 +92,14 @@ async def list_files(
 
 
 @router.post("/files/mkdir", response_model=MadeDir, summary="Make a directory")
-async def make_dir(vm_id: str, body: PathRequest, call: Caller) -> Response:
+async def make_dir(vm_id: str, body: PathRequest, call: Executes) -> Response:
     """And its parents."""
     session = await used(call, vm_id)
     return answer(MadeDir(created=await session.files.make_dir(body.path)))
 
 
 @router.post("/files/rename", response_model=EntryInfo, summary="Rename or move a file")
-async def rename(vm_id: str, body: RenameRequest, call: Caller) -> Response:
+async def rename(vm_id: str, body: RenameRequest, call: Executes) -> Response:
     """A file of the new name is replaced."""
     session = await used(call, vm_id)
     return answer(await session.files.rename(body.path, body.new_path))
@@ -107,7 +109,7 @@ async def rename(vm_id: str, body: RenameRequest, call: Caller) -> Response:
 
 
 @router.post("/commands", response_model=CommandResult, responses={200: SSE}, summary="Run a command")
-async def command(vm_id: str, body: CommandRequest, call: Caller) -> Response:
+async def command(vm_id: str, body: CommandRequest, call: Executes) -> Response:
     """Always a stream: `started` with the pid (in the background), stdout, stderr, then `complete`. To leave kills the
     command, unless it runs in the background."""
     session = await used(call, vm_id)
@@ -117,12 +119,13 @@ async def command(vm_id: str, body: CommandRequest, call: Caller) -> Response:
 async def _command(call: Call, session: Session, body: CommandRequest, outbox: Outbox) -> BaseModel:
     argv = ["/bin/bash", "-c", body.cmd] if isinstance(body.cmd, str) else body.cmd
     commands = call.service.commands(session)
+    seconds = bounds.command_seconds(call.service.config, body.timeout_seconds)
     if not body.background:
         with call.service.accepted(call.principal):
-            return await commands.run(argv, body.cwd, body.envs, body.timeout_seconds, outbox.listeners())
+            return await commands.run(argv, body.cwd, body.envs, seconds, outbox.listeners())
     call.service.check_open()
     followed = _Leaving(outbox)
-    running = await commands.start(argv, body.cwd, body.envs, body.timeout_seconds, followed.listeners)
+    running = await commands.start(argv, body.cwd, body.envs, seconds, followed.listeners)
     try:
         await outbox.put("started", CommandStarted(pid=running.pid))
         followed.begun.set()
@@ -152,21 +155,21 @@ class _Leaving:
 
 
 @router.get("/commands", response_model=ProcessList, summary="Commands under way")
-async def list_commands(vm_id: str, call: Caller) -> Response:
+async def list_commands(vm_id: str, call: Executes) -> Response:
     """Those that were started from outside."""
     session = await used(call, vm_id)
     return answer(ProcessList(processes=await call.service.commands(session).list()))
 
 
 @router.delete("/commands/{pid}", response_model=KillResponse, summary="Kill a command")
-async def kill(vm_id: str, pid: Pid, call: Caller) -> Response:
+async def kill(vm_id: str, pid: Pid, call: Executes) -> Response:
     """With its children."""
     session = await used(call, vm_id)
     return answer(KillResponse(killed=await call.service.commands(session).kill(pid)))
 
 
 @router.post("/commands/{pid}/stdin", response_model=Done, summary="Write to a command's standard input")
-async def stdin(vm_id: str, pid: Pid, body: StdinRequest, call: Caller) -> Response:
+async def stdin(vm_id: str, pid: Pid, body: StdinRequest, call: Executes) -> Response:
     """Of one in the background; the answer comes when it has taken everything."""
     session = await used(call, vm_id)
     await call.service.commands(session).send_stdin(pid, decoded(body.data, "data"), eof=body.eof)

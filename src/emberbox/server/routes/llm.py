@@ -7,20 +7,20 @@ from fastapi import APIRouter, Response
 from emberbox.models import ParseExecuteRequest, ParseExecuteResponse, VmExecuteRequest, VmExecuteResponse
 from emberbox.models.service import PoolConfig, VmPoolResponse
 from emberbox.sandbox.work import Listeners
+from emberbox.server.admission import AdmittingRoute, Executes, Reads
 from emberbox.server.answers import SameListeners, parse_execute
-from emberbox.server.calls import SSE, Call, Caller, Stream
+from emberbox.server.calls import SSE, Call, Stream
 from emberbox.server.requests import request_of
 from emberbox.server.streams import answer
 
-router = APIRouter(prefix="/api/llm", tags=["llm"])
+router = APIRouter(prefix="/api/llm", tags=["llm"], route_class=AdmittingRoute)
 
 
 @router.post("/execute", response_model=VmExecuteResponse, responses={200: SSE}, summary="Run code")
-async def execute(body: VmExecuteRequest, call: Caller, stream: Stream = False) -> Response:
+async def execute(body: VmExecuteRequest, call: Executes, stream: Stream = False) -> Response:
     """Runs code in the machine that is named, or in the agent's own, which is made where there is none: variables,
     files and processes stay for the next call. Code that fails is no error of the request: look at `exit_code` and
     `error`."""
-    call.principal.require("execute")
     if stream:
         return call.stream(lambda outbox: _execute(call, body, outbox.listeners()))
     return await call.run(body, lambda: _execute(call, body, Listeners()))
@@ -49,10 +49,9 @@ def _named(body: VmExecuteRequest | ParseExecuteRequest, agent_id: str) -> str |
 @router.post(
     "/parse-execute", response_model=ParseExecuteResponse, responses={200: SSE}, summary="Run what an answer wants run"
 )
-async def parse(body: ParseExecuteRequest, call: Caller, stream: Stream = False) -> Response:
+async def parse(body: ParseExecuteRequest, call: Executes, stream: Stream = False) -> Response:
     """Finds the code in a model's answer and runs what is meant to run, in the order of the text, in the agent's own
     machine. `auto_execute: false` only finds it."""
-    call.principal.require("execute")
     if stream:
         return call.stream(lambda outbox: _parse(call, body, outbox.listeners()))
     return await call.run(body, lambda: _parse(call, body, Listeners()))
@@ -64,9 +63,8 @@ async def _parse(call: Call, body: ParseExecuteRequest, listeners: Listeners) ->
 
 
 @router.get("/vm-pool/{agent_id}", response_model=VmPoolResponse, summary="Machines of an agent")
-async def pool(agent_id: str, call: Caller) -> Response:
+async def pool(agent_id: str, call: Reads) -> Response:
     """Those that wait for code, and those in which some runs."""
-    call.read()
     agent_id = call.principal.agent(agent_id)
     settings = call.service.settings
     config = settings.vm_execution

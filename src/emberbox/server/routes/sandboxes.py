@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import ForkFailed, ValidationFailed
 from emberbox.models import ContextInfo, Execution, SandboxInfo, SandboxMetrics
+from emberbox.models.base import RESERVED
 from emberbox.models.service import (
     ContextCreateRequest,
     ContextList,
@@ -28,13 +29,14 @@ from emberbox.models.service import (
 )
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners, RunOptions
-from emberbox.server.calls import SSE, Call, Caller, Stream
-from emberbox.server.service import RESERVED
+from emberbox.server import bounds
+from emberbox.server.admission import AdmittingRoute, Executes, Reads
+from emberbox.server.calls import SSE, Call, Stream
 from emberbox.server.streams import Outbox, answer
 
 _LOOK_SECONDS = 5.0
 """After so long without an event: is the machine still there?"""
-router = APIRouter(prefix="/api/vms/{vm_id}", tags=["sandbox SDK"])
+router = APIRouter(prefix="/api/vms/{vm_id}", tags=["sandbox SDK"], route_class=AdmittingRoute)
 
 
 def decoded(text: str, name: str) -> bytes:
@@ -46,8 +48,7 @@ def decoded(text: str, name: str) -> bytes:
 
 
 async def used(call: Call, vm_id: str) -> Session:
-    """The machine, for who may use it."""
-    call.principal.require("execute")
+    """The machine; one that was put aside is woken."""
     return await call.service.session(call.principal, vm_id)
 
 
@@ -55,9 +56,8 @@ async def used(call: Call, vm_id: str) -> Session:
 
 
 @router.post("/run", response_model=Execution, responses={200: SSE}, summary="Run code (SDK)")
-async def run(vm_id: str, body: RunCodeRequest, call: Caller, stream: Stream = False) -> Response:
+async def run(vm_id: str, body: RunCodeRequest, call: Executes, stream: Stream = False) -> Response:
     """As `Sandbox.run_code`."""
-    call.principal.require("execute")
     if stream:
         return call.stream(lambda outbox: _run(call, vm_id, body, outbox.listeners()))
     return await call.run(body, lambda: _run(call, vm_id, body, Listeners()))
@@ -78,7 +78,7 @@ async def _run(call: Call, vm_id: str, body: RunCodeRequest, listeners: Listener
 
 
 @router.post("/contexts", response_model=ContextInfo, status_code=201, summary="Make a context")
-async def create_context(vm_id: str, body: ContextCreateRequest, call: Caller) -> Response:
+async def create_context(vm_id: str, body: ContextCreateRequest, call: Executes) -> Response:
     """An interpreter beside the others, with variables of its own."""
     session = await used(call, vm_id)
     language = call.service.engine.runnable_language(body.language, session)
@@ -86,15 +86,14 @@ async def create_context(vm_id: str, body: ContextCreateRequest, call: Caller) -
 
 
 @router.get("/contexts", response_model=ContextList, summary="List contexts")
-async def list_contexts(vm_id: str, call: Caller) -> Response:
+async def list_contexts(vm_id: str, call: Reads) -> Response:
     """Interpreters that live."""
-    call.read()
     session = await call.service.session(call.principal, vm_id)
     return answer(ContextList(contexts=await session.contexts.list()))
 
 
 @router.post("/contexts/{context_id}/restart", response_model=ContextList, summary="Restart a context")
-async def restart_context(vm_id: str, context_id: str, call: Caller) -> Response:
+async def restart_context(vm_id: str, context_id: str, call: Executes) -> Response:
     """Its variables are gone; files stay."""
     session = await used(call, vm_id)
     await session.contexts.restart(context_id)
@@ -102,7 +101,7 @@ async def restart_context(vm_id: str, context_id: str, call: Caller) -> Response
 
 
 @router.delete("/contexts/{context_id}", response_model=ContextList, summary="Remove a context")
-async def remove_context(vm_id: str, context_id: str, call: Caller) -> Response:
+async def remove_context(vm_id: str, context_id: str, call: Executes) -> Response:
     """It ends, with what it runs."""
     session = await used(call, vm_id)
     await session.contexts.remove(context_id)
@@ -110,18 +109,16 @@ async def remove_context(vm_id: str, context_id: str, call: Caller) -> Response:
 
 
 @router.post("/interrupt", response_model=InterruptResponse, summary="Interrupt code")
-async def interrupt(vm_id: str, body: InterruptRequest, call: Caller) -> Response:
+async def interrupt(vm_id: str, body: InterruptRequest, call: Executes) -> Response:
     """As Ctrl-C would, in one context or in all."""
     session = await used(call, vm_id)
     return answer(InterruptResponse(reached=await session.runner.interrupt(body.context_id)))
 
 
 @router.get("/events", response_model=FollowedEvent, responses={200: SSE}, summary="Follow a machine")
-async def events(vm_id: str, call: Caller) -> Response:
+async def events(vm_id: str, call: Reads) -> Response:
     """What all executions in it print from now on, as events `followed`; until the caller leaves or the machine ends.
     One who reads too slowly misses something, and is told how much."""
-    call.read()
-    await call.service.visible(call.principal, vm_id)
     return call.stream(lambda outbox: _follow(call, vm_id, outbox))
 
 
@@ -147,12 +144,12 @@ async def _follow(call: Call, vm_id: str, outbox: Outbox) -> FollowedEvent:
 
 
 @router.post("/fork", response_model=ForkResponse, status_code=201, summary="Fork a machine")
-async def fork(vm_id: str, body: ForkRequest, call: Caller) -> Response:
+async def fork(vm_id: str, body: ForkRequest, call: Executes) -> Response:
     """New machines that go on from this moment, each on its own. All of them, or none."""
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "fork"):
         try:
-            options = call.service.copying(session, body.timeout_seconds)
+            options = call.service.copying(session, bounds.named_life(call.service.config, body.timeout_seconds))
             made = await call.service.engine.undo.fork(session, body.count, options=options)
         except ForkFailed as exc:
             for child in exc.children:
@@ -163,17 +160,17 @@ async def fork(vm_id: str, body: ForkRequest, call: Caller) -> Response:
 
 
 @router.post("/branch", response_model=VmInstance, status_code=201, summary="Branch off")
-async def branch(vm_id: str, body: PointRequest, call: Caller) -> Response:
+async def branch(vm_id: str, body: PointRequest, call: Executes) -> Response:
     """A new machine that goes on from a point of this one, which is not touched."""
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "branch"):
-        options = call.service.copying(session, body.timeout_seconds)
+        options = call.service.copying(session, bounds.named_life(call.service.config, body.timeout_seconds))
         made = await call.service.engine.undo.branch(session, body.point, options=options)
     return answer(call.service.instance(made), 201)
 
 
 @router.post("/diff", response_model=DiffResponse, summary="Files that differ")
-async def diff(vm_id: str, body: DiffRequest, call: Caller) -> Response:
+async def diff(vm_id: str, body: DiffRequest, call: Executes) -> Response:
     """Between two points, or a point and now; text files with their lines."""
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "diff"):
@@ -191,22 +188,20 @@ def info_of(session: Session) -> SandboxInfo:
 
 
 @router.get("/info", response_model=SandboxInfo, summary="Look at a machine (SDK)")
-async def info(vm_id: str, call: Caller) -> Response:
+async def info(vm_id: str, call: Reads) -> Response:
     """As `Sandbox.get_info`; one that was put aside is woken."""
-    call.read()
     return answer(info_of(await call.service.session(call.principal, vm_id)))
 
 
 @router.get("/metrics", response_model=SandboxMetrics, summary="What a machine uses")
-async def metrics(vm_id: str, call: Caller) -> Response:
+async def metrics(vm_id: str, call: Reads) -> Response:
     """Memory, CPU, disk and processes of now."""
-    call.read()
     session = await call.service.session(call.principal, vm_id)
     return answer(await session.metrics())
 
 
 @router.post("/pause", response_model=SandboxInfo, summary="Pause a machine")
-async def pause(vm_id: str, call: Caller) -> Response:
+async def pause(vm_id: str, call: Executes) -> Response:
     """Everything in it stops; its memory stays."""
     session = await used(call, vm_id)
     await session.pause()
@@ -214,7 +209,7 @@ async def pause(vm_id: str, call: Caller) -> Response:
 
 
 @router.post("/resume", response_model=SandboxInfo, summary="Let a machine go on")
-async def resume(vm_id: str, call: Caller) -> Response:
+async def resume(vm_id: str, call: Executes) -> Response:
     """After a pause; harmless when it runs."""
     session = await used(call, vm_id)
     await session.resume()
@@ -222,8 +217,8 @@ async def resume(vm_id: str, call: Caller) -> Response:
 
 
 @router.post("/timeout", response_model=SandboxInfo, summary="When a machine is killed")
-async def timeout(vm_id: str, body: TimeoutRequest, call: Caller) -> Response:
+async def timeout(vm_id: str, body: TimeoutRequest, call: Executes) -> Response:
     """So many seconds from now, or never."""
     session = await used(call, vm_id)
-    session.set_timeout(body.seconds)
+    session.set_timeout(bounds.named_life(call.service.config, body.seconds, "seconds"))
     return answer(info_of(session))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from emberbox.errors import Conflict, SessionNotFound
+from emberbox.errors import Conflict
 from emberbox.models import MachineLimits, RollbackResponse
 from emberbox.models.service import (
     NAME,
@@ -23,48 +23,41 @@ from emberbox.models.service import (
 from emberbox.sandbox.ledger import SandboxRecord
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners
-from emberbox.server.calls import Call, Caller
+from emberbox.server import bounds
+from emberbox.server.admission import AdmittingRoute, Executes, Reads, session_id, session_ids
+from emberbox.server.calls import Call
 from emberbox.server.requests import request_of
 from emberbox.server.routes.vms import roll_back, take
 from emberbox.server.service import SESSION_KEY
 from emberbox.server.streams import answer
 
-router = APIRouter(prefix="/sessions", tags=["sessions"])
+router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=AdmittingRoute)
 Name = Annotated[str, Path(pattern=NAME)]
 Agent = Annotated[str | None, Query(description="whose session, where several agents have one of this name")]
 
 
 @router.post("", response_model=SessionInfo, status_code=201, summary="Begin a session")
-async def create(body: SessionCreateRequest, call: Caller) -> Response:
+async def create(body: SessionCreateRequest, call: Executes) -> Response:
     """A machine under a name that is the agent's own. It stays until it is closed; unused, it is put aside."""
-    call.principal.require("execute")
     service = call.service
     agent_id = call.principal.agent(body.agent_id)
     with service.accepted(call.principal), service.naming(agent_id, body.name), service.waiting():
-        if await _ids(call, body.name, agent_id):
+        if await session_ids(call, body.name, agent_id):
             raise Conflict(f"Agent {agent_id!r:.80} has a session {body.name!r} already.")
-        limits = await _limits(call, body.vm_type, body.memory_mb, body.vcpus)
         session = await service.engine.create_sandbox(
-            body.vm_type,
-            limits=limits,
+            await service.template(body.vm_type),
+            limits=MachineLimits(**body.model_dump(include={"memory_mb", "vcpus"}, exclude_none=True)),
             metadata={SESSION_KEY: body.name},
             agent_id=agent_id,
+            timeout=bounds.life(service.config, None),
             idle_seconds=service.settings.session_idle_seconds,
         )
     return answer(await _info(call, body.name, session), 201)
 
 
-async def _limits(call: Call, template: str | None, memory_mb: int | None, vcpus: float | None) -> MachineLimits | None:
-    wanted = {name: value for name, value in (("memory_mb", memory_mb), ("vcpus", vcpus)) if value is not None}
-    if not wanted:
-        return None
-    return (await call.service.engine.image(template)).limits.model_copy(update=wanted)
-
-
 @router.get("", response_model=SessionList, summary="List sessions")
-async def list_all(call: Caller) -> Response:
+async def list_all(call: Reads) -> Response:
     """All that the caller may see; those that were put aside are listed as paused, and not woken."""
-    call.read()
     engine, sees = call.service.engine, call.principal.sees
     sessions = [one for one in await engine.list_sandboxes() if sees(one.agent_id)]
     infos = [await _info(call, one.metadata[SESSION_KEY], one) for one in sessions if SESSION_KEY in one.metadata]
@@ -76,9 +69,8 @@ async def list_all(call: Caller) -> Response:
 
 
 @router.post("/{name}/execute", response_model=SessionOutput, summary="Run a command in the session's shell")
-async def execute(name: Name, body: SessionCommand, call: Caller, agent_id: Agent = None) -> Response:
+async def execute(name: Name, body: SessionCommand, call: Executes, agent_id: Agent = None) -> Response:
     """Bash: the working directory and variables stay for the next one. Policy and history are those of all code."""
-    call.principal.require("execute")
     return await call.run(body, lambda: _execute(call, name, agent_id, body))
 
 
@@ -98,33 +90,29 @@ async def _execute(call: Call, name: str, agent_id: str | None, body: SessionCom
 
 
 @router.post("/{name}/snapshots", response_model=SnapshotCreated, status_code=201, summary="Take a snapshot")
-async def snapshot(name: Name, body: SessionSnapshotRequest, call: Caller, agent_id: Agent = None) -> Response:
+async def snapshot(name: Name, body: SessionSnapshotRequest, call: Executes, agent_id: Agent = None) -> Response:
     """Of files, memory and processes."""
-    call.principal.require("execute")
     session = await _find(call, name, agent_id)
     return answer(await take(call, session, SnapshotCreateRequest(name=body.name)), 201)
 
 
 @router.post("/{name}/rollback", response_model=RollbackResponse, summary="Roll back to a snapshot")
-async def rollback(name: Name, body: SessionRollbackRequest, call: Caller, agent_id: Agent = None) -> Response:
+async def rollback(name: Name, body: SessionRollbackRequest, call: Executes, agent_id: Agent = None) -> Response:
     """Everything goes back; what runs is killed."""
-    call.principal.require("execute")
     session = await _find(call, name, agent_id)
     keep = body.create_pre_rollback_snapshot
     return answer(await roll_back(call, session, body.snapshot_id, keep_current=keep))
 
 
 @router.get("/{name}/info", response_model=SessionInfo, summary="Look at a session")
-async def info(name: Name, call: Caller, agent_id: Agent = None) -> Response:
+async def info(name: Name, call: Reads, agent_id: Agent = None) -> Response:
     """As it is now."""
-    call.read()
     return answer(await _info(call, name, await _find(call, name, agent_id)))
 
 
 @router.delete("/{name}", response_model=SessionInfo, summary="Close a session")
-async def close(name: Name, call: Caller, agent_id: Agent = None) -> Response:
+async def close(name: Name, call: Executes, agent_id: Agent = None) -> Response:
     """Its machine ends, with everything in it."""
-    call.principal.require("execute")
     session = await _find(call, name, agent_id)
     told = await _info(call, name, session)
     await call.service.end(session.id)
@@ -145,27 +133,8 @@ def _asleep(record: SandboxRecord) -> SessionInfo:
     )
 
 
-async def _ids(call: Call, name: str, agent_id: str | None) -> list[str]:
-    """Machines of the caller's sessions of this name."""
-    engine, principal = call.service.engine, call.principal
-    found = {
-        one.id: one.agent_id
-        for one in await engine.list_sandboxes()
-        if one.metadata.get(SESSION_KEY) == name and one.is_open
-    }
-    found |= {
-        one.sandbox_id: one.agent_id for one in await engine.list_dormant() if one.metadata.get(SESSION_KEY) == name
-    }
-    return [vm for vm, owner in found.items() if principal.sees(owner) and agent_id in (None, owner)]
-
-
 async def _find(call: Call, name: str, agent_id: str | None) -> Session:
-    found = await _ids(call, name, agent_id)
-    if not found:
-        raise SessionNotFound(f"There is no session {name!r}.", remediation="POST /sessions begins one.")
-    if len(found) > 1:
-        raise Conflict(f"Several agents have a session {name!r}.", remediation="Add ?agent_id=… to the address.")
-    return await call.service.session(call.principal, found[0])
+    return await call.service.session(call.principal, await session_id(call, name, agent_id))
 
 
 async def _info(call: Call, name: str, session: Session) -> SessionInfo:

@@ -7,11 +7,13 @@ import contextlib
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Response
 
 from emberbox.errors import ExecutionCancelled, SnapshotNotFound, ValidationFailed, VmExecutionError
 from emberbox.host.pressure import MemoryReader
+from emberbox.languages import get_language
 from emberbox.models import Execution, MachineLimits, RollbackResponse, SnapshotInfo, VmExecuteResponse
 from emberbox.models.service import (
     AllocateRequest,
@@ -34,22 +36,23 @@ from emberbox.models.service import (
 )
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.work import Listeners
+from emberbox.server import bounds
+from emberbox.server.admission import AdmittingRoute, Executes, ReadsAll
 from emberbox.server.answers import block_error
-from emberbox.server.calls import SSE, Call, Caller, Stream
+from emberbox.server.calls import SSE, Call, Stream
 from emberbox.server.requests import request_of, request_of_v2, response_v2, status_of_run
 from emberbox.server.routes.vms import roll_back, take
 from emberbox.server.streams import answer
 from emberbox.undo import LAST_SUCCESS, Undo
 
-router = APIRouter(prefix="/api/v2", tags=["v2"])
+router = APIRouter(prefix="/api/v2", tags=["v2"], route_class=AdmittingRoute)
 _AT_ONCE = 8
 """Forks of one parallel batch that run at the same time."""
 
 
 @router.post("/execute", response_model=ExecuteV2Response, responses={200: SSE}, summary="Run code")
-async def execute(body: ExecuteV2Request, call: Caller, stream: Stream = False) -> Response:
+async def execute(body: ExecuteV2Request, call: Executes, stream: Stream = False) -> Response:
     """As /api/llm/execute, with a snapshot around it where one is wanted."""
-    call.principal.require("execute")
     if stream:
         return call.stream(lambda outbox: _execute(call, body, outbox.listeners()))
     return await call.run(body, lambda: _execute(call, body, Listeners()))
@@ -57,12 +60,14 @@ async def execute(body: ExecuteV2Request, call: Caller, stream: Stream = False) 
 
 async def _execute(call: Call, body: ExecuteV2Request, listeners: Listeners) -> ExecuteV2Response:
     session = await call.service.lease(call.principal, body.agent_id, body.vm_id)
+    for ms in (body.timeout_ms, body.resource_limits.timeout_ms if body.resource_limits else None):
+        call.service.engine.timeout_for(get_language(body.language).config.name, None if ms is None else ms / 1000)
     request = request_of_v2(session, body)
     return response_v2(await call.service.execute(call.principal, request, listeners))
 
 
 @router.post("/executions/cancel", response_model=CancelResponse, summary="Stop an execution")
-async def cancel(body: CancelRequest, call: Caller) -> Response:
+async def cancel(body: CancelRequest, call: Executes) -> Response:
     """Its code is killed; whoever waits for it gets an error. The machine goes on."""
     cancelled = call.service.cancel(call.principal, body.execution_id, body.idempotency_key)
     return answer(CancelResponse(cancelled=cancelled))
@@ -72,10 +77,9 @@ async def cancel(body: CancelRequest, call: Caller) -> Response:
 
 
 @router.post("/execute/batch", response_model=BatchResponse, summary="Run several pieces of code")
-async def batch(body: BatchRequest, call: Caller) -> Response:
+async def batch(body: BatchRequest, call: Executes) -> Response:
     """`sequential`: in one machine, with what each leaves behind. `parallel`: each in a fork of its own, at once; the
     machine itself is not touched."""
-    call.principal.require("execute")
     return await call.run(body, lambda: _batch(call, body))
 
 
@@ -167,10 +171,8 @@ async def _one(call: Call, session: Session, index: int, block: BatchBlock) -> B
 
 
 @router.get("/vm-pool/status", response_model=PoolStatusResponse, summary="The pool and the host")
-async def pool_status(call: Caller) -> Response:
+async def pool_status(call: ReadsAll) -> Response:
     """Machines made ahead, sandboxes, snapshots and memory. For a token that is bound to no agents."""
-    call.read()
-    call.principal.require_all_agents()
     service = call.service
     kinds = service.engine.pool_status()
     count, size = service.engine.snapshot_figures()
@@ -196,45 +198,37 @@ async def pool_status(call: Caller) -> Response:
 
 
 @router.post("/vms/allocate", response_model=AllocateResponse, status_code=201, summary="Make a machine")
-async def allocate(body: AllocateRequest, call: Caller) -> Response:
+async def allocate(body: AllocateRequest, call: Executes) -> Response:
     """With limits of its own. It is ready when the answer comes."""
-    call.principal.require("execute")
     service = call.service
     with service.accepted(call.principal), service.waiting():
         session = await service.engine.create_sandbox(
-            body.vm_type,
-            limits=await _limits(call, body.vm_type, body.vm_config),
+            await service.template(body.vm_type),
+            limits=_limits(body.vm_config),
             agent_id=call.principal.agent(body.agent_id),
+            timeout=bounds.life(service.config, None),
             idle_seconds=service.settings.session_idle_seconds,
         )
     return answer(AllocateResponse(vm_id=session.id, status="ready", estimated_ready_time_ms=0), 201)
 
 
-async def _limits(call: Call, template: str | None, config: VmConfig) -> MachineLimits | None:
-    wanted: dict[str, float] = {}
-    if config.memory_mb is not None:
-        wanted["memory_mb"] = config.memory_mb
-    if config.vcpus is not None:
-        wanted["vcpus"] = config.vcpus
+def _limits(config: VmConfig) -> MachineLimits:
+    wanted: dict[str, Any] = config.model_dump(include={"memory_mb", "vcpus"}, exclude_none=True)
     if config.root_fs_size_gb is not None:
         wanted["disk_mb"] = max(8, round(config.root_fs_size_gb * 1024))
-    if not wanted:
-        return None
-    return (await call.service.engine.image(template)).limits.model_copy(update=wanted)
+    return MachineLimits(**wanted)
 
 
 @router.post("/vms/{vm_id}/snapshots", response_model=SnapshotCreated, status_code=201, summary="Take a snapshot")
-async def snapshot(vm_id: str, body: SnapshotCreateRequest, call: Caller) -> Response:
+async def snapshot(vm_id: str, body: SnapshotCreateRequest, call: Executes) -> Response:
     """Of files, memory and processes. `snapshot_type: kept` outlives the machine."""
-    call.principal.require("execute")
     return answer(await take(call, await call.service.session(call.principal, vm_id), body), 201)
 
 
 @router.post("/vms/{vm_id}/snapshots/{snapshot_id}/rollback", response_model=RollbackResponse, summary="Roll back")
-async def rollback(vm_id: str, snapshot_id: str, call: Caller, body: RollbackV2Request | None = None) -> Response:
+async def rollback(vm_id: str, snapshot_id: str, call: Executes, body: RollbackV2Request | None = None) -> Response:
     """`snapshot` goes to the snapshot of the address, `selective` takes `paths` out of it; `to-last-success` and
     `to-pre-execution` find their snapshot themselves, and `-` stands in the address."""
-    call.principal.require("execute")
     body = body or RollbackV2Request()
     session = await call.service.session(call.principal, vm_id)
     if (body.strategy == "selective") != (body.paths is not None):

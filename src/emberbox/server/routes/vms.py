@@ -28,30 +28,31 @@ from emberbox.models.service import (
     VmList,
 )
 from emberbox.sandbox.session import Session
-from emberbox.server.calls import Call, Caller
+from emberbox.server import bounds
+from emberbox.server.admission import AdmittingRoute, Executes, Reads, ReadsAll, ReadsPast, query
+from emberbox.server.calls import Call
 from emberbox.server.service import NAME_KEY, checked_metadata
 from emberbox.server.streams import answer
 
-router = APIRouter(prefix="/api/vms", tags=["machines"])
+router = APIRouter(prefix="/api/vms", tags=["machines"], route_class=AdmittingRoute)
 When = Annotated[datetime | None, Query(description="ISO 8601; without a zone it is the server's time")]
 
 
 @router.post("", response_model=VmInstance, status_code=201, summary="Make a machine")
-async def create(body: VmCreateRequest, call: Caller) -> Response:
+async def create(body: VmCreateRequest, call: Executes) -> Response:
     """A machine of one's own. It is ready when the answer comes. One that nobody uses for a while is put aside, and
     goes on at the next use, after a restart of the server too."""
-    call.principal.require("execute")
     service = call.service
     name = {} if body.vm_name is None else {NAME_KEY: body.vm_name}
     if body.snapshot_id is not None:
         await service.kept_snapshot(call.principal, body.snapshot_id)
     with service.accepted(call.principal), service.waiting():
         session = await service.engine.create_sandbox(
-            body.vm_type,
+            await service.template(body.vm_type),
             limits=body.limits,
             envs=body.envs,
             metadata=checked_metadata(body.metadata) | name,
-            timeout=body.timeout_seconds,
+            timeout=bounds.life(service.config, body.timeout_seconds),
             agent_id=call.principal.agent(body.agent_id),
             snapshot=body.snapshot_id,
             idle_seconds=service.settings.session_idle_seconds,
@@ -60,24 +61,21 @@ async def create(body: VmCreateRequest, call: Caller) -> Response:
 
 
 @router.get("", response_model=VmList, summary="List machines")
-async def list_all(call: Caller) -> Response:
+async def list_all(call: Reads) -> Response:
     """All that the caller may see, oldest first."""
-    call.read()
     vms = await call.service.instances(call.principal)
     return answer(VmList(vms=vms, total=len(vms)))
 
 
 @router.get("/{vm_id}", response_model=VmInstance, summary="Look at a machine")
-async def get(vm_id: str, call: Caller) -> Response:
+async def get(vm_id: str, call: Reads) -> Response:
     """As it is now; one that was put aside stays so."""
-    call.read()
     return answer(await call.service.instance_of(call.principal, vm_id))
 
 
 @router.delete("/{vm_id}", response_model=VmInstance, summary="End a machine")
-async def delete(vm_id: str, call: Caller) -> Response:
+async def delete(vm_id: str, call: Executes) -> Response:
     """It ends, with everything in it and its snapshots, but for kept ones."""
-    call.principal.require("execute")
     vm = await call.service.instance_of(call.principal, vm_id)
     await call.service.end(vm_id)
     return answer(vm.model_copy(update={"status": "stopped"}))
@@ -89,7 +87,7 @@ async def delete(vm_id: str, call: Caller) -> Response:
 @router.get("/{vm_id}/history", response_model=HistoryQueryResponse, summary="What was executed")
 async def history(
     vm_id: str,
-    call: Caller,
+    call: ReadsPast,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 50,
     failures_only: Annotated[bool, Query()] = False,
     agent_id: Annotated[str | None, Query()] = None,
@@ -97,39 +95,19 @@ async def history(
     end_date: When = None,
 ) -> Response:
     """Newest first, refusals included; also of a machine that has ended."""
-    call.read()
-    found = await query(
-        call,
-        HistoryQueryRequest(
-            vm_id=vm_id,
-            agent_id=agent_id,
-            limit=limit,
-            failures_only=failures_only,
-            start_date=start_date,
-            end_date=end_date,
-        ),
+    return answer(
+        await query(
+            call,
+            HistoryQueryRequest(
+                vm_id=vm_id,
+                agent_id=agent_id,
+                limit=limit,
+                failures_only=failures_only,
+                start_date=start_date,
+                end_date=end_date,
+            ),
+        )
     )
-    if not found.total:
-        await _known(call, vm_id)
-    return answer(found)
-
-
-async def query(call: Call, wanted: HistoryQueryRequest) -> HistoryQueryResponse:
-    """What the caller may see of the history."""
-    agents = call.principal.agents
-    if agents is not None:
-        wanted.agent_ids = sorted(agents)
-    return await call.service.engine.history.query(wanted)
-
-
-async def _known(call: Call, vm_id: str) -> None:
-    """Raises SessionNotFound for a machine of which the caller may not know."""
-    try:
-        await call.service.visible(call.principal, vm_id)
-    except SessionNotFound:
-        mine = await query(call, HistoryQueryRequest(vm_id=vm_id, limit=1))
-        if not mine.total:
-            raise
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
@@ -157,52 +135,46 @@ async def roll_back(
 
 
 @router.post("/{vm_id}/snapshots", response_model=SnapshotCreated, status_code=201, summary="Take a snapshot")
-async def snapshot(vm_id: str, body: SnapshotCreateRequest, call: Caller) -> Response:
+async def snapshot(vm_id: str, body: SnapshotCreateRequest, call: Executes) -> Response:
     """Files, memory and processes as they are now; the machine goes on."""
-    call.principal.require("execute")
     return answer(await take(call, await call.service.session(call.principal, vm_id), body), 201)
 
 
 @router.post("/{vm_id}/checkpoint", response_model=SnapshotInfo, status_code=201, summary="Take a snapshot (SDK)")
-async def checkpoint(vm_id: str, body: KeepRequest, call: Caller) -> Response:
+async def checkpoint(vm_id: str, body: KeepRequest, call: Executes) -> Response:
     """As above; the answer is the whole description of the snapshot."""
-    call.principal.require("execute")
     session = await call.service.session(call.principal, vm_id)
     async with call.service.undoing(call.principal, "snapshot"):
         return answer(await call.service.engine.undo.snapshot(session, body.name, keep=body.keep), 201)
 
 
 @router.get("/{vm_id}/snapshots", response_model=SnapshotList, summary="List snapshots")
-async def snapshots(vm_id: str, call: Caller) -> Response:
+async def snapshots(vm_id: str, call: Reads) -> Response:
     """Oldest first."""
-    call.read()
     session = await call.service.session(call.principal, vm_id)
     return answer(SnapshotList(snapshots=await call.service.snapshots(session)))
 
 
 @router.delete("/{vm_id}/snapshots/{snapshot_id}", response_model=SnapshotList, summary="Delete a snapshot")
-async def delete_snapshot(vm_id: str, snapshot_id: str, call: Caller) -> Response:
+async def delete_snapshot(vm_id: str, snapshot_id: str, call: Executes) -> Response:
     """By its id or its name; the answer lists the others."""
-    call.principal.require("execute")
     session = await call.service.session(call.principal, vm_id)
     await call.service.engine.undo.delete(session, snapshot_id)
     return answer(SnapshotList(snapshots=await call.service.snapshots(session)))
 
 
 @router.post("/{vm_id}/rollback/{snapshot_id}", response_model=RollbackResponse, summary="Roll back to a snapshot")
-async def rollback(vm_id: str, snapshot_id: str, call: Caller, body: RollbackV1Request | None = None) -> Response:
+async def rollback(vm_id: str, snapshot_id: str, call: Executes, body: RollbackV1Request | None = None) -> Response:
     """Files, memory and processes go back; what runs is killed. In place of a snapshot, an execution's id (the state
     before it) or `last-success` may stand."""
-    call.principal.require("execute")
     session = await call.service.session(call.principal, vm_id)
     keep = body is not None and body.create_pre_rollback_snapshot
     return answer(await roll_back(call, session, snapshot_id, keep_current=keep))
 
 
 @router.post("/{vm_id}/rollback", response_model=RollbackResponse, summary="Roll back (SDK)")
-async def rollback_to(vm_id: str, body: RollbackRequest, call: Caller) -> Response:
+async def rollback_to(vm_id: str, body: RollbackRequest, call: Executes) -> Response:
     """The same with everything in the body; `paths` takes only these back."""
-    call.principal.require("execute")
     session = await call.service.session(call.principal, vm_id)
     keep = body.create_pre_rollback_snapshot
     return answer(await roll_back(call, session, body.target, paths=body.paths, keep_current=keep))
@@ -210,12 +182,12 @@ async def rollback_to(vm_id: str, body: RollbackRequest, call: Caller) -> Respon
 
 # --- all machines -----------------------------------------------------------------------------------------------------
 
-history_router = APIRouter(prefix="/api/history", tags=["history"])
+history_router = APIRouter(prefix="/api/history", tags=["history"], route_class=AdmittingRoute)
 
 
 @history_router.get("", response_model=HistoryQueryResponse, summary="What was executed anywhere")
 async def history_of_all(
-    call: Caller,
+    call: Reads,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 50,
     failures_only: Annotated[bool, Query()] = False,
     agent_id: Annotated[str | None, Query()] = None,
@@ -224,7 +196,6 @@ async def history_of_all(
     end_date: When = None,
 ) -> Response:
     """Of all machines that the caller may see, newest first."""
-    call.read()
     wanted = HistoryQueryRequest(
         vm_id=vm_id,
         agent_id=agent_id,
@@ -237,17 +208,14 @@ async def history_of_all(
 
 
 @history_router.get("/verify", response_model=HistoryVerification, summary="Check the audit chain")
-async def verify(call: Caller, head: Annotated[str | None, Query(max_length=64)] = None) -> Response:
+async def verify(call: ReadsAll, head: Annotated[str | None, Query(max_length=64)] = None) -> Response:
     """Whether nobody has changed the history. For a token that is bound to no agents."""
-    call.read()
-    call.principal.require_all_agents()
     return answer(await call.service.engine.history.verify(head))
 
 
 @history_router.get("/{execution_id}", response_model=HistoryQueryResponse, summary="One execution")
-async def one(execution_id: str, call: Caller) -> Response:
+async def one(execution_id: str, call: Reads) -> Response:
     """The entry of one execution, as a list of one."""
-    call.read()
     entry = await call.service.engine.history.get(execution_id)
     if entry is None or not call.principal.sees(entry.agent_id):
         raise SessionNotFound(
