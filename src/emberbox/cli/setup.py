@@ -57,7 +57,7 @@ def plan_setup(settings: Settings, template: Template) -> Plan:
     packages = []
     if image and shutil.which("mmdebstrap") is None:
         packages.append("mmdebstrap")
-    if image and template.npm and shutil.which("npm") is None:
+    if image and template.npm and "/usr/local/bin/npm" not in template.links and shutil.which("npm") is None:
         packages.append("npm")
     if shutil.which("unshare") is None:
         packages.append("util-linux")

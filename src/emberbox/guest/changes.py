@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Found = Dict[str, os.stat_result]
 
 ELSEWHERE = ("/tmp", "/dev/shm")  # noqa: S108 (the sandbox's own)
-"""Where else than in its home and work directory the user can write."""
+"""Where else than in its home, its work directory and the template's own folders the user can write."""
 MOST_FILES = 20_000
 """Beyond this a look would take too long; nothing is told then."""
 DEEPEST = 60
@@ -160,7 +160,7 @@ def _compare(path: str, before: Dict[str, int], now: Dict[str, int], found: Dict
 def roots_of(settings: Settings) -> List[str]:
     """The folders that the user can write to, none of them below another."""
     roots: List[str] = []
-    for path in sorted({settings.home, settings.workdir, *ELSEWHERE}):
+    for path in sorted({settings.home, settings.workdir, *ELSEWHERE, *settings.writable}):
         if not any(path.startswith(root.rstrip("/") + "/") for root in roots):
             roots.append(path)
     return roots

@@ -34,6 +34,7 @@ class Settings:
         self.nproc = fields.integer("nproc", -1, low=-1)
         self.nofile = fields.integer("nofile", 1024, low=64)
         self.address_space = fields.integer("address_space", -1, low=-1)
+        self.writable: List[str] = fields.texts("writable")
         self.python_path: List[str] = fields.texts("python_path")
         self.env: Dict[str, str] = {
             **registers.environment(),

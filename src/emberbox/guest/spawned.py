@@ -94,7 +94,7 @@ def check_javascript(settings: Settings) -> None:
     """RequestError (unsupported) where node or acorn is missing."""
     if find_program("node", settings.env) is None:
         raise RequestError("unsupported", "this machine has no node (Debian package nodejs)")
-    folders = ["/usr/share/nodejs", "/usr/lib/nodejs", "/usr/local/lib/node_modules"]
+    folders = ["/node_modules", "/usr/share/nodejs", "/usr/lib/nodejs", "/usr/local/lib/node_modules"]
     folders += [folder for folder in settings.env.get("NODE_PATH", "").split(":") if folder]
     if not any(os.path.exists(os.path.join(folder, ACORN)) for folder in folders):
         raise RequestError(

@@ -15,8 +15,8 @@ numbers else) and answers with one byte, ACCEPTED; on a port, with a digest of t
 knows which one is answered. Then the stream of `protocol` begins. A connection by vsock that begins with ASKS_MEMORY
 instead of MAGIC is told how much memory is free, and ends; the agent's goes on.
 
-Arguments: home_mb, tmp_mb, run_mb (sizes in MiB), open_files, hostname, channel. READY is written to the console when
-the listener is up.
+Arguments: home_mb, tmp_mb, run_mb (sizes in MiB), open_files, hostname, channel, writable (folders, with colons between
+them). READY is written to the console when the listener is up.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def prepare(options: Dict[str, str]) -> None:
     mount("tmpfs", "/tmp", quiet, tmp)  # noqa: S108
     mount("tmpfs", "/run", quiet, "size={}m,mode=0755".format(options["run_mb"]))
     home = "size={}m,mode=0755,uid={},gid={}".format(options["home_mb"], USER, USER)
-    mount("tmpfs", "/home/user", quiet, home)
+    for folder in ["/home/user", *filter(None, options.get("writable", "").split(":"))]:
+        mount("tmpfs", folder, quiet, home)
     os.umask(0o022)
     socket.sethostname(options["hostname"])
     hard = max(4096, int(options["open_files"]))

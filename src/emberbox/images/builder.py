@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -145,10 +146,13 @@ class _Build:
         await self._debian()
         if self.template.pip:
             await self._pip()
+        self.progress("preparing the root file system", 0.9)
+        await asyncio.to_thread(contents.prepare_rootfs, self.rootfs, self.template)
         if self.template.npm:
             await self._npm()
-        self.progress("preparing the root file system", 0.93)
-        await asyncio.to_thread(contents.prepare_rootfs, self.rootfs, self.template)
+        for argv in self.template.run:
+            self.progress(f"running {argv[0]}", 0.93)
+            await self._inside(argv)
         provider = await asyncio.to_thread(randomness.compile_provider, self.settings.cache_dir, self._say)
         await asyncio.to_thread(randomness.install, self.rootfs, provider)
 
@@ -205,23 +209,44 @@ class _Build:
     async def _pip(self) -> None:
         self.progress("installing pip packages", 0.85)
         version = contents.python_version(self.rootfs)
-        platforms = ["manylinux_2_36_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"]
-        target = self.rootfs / f"usr/local/lib/python{version}/dist-packages"
+        machine, newest = platform.machine(), contents.glibc_version(self.rootfs)[1]
+        platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, 16, -1)]  # PEP 600
+        folder = f"/usr/local/lib/python{version}/dist-packages"
+        target = self.rootfs / folder[1:]
         argv = [
             sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
             "--only-binary=:all:", f"--python-version={version}", "--implementation=cp", f"--target={target}",
-            *(f"--platform={platform}" for platform in platforms), *self.template.pip,
+            "--no-compile", f"--platform=manylinux2014_{machine}", *(f"--platform={name}" for name in platforms),
+            *self.template.pip,
         ]  # fmt: skip
         self._check("pip", await (await self._start(argv, passed_prefix="PIP_")))
+        await asyncio.to_thread(contents.adopt_programs, self.rootfs, target / "bin")
+        self.progress("compiling pip packages", 0.87)
+        names = sorted(path.name for path in target.iterdir() if path.name.isidentifier())
+        shares = [names[n :: os.cpu_count() or 1] for n in range(os.cpu_count() or 1)]
+        # by the Python that will import them, whose folder nobody can write to then; without /dev/shm it has no pool
+        compileall = ["python3", "-m", "compileall", "-q"]
+        runs = [self._inside([*compileall, *(f"{folder}/{name}" for name in share)]) for share in shares if share]
+        await asyncio.gather(*runs)
 
     async def _npm(self) -> None:
         self.progress("installing npm packages", 0.9)
-        npm = _program("npm", "Install the package npm: this template lists npm packages.")
+        own = [contents.inside(self.rootfs, f"/usr/local/bin/{name}") for name in ("node", "npm")]
+        if all(program.is_file() for program in own):
+            npm = [str(program) for program in own]
+        else:
+            npm = [_program("npm", "Install the package npm: this template lists npm packages.")]
         argv = [
-            npm, "install", f"--prefix={self.rootfs}", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund",
+            *npm, "install", f"--prefix={self.rootfs}", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund",
             "--no-package-lock", "--", *self.template.npm,
         ]  # fmt: skip
         self._check("npm", await (await self._start(argv, passed_prefix="npm_config_")))
+
+    async def _inside(self, argv: list[str]) -> None:
+        """Run a program of the image in it, without a network: /proc, /dev and /run are empty."""
+        own = ("--user", "--map-root-user") if os.getuid() else ()
+        unshare = ["unshare", *own, "--mount", "--net", "--pid", "--fork", "--kill-child", "--"]
+        self._check(argv[0], await (await self._start([*unshare, "chroot", str(self.rootfs), *argv])))
 
     async def _start(
         self, argv: list[str], *, stdin: int | None = None, stdout: int | None = None, passed_prefix: str | None = None

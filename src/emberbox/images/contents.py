@@ -27,7 +27,7 @@ _MAX_LINKS = 40
 
 def prepare_rootfs(rootfs: Path, template: Template) -> None:
     """The last touches: mount points, the user, names, no set-uid programs, the template's files."""
-    for path in _DIRECTORIES:
+    for path in (*_DIRECTORIES, *template.writable):
         _make_dir(rootfs, inside(rootfs, path))
     _append(rootfs, "/etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n")
     _append(rootfs, "/etc/group", "user:x:1000:\n")
@@ -44,6 +44,11 @@ def prepare_rootfs(rootfs: Path, template: Template) -> None:
         if path.startswith(f"{HOME}/"):
             path = SKELETON + path.removeprefix(HOME)
         write_file(rootfs, path, file.data(template.directory), file.mode)
+    for path, target in template.links.items():
+        link = inside(rootfs, str(PurePosixPath(path).parent)) / PurePosixPath(path).name
+        _make_dir(rootfs, link.parent)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
 
 
 def inside(rootfs: Path, path: str) -> Path:
@@ -121,6 +126,19 @@ def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
                     yield entry
 
 
+def adopt_programs(rootfs: Path, folder: Path) -> None:
+    """Move the programs that pip has installed to /usr/local/bin, to be run by the image's Python."""
+    programs = list(folder.iterdir()) if folder.is_dir() else []
+    for program in programs:
+        data = program.read_bytes()
+        if data.startswith(b"#!"):
+            data = b"#!/usr/bin/python3\n" + data.partition(b"\n")[2]
+        write_file(rootfs, f"/usr/local/bin/{program.name}", data, 0o755)
+        program.unlink()
+    if programs:
+        folder.rmdir()
+
+
 def size_of(folder: Path) -> int:
     """Bytes on disk of all regular files."""
     return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _files(folder))
@@ -133,6 +151,14 @@ def python_version(rootfs: Path) -> str:
     if match is None:
         raise ImageError(f"The image has no Python 3 (/usr/bin/python3 is {target!r}).")
     return match[1]
+
+
+def glibc_version(rootfs: Path) -> tuple[int, int]:
+    """Major and minor number of the image's C library."""
+    match = re.match(r"(\d+)\.(\d+)", debian_packages(rootfs).get("libc6", ""))
+    if match is None:
+        raise ImageError("The image has no package libc6: is it one of Debian?")
+    return int(match[1]), int(match[2])
 
 
 def debian_packages(rootfs: Path) -> dict[str, str]:

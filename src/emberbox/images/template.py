@@ -28,7 +28,15 @@ PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$"
 NpmPackage = Annotated[
     str, StringConstraints(pattern=r"^(@[a-z0-9~][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*(@[\w.^~<>=*-]+)?$")
 ]
+WritableFolder = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_][A-Za-z0-9_-]*){1,4}$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+_TAKEN = frozenset({
+    "bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "node_modules", "proc", "root", "run",
+    "sbin", "sys", "tmp", "usr", "var",
+})  # fmt: skip
+"""What stands at the top of a Debian system (hier(7)) and in images."""
 
 
 class TemplateFile(Model):
@@ -75,8 +83,15 @@ class Template(Model):
     pip: list[str] = Field(default_factory=list)
     npm: list[NpmPackage] = Field(default_factory=list)
     files: list[TemplateFile] = Field(default_factory=list)
+    links: dict[str, str] = Field(default_factory=dict, description="symbolic links: path in the image to its target")
+    run: list[Annotated[list[str], Field(min_length=1)]] = Field(
+        default_factory=list, description="programs of the image, run in it as root at the end of its build"
+    )
     env: dict[EnvName, str] = Field(default_factory=dict)
     workdir: str = "/home/user"
+    writable: list[WritableFolder] = Field(
+        default_factory=list, max_length=16, description="folders besides that the user may write to"
+    )
     limits: MachineLimits = MachineLimits()
     languages: list[Language] = Field(default=["python", "bash"])
     warm: list[Literal["python", "javascript", "bash"]] = Field(default_factory=list)
@@ -92,6 +107,22 @@ class Template(Model):
                 raise ValueError(f"{line!r} is no requirement (PEP 508): {exc}") from exc
             if requirement.url:
                 raise ValueError(f"{line!r}: direct references are not supported, name a release")
+        return value
+
+    @field_validator("links")
+    @classmethod
+    def _absolute_links(cls, value: dict[str, str]) -> dict[str, str]:
+        for path in value:
+            if not PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+                raise ValueError(f"{path!r} must be an absolute path without '..'")
+        return value
+
+    @field_validator("writable")
+    @classmethod
+    def _of_no_other_use(cls, value: list[str]) -> list[str]:
+        for path in value:
+            if path.split("/")[1] in _TAKEN or path == "/opt" or path.startswith("/opt/emberbox"):
+                raise ValueError(f"{path!r} is used by the system; choose another, such as /data")
         return value
 
     @field_validator("workdir")
@@ -112,6 +143,9 @@ class Template(Model):
             "packages": sorted(self.packages),
             "pip": sorted(self.pip),
             "npm": sorted(self.npm),
+            "writable": sorted(self.writable),
+            "links": sorted(self.links.items()),
+            "run": self.run,
             "files": [
                 [f.path, f.mode, hashlib.sha256(f.data(self.directory)).hexdigest()]
                 for f in sorted(self.files, key=lambda f: f.path)

@@ -23,6 +23,7 @@ def configuration(image: Image, limits: MachineLimits) -> dict[str, Any]:
         "gid": _UID,
         "home": GUEST_HOME,
         "workdir": template.workdir,
+        "writable": template.writable,
         "hostname": "emberbox",
         "env": {"PATH": GUEST_PATH, "MPLBACKEND": "Agg", **template.env},
         "languages": template.languages,

@@ -5,7 +5,7 @@ const vm = require("vm");
 const { createRequire } = require("module");
 
 const HELPER = "__kernel__";
-const ACORN_FOLDERS = ["/usr/share/nodejs/", "/usr/lib/nodejs/", "/usr/local/lib/node_modules/"];
+const ACORN_FOLDERS = ["/node_modules/", "/usr/share/nodejs/", "/usr/lib/nodejs/", "/usr/local/lib/node_modules/"];
 
 let acorn = null;
 

@@ -156,7 +156,7 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
             machine.place.offer(self.options.kernel, KERNEL)
             if self.options.initrd is not None:
                 machine.place.offer(self.options.initrd, INITRD)
-            for path, body in self._configuration(limits):
+            for path, body in self._configuration(image, limits):
                 await machine.api.put(path, body)
             await machine.api.put("/actions", Action())
             await machine.listening(self._settings.boot_timeout_seconds)
@@ -215,12 +215,12 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
         self._verifier.verify(snapshot)
         check_marks(snapshot, marks)
 
-    def _configuration(self, limits: MachineLimits) -> list[tuple[str, Body]]:
+    def _configuration(self, image: Image, limits: MachineLimits) -> list[tuple[str, Body]]:
         """What Firecracker is told before a boot."""
         slow = emulated()
         sizes = {
             "home_mb": limits.disk_mb, "tmp_mb": limits.tmp_mb, "run_mb": _RUN_MB, "open_files": limits.open_files,
-            "hostname": "emberbox",
+            "hostname": "emberbox", "writable": ":".join(image.template.writable),
         }  # fmt: skip
         words = " ".join(f"{name}={value}" for name, value in sizes.items())
         script = f"-ESs {vm_init.AGENT_HOME}/guest/vm_init.py {words}"

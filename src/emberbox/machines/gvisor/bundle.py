@@ -74,6 +74,7 @@ def _mounts(image: Image, limits: MachineLimits) -> list[dict[str, Any]]:
         tmpfs("/run", _RUN_MB, "mode=0755"),
         tmpfs("/tmp", limits.tmp_mb, "mode=1777"),  # noqa: S108
         tmpfs(GUEST_HOME, limits.disk_mb, "mode=0755", *owner.split(",")),
+        *(tmpfs(path, limits.disk_mb, "mode=0755", *owner.split(",")) for path in image.template.writable),
         {
             "destination": f"{AGENT_HOME}/guest",
             "type": "bind",

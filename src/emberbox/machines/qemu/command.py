@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def vcpus(limits: MachineLimits, accel: Accel, *, acpi: bool) -> int:
     return 1 if accel == "tcg" or not acpi else min(_MOST_VCPUS, math.ceil(limits.vcpus))
 
 
-def kernel_args(limits: MachineLimits, hardware: Hardware, khz: int | None) -> str:
+def kernel_args(limits: MachineLimits, hardware: Hardware, khz: int | None, writable: Sequence[str] = ()) -> str:
     """Of the kernel and, behind the dashes, of the first process. `khz`: of the time stamp counter, if it is known."""
     words = [_KERNEL_ARGS]
     if hardware.accel == "tcg":
@@ -56,7 +57,7 @@ def kernel_args(limits: MachineLimits, hardware: Hardware, khz: int | None) -> s
         words.append(_MMIO)
     options = {
         "home_mb": limits.disk_mb, "tmp_mb": limits.tmp_mb, "run_mb": _RUN_MB, "open_files": limits.open_files,
-        "hostname": "emberbox", "channel": "ports",
+        "hostname": "emberbox", "channel": "ports", "writable": ":".join(writable),
     }  # fmt: skip
     words.append(f"-- -ESs {vm_init.AGENT_HOME}/guest/vm_init.py")
     words += [f"{name}={value}" for name, value in options.items()]

@@ -326,7 +326,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
             processor=processor(),
             disk=disk.digest,
             kernel=await asyncio.to_thread(_digest, kernel),
-            args=kernel_args(limits, hardware, khz),
+            args=kernel_args(limits, hardware, khz, image.template.writable),
             method=self._method or "devices",
         )
         return _Parts(image, limits, kernel, disk, hardware, marks)
