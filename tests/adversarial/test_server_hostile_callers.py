@@ -216,16 +216,16 @@ def test_followers_see_only_their_own(world: World, vm: str) -> None:
 def test_a_requests_own_settings_do_not_widen(world: World, vm: str) -> None:
     """Time, languages, rules: each is asked for, none is had."""
     answer = "Run:\n```bash\nrm -rf /\n```\n\nRun:\n```python\nimport time; time.sleep(60)\n```\n"
-    body = {"llm_response": answer, "auto_execute_threshold": 0.0, "vm_config": {
+    body: dict[str, Any] = {"llm_response": answer, "auto_execute_threshold": 0.0, "vm_config": {
         "enabled": True, "execution_timeout_ms": 10**9, "code_validation": False, "max_code_length": 10**9,
         "allowed_languages": ["python", "bash", "rust", "javascript"], "policy": {"disabled": ["*"]},
         "security_settings": {"dangerous_patterns_check": False, "resource_limits": {
             "max_execution_time_seconds": 999,
         }},
     }}  # fmt: skip
-    began = time.monotonic()
+    assert code_of(world["ada"].post("/api/llm/parse-execute", json=body)) == (400, "validation_failed"), "time"
+    body["vm_config"]["execution_timeout_ms"] = 1000
     found = done(world["ada"].post("/api/llm/parse-execute", json=body))
-    assert time.monotonic() - began < 30
     assert [error["code"] for error in found["errors"]] == ["blocked_by_policy"]
     assert [one["termination_reason"] for one in found["execution_results"]] == ["timeout"]
 
