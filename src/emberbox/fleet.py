@@ -20,6 +20,7 @@ from emberbox.machines.gvisor import GvisorFactory
 from emberbox.machines.proof import note_proof
 from emberbox.machines.qemu import QemuFactory
 from emberbox.models import MachineLimits, PoolStatus, Recovery
+from emberbox.models.configuration import LimitName
 from emberbox.sandbox.copies import Bounds
 from emberbox.sandbox.keeper import reap_idle
 from emberbox.sandbox.ledger import Ledger, SandboxRecord
@@ -37,12 +38,13 @@ BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {
 """Every back end. `auto` takes the first that is usable, has hardware and was proven on this host."""
 
 
-def _too_much(name: str, asked: float, most: float) -> ValidationFailed:
+def _too_much(name: str, asked: float, most: float, *, caller: bool = False) -> ValidationFailed:
+    setting = f"vm_execution.security_settings.resource_limits.max_{name}"
     return ValidationFailed(
         f"{name} {asked:g} is above the limit of {most:g}."
         if isinstance(asked, float)
         else f"{name} {asked} is above the limit of {most}.",
-        remediation=f"Ask for less, or raise vm_execution.security_settings.resource_limits.max_{name}.",
+        remediation=f"Ask for less, or {'get a token with a larger limit' if caller else f'raise {setting}'}.",
         details={"field": name, "asked": asked, "most": most},
     )
 
@@ -190,6 +192,7 @@ class Fleet:
         timeout: float | None = None,
         agent_id: str = "local",
         snapshot: str | None = None,
+        most: Mapping[LimitName, float] | None = None,
         idle_seconds: float | None = None,
         durable: bool = True,
         progress: Progress = no_progress,
@@ -199,8 +202,11 @@ class Fleet:
         ends (a durable one is put aside); None: it does not. One that is not `durable` ends with this process, whatever
         the engine is.
 
+        `most` is what this caller's machine may have at most, beside the bounds of the settings.
+
         Raises:
             SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
+            ValidationFailed: more is asked for than the settings, or `most`, allow.
             VmNotAvailable: no usable back end, or the machine did not start.
             NoCapacity: no place or no memory for it within `capacity_timeout_seconds`.
             ImageError, ConfigError: the template is unknown, wrong or cannot be built.
@@ -214,13 +220,15 @@ class Fleet:
                     "A sandbox from a snapshot has the template and the limits of that.", remediation="Leave them out."
                 )
             copies = (await self._open()).copies
+            record = await asyncio.to_thread(copies.store.record, snapshot)
+            self._bounded(record.template.limits, record.limits, most)
             session = await copies.from_store(
                 snapshot, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id
             )
             session.idle_seconds = idle_seconds
             return session
         image = await self.image(template, progress)
-        limits = self._bounded(image, limits)
+        limits = self._bounded(image.limits, limits, most)
         manager = await self._open()
         return await manager.create(
             image,
@@ -247,7 +255,7 @@ class Fleet:
                 f"count must be at least 1, not {count}.", remediation="Leave it out for the default."
             )
         image = await self.image(template)
-        await (await self._open()).warm(image, self._bounded(image, limits), count)
+        await (await self._open()).warm(image, self._bounded(image.limits, limits), count)
 
     def pool_status(self) -> list[PoolStatus]:
         """The machines that are made ahead, for each kind of sandbox that was asked for."""
@@ -269,20 +277,28 @@ class Fleet:
             )
         return image
 
-    def _bounded(self, image: Image, wanted: MachineLimits | None) -> MachineLimits:
-        """The limits of a machine: those that are asked for, the template's own where nothing is said.
+    def _bounded(
+        self, default: MachineLimits, wanted: MachineLimits | None, caller: Mapping[LimitName, float] | None = None
+    ) -> MachineLimits:
+        """The limits of a machine: those that are asked for, the template's own where nothing is said, or the caller's
+        where these are smaller.
 
         Raises:
-            ValidationFailed: more is asked for than `resource_limits` and the template allow; nothing is cut down.
+            ValidationFailed: more is asked for than `resource_limits`, the template and the caller's own limits allow;
+                nothing that was asked for is cut down.
         """
         most = self.settings.vm_execution.security_settings.resource_limits
         asked = {} if wanted is None else {name: getattr(wanted, name) for name in wanted.model_fields_set}
-        limits = image.limits.model_copy(update=asked)
+        for field, bound in (caller or {}).items():
+            if asked.get(field, 0) > bound:
+                raise _too_much(field, asked[field], bound, caller=True)
+        own = {name: min(getattr(default, name), bound) for name, bound in (caller or {}).items()}
+        limits = MachineLimits.model_validate(default.model_dump() | own | asked)
         if limits.memory_mb > most.max_memory_mb:
             raise _too_much("memory_mb", limits.memory_mb, most.max_memory_mb)
         for name, value in asked.items():
             bound = getattr(most, f"max_{name}")
-            if value > max(bound, getattr(image.limits, name)):
+            if value > max(bound, getattr(default, name)):
                 raise _too_much(name, value, bound)
         return limits
 
@@ -308,6 +324,7 @@ class Fleet:
         template: str | Template | None = None,
         limits: MachineLimits | None = None,
         envs: Mapping[str, str] | None = None,
+        most: Mapping[LimitName, float] | None = None,
     ) -> Session:
         """The sandbox of an agent: the one that is named, or the agent's own, which is made when there is none. It ends
         (a durable one is put aside) when it is not used for `session_idle_seconds`.
@@ -331,7 +348,7 @@ class Fleet:
             if self._history is not None:
                 self._history.prepare()
             image = await self.image(template)
-            bounded = self._bounded(image, limits)
+            bounded = self._bounded(image.limits, limits, most)
             idle = self.settings.session_idle_seconds
             return await manager.create(image, bounded, envs=envs, agent_id=agent_id, own=True, idle_seconds=idle)
 

@@ -14,8 +14,9 @@ import pytest
 from websockets.sync.client import connect
 from wire import defects
 
-from emberbox import Sandbox
+from emberbox import MachineLimits, Sandbox, load_settings
 from emberbox.errors import ValidationFailed
+from emberbox.server.tokens import TokenStore
 from served import Served
 
 BOUNDS = "VM_EXECUTION__SECURITY_SETTINGS__RESOURCE_LIMITS__MAX_"
@@ -270,3 +271,35 @@ def test_nor_are_they_for_messages_tokens_and_the_sdk(world: World, vm: str) -> 
     assert (made.returncode, "emberbox:" in made.stderr) == (2, True), made.stderr
     with pytest.raises(ValidationFailed, match="emberbox:"):
         Sandbox.create("minimal", agent_id="emberbox:probe")
+
+
+def test_a_token_bounds_the_machines_that_it_makes(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    token, _ = TokenStore(tokens).create("small", ["execute"], ["ada"], limits={"memory_mb": 256, "processes": 64})
+    server = Served({"VM_EXECUTION__DEFAULT_VM_TYPE": "minimal", "SERVER__TOKEN_FILE": str(tokens)}).start()
+    try:
+        with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as api:
+            for path, body in (
+                ("/api/vms", {"limits": {"memory_mb": 300}}),
+                ("/api/v2/vms/allocate", {"vm_config": {"memory_mb": 300}}),
+                ("/sessions", {"name": "s", "memory_mb": 300}),
+            ):
+                answer = api.post(path, json=body)
+                assert answer.status_code == 400, answer.text
+                assert "memory_mb 300 is above the limit of 256" in answer.text
+                assert "token" in answer.json()["error"]["remediation"]
+            # nothing is asked for: no more is given
+            code = "import resource; print(resource.getrlimit(resource.RLIMIT_NPROC)[0])"
+            run = api.post("/api/llm/execute", json={"language": "python", "code": code}).json()
+            assert run["stdout"] == "64\n"
+            assert api.post("/sessions", json={"name": "s"}).json()["memory_mb"] == 256
+    finally:
+        server.finish()
+
+
+def test_a_kept_snapshot_is_no_way_around_bounds_that_were_lowered(nothing_left: None) -> None:
+    with Sandbox.create("minimal", limits=MachineLimits(processes=900)) as sandbox:
+        kept = sandbox.snapshot(keep=True).snapshot_id
+    lowered = {"vm_execution": {"security_settings": {"resource_limits": {"max_processes": 300}}}}
+    with pytest.raises(ValidationFailed, match="processes 900 is above the limit of 300"):
+        Sandbox.create(snapshot=kept, settings=load_settings(**lowered))

@@ -7,7 +7,9 @@ import re
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import get_args
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,8 @@ from emberbox.cli.exits import Exit, fail
 from emberbox.cli.printing import printable
 from emberbox.config import Settings, load_settings
 from emberbox.errors import ValidationFailed, VmExecutionError
+from emberbox.models import MachineLimits
+from emberbox.models.configuration import LimitName
 from emberbox.models.server import ServerConfig
 from emberbox.server.tokens import SCOPES, Scope, TokenRecord, TokenStore, token_file
 
@@ -60,6 +64,7 @@ def create_token(
     expires: str | None,
     rate: float | None,
     concurrency: int | None,
+    limits: list[str],
     path: Path | None,
     as_json: bool,
 ) -> None:
@@ -73,6 +78,7 @@ def create_token(
             expires_in=None if expires is None else _span(expires),
             requests_per_second=rate,
             max_concurrent_executions=concurrency,
+            limits=dict(_limit(one) for one in limits),
         )
     except VmExecutionError as error:
         fail(error, as_json=as_json)
@@ -92,6 +98,22 @@ def _scope(text: str) -> Scope:
         if text == scope:
             return scope
     raise ValidationFailed(f"There is no scope {text!r:.40}.", remediation=f"One of {', '.join(SCOPES)}.")
+
+
+def _limit(text: str) -> tuple[LimitName, float]:
+    name, _, number = text.partition("=")
+    for known in get_args(LimitName):
+        if name == known and re.fullmatch(r"\d{1,12}(\.\d{1,6})?", number):
+            try:
+                MachineLimits.model_validate({known: float(number)})
+            except ValidationError as exc:
+                raise ValidationFailed(
+                    f"{text!r:.60}: {exc.errors()[0]['msg']}.", remediation="Give another number."
+                ) from exc
+            return known, float(number)
+    raise ValidationFailed(
+        f"{text!r:.60} is no limit.", remediation=f"Write NAME=NUMBER; NAME is one of {', '.join(get_args(LimitName))}."
+    )
 
 
 def _span(text: str) -> timedelta:

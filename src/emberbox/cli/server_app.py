@@ -74,6 +74,10 @@ def token_create(
     expires: Annotated[str | None, typer.Option(help="After 30m, 12h, 90d, 52w; never if not given.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second.", min=0.01)] = None,
     concurrency: Annotated[int | None, typer.Option(help="Executions at once.", min=1)] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option("--limit", metavar="NAME=NUMBER", help="The most a machine may have, as memory_mb=512 (repeat)."),
+    ] = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -87,6 +91,7 @@ def token_create(
         expires=expires,
         rate=rate,
         concurrency=concurrency,
+        limits=limit or [],
         path=token_file,
         as_json=as_json,
     )

@@ -75,6 +75,10 @@ class MachineLimits(Model):
     output_bytes: int = Field(default=1 << 20, ge=1024, le=64 << 20, description="per stream and execution")
 
 
+LimitName = Literal["memory_mb", "vcpus", "processes", "open_files", "disk_mb", "tmp_mb", "output_bytes"]
+"""The fields of `MachineLimits`."""
+
+
 class VmExecutionConfig(Model):
     """Settings of code execution, as they stand in a role file or under `[vm_execution]` of emberbox.toml."""
 

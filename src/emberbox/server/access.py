@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -15,6 +15,7 @@ import structlog
 from emberbox._text import check_agent
 from emberbox.errors import ConfigError, Forbidden, TooManyRequests, Unauthorized
 from emberbox.models.base import RESERVED
+from emberbox.models.configuration import LimitName
 from emberbox.models.server import ServerConfig
 from emberbox.sandbox.manager import LOCAL_AGENT
 from emberbox.server.tokens import SCOPES, Scope, TokenRecord, TokenStore
@@ -36,6 +37,11 @@ class Principal:
     max_executions: int
     record: TokenRecord | None = None
     """Of its token."""
+
+    @property
+    def limits(self) -> Mapping[LimitName, float]:
+        """The most that a machine may have which the caller makes; without an entry the settings say."""
+        return {} if self.record is None else self.record.limits
 
     def require(self, scope: Scope) -> None:
         """Raises Forbidden where the token has not this scope."""

@@ -169,7 +169,7 @@ class Service:
         """The machine for an execution: the one that is named, or the agent's own, made where there is none."""
         with self.waiting():
             if vm_id is None:
-                return await self.engine.lease(principal.agent(agent_id))
+                return await self.engine.lease(principal.agent(agent_id), most=principal.limits)
             session = await self.session(principal, vm_id)
             if agent_id is not None and session.agent_id != principal.agent(agent_id):
                 raise SessionNotFound(f"Agent {agent_id!r:.80} has no machine {vm_id!r:.80}.")

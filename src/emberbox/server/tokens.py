@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from emberbox._text import check_agent
 from emberbox.config import Settings
 from emberbox.errors import ConfigError, ValidationFailed
 from emberbox.models import Model
+from emberbox.models.configuration import LimitName
 
 Scope = Literal["metrics", "read", "execute", "approve", "admin"]
 SCOPES: tuple[Scope, ...] = ("metrics", "read", "execute", "approve", "admin")
@@ -47,6 +48,9 @@ class TokenRecord(Model):
     revoked_at: AwareDatetime | None = None
     requests_per_second: float | None = Field(default=None, gt=0)
     max_concurrent_executions: int | None = Field(default=None, ge=1)
+    limits: dict[LimitName, float] = Field(
+        default_factory=dict, description="the most that its machines may have, beside the settings' own bounds"
+    )
 
     @property
     def state(self) -> Literal["active", "expired", "revoked"]:
@@ -161,6 +165,7 @@ class TokenStore:
         expires_in: timedelta | None = None,
         requests_per_second: float | None = None,
         max_concurrent_executions: int | None = None,
+        limits: Mapping[LimitName, float] | None = None,
     ) -> tuple[str, TokenRecord]:
         """Make a token; the token itself is returned here and never again.
 
@@ -188,6 +193,7 @@ class TokenStore:
             expires_at=None if expires_in is None else now + expires_in,
             requests_per_second=requests_per_second,
             max_concurrent_executions=max_concurrent_executions,
+            limits=dict(limits or {}),
         )
         with self._changing() as file:
             file.tokens.append(record)

@@ -47,6 +47,7 @@ async def create(body: SessionCreateRequest, call: Executes) -> Response:
         session = await service.engine.create_sandbox(
             await service.template(body.vm_type),
             limits=MachineLimits(**body.model_dump(include={"memory_mb", "vcpus"}, exclude_none=True)),
+            most=call.principal.limits,
             metadata={SESSION_KEY: body.name},
             agent_id=agent_id,
             timeout=bounds.life(service.config, None),

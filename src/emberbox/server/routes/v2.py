@@ -205,6 +205,7 @@ async def allocate(body: AllocateRequest, call: Executes) -> Response:
         session = await service.engine.create_sandbox(
             await service.template(body.vm_type),
             limits=_limits(body.vm_config),
+            most=call.principal.limits,
             agent_id=call.principal.agent(body.agent_id),
             timeout=bounds.life(service.config, None),
             idle_seconds=service.settings.session_idle_seconds,

@@ -50,6 +50,7 @@ async def create(body: VmCreateRequest, call: Executes) -> Response:
         session = await service.engine.create_sandbox(
             await service.template(body.vm_type),
             limits=body.limits,
+            most=call.principal.limits,
             envs=body.envs,
             metadata=checked_metadata(body.metadata) | name,
             timeout=bounds.life(service.config, body.timeout_seconds),
