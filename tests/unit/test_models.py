@@ -76,7 +76,15 @@ def test_defaults_of_the_execution_settings() -> None:
         "auto_provision": True,
         "code_validation": True,
         "max_code_length": 10000,
-        "policy": {"disabled": [], "ask": [], "enabled": [], "rules": [], "roles": {}, "agents": {}},
+        "policy": {
+            "profile": "standard",
+            "disabled": [],
+            "ask": [],
+            "enabled": [],
+            "rules": [],
+            "roles": {},
+            "agents": {},
+        },
         "history": HistoryConfig().model_dump(),
         "security_settings": {
             "dangerous_patterns_check": True,

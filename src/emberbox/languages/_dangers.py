@@ -22,6 +22,8 @@ MINERS = frozenset(
 )
 _POOL = re.compile(r"stratum\d?\+(?:tcp|ssl|tls|udp)://\S")
 _MINER = re.compile(rf"(?:{'|'.join(sorted(MINERS))})(?:[-_.\d].*)?", re.IGNORECASE)
+_WORK_FOLDER = re.compile(r"(?:~|/home/user|/tmp|/dev/shm|/workspace|/mnt/data|/app|/data|/testbed|/logs)(?=/|$)")
+_WORK_FOLDERS = re.compile(rf"(?:{_WORK_FOLDER.pattern}(?:/.*)?|/dev/(?:stdin|stdout|stderr|null))", re.DOTALL)
 _WIPED = re.compile(
     r"/|~|~root|/(?:bin|boot|dev|etc|home|lib|lib32|lib64|opt|proc|root|sbin|srv|sys|usr|var)|/home/\w+"
 )
@@ -38,6 +40,24 @@ def is_miner(text: str) -> bool:
         return True
     base = posixpath.basename(text.rstrip("/")).removesuffix(".git").removesuffix(".exe")
     return "\n" not in base and _MINER.fullmatch(base) is not None
+
+
+def is_in_work_folders(path: str) -> bool:
+    """Whether a path is one that programs in a sandbox use: relative and not upwards, or below the home directory, /tmp
+    and the folders that templates offer, or a standard stream."""
+    plain = posixpath.normpath(path)
+    if plain.startswith(("/", "~")):
+        return _WORK_FOLDERS.fullmatch(plain) is not None
+    return plain != ".." and not plain.startswith("../")
+
+
+def names_a_folder(path: str) -> bool:
+    """Whether a path leads to something of its own below the folders to work in, not to all that is there."""
+    plain = posixpath.normpath(path)
+    if not is_in_work_folders(path) or plain == ".":
+        return False
+    below = _WORK_FOLDER.sub("", plain) if plain.startswith(("/", "~")) else plain
+    return any(re.search(r"[^*?.\[\]{},]", part) for part in below.split("/") if part)
 
 
 def is_everything(path: str) -> bool:

@@ -25,6 +25,9 @@ _DEPTH = 12
 _DELETES = re.compile(
     r"module:fs(?:-extra|/promises|\.promises)?\.(?:rm|rmdir|rmSync|rmdirSync|remove|removeSync|emptyDir)"
 )
+_FILES = re.compile(r"module:fs(?:/promises|\.promises)?\.(\w+)")
+_DELETING = frozenset({"rm", "rmSync", "rmdir", "rmdirSync", "unlink", "unlinkSync"})
+_TWO_PATHS = re.compile(r"(?:copyFile|rename|link|symlink|cp)(?:Sync)?")
 _STARTS = re.compile(r"module:(?:child_process\.(?:\w+)|cluster\.fork)")
 _SHELL_TEXT = re.compile(r"module:child_process\.(?:exec|execSync)")
 _LISTS = re.compile(r"module:child_process\.(?:spawn|spawnSync|execFile|execFileSync)")
@@ -80,6 +83,7 @@ class Dangers:
             yield _hit("network-exec", node)
         if _DELETES.fullmatch(path) and given and _dangers.is_everything(self.text(given[0]) or ""):
             yield _hit("wipe", node)
+        yield from self._files(node, path, given)
         owner, method = self._named(function)
         if owner == "console" or method in _QUIET:
             return
@@ -91,6 +95,20 @@ class Dangers:
                     yield _hit("credentials", part)
                 elif text and _dangers.is_miner(text):
                     yield _hit("crypto-miner", part)
+
+    def _files(self, node: Node, path: str, given: list[Node]) -> Iterator[Hit]:
+        """Calls of `fs` that delete, or whose path is known and outside of the folders to work in."""
+        called = _FILES.fullmatch(path)
+        if called is None:
+            return
+        if called[1] in _DELETING:
+            yield Hit("javascript.fs", node.start_byte, node.end_byte, f"`{called[1]}` deletes")
+        named = given[: 2 if _TWO_PATHS.fullmatch(called[1]) else 1]
+        paths = [text for text in map(self.text, named) if text is not None and "/" in text]
+        outside = [text for text in paths if not _dangers.is_in_work_folders(text)]
+        if outside:
+            where = f"`{outside[0]:.80}` is outside of the folders to work in"
+            yield Hit("javascript.fs", node.start_byte, node.end_byte, where)
 
     def _named(self, function: Node) -> tuple[str, str]:
         """The plain object and the property that a call names; empty for what is none."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from emberbox.languages._bash_dangers import DANGERS, dangers, is_inner, tree_dangers
 from emberbox.languages._bash_syntax import find_problem
 from emberbox.languages._bash_words import SHELLS, Command, Words, commands
+from emberbox.languages._dangers import names_a_folder
 from emberbox.languages._tree import Source, walk
 from emberbox.languages.spec import Embedded, Hit, LanguageSpec, Restriction
 from emberbox.models import Finding, Language, LanguageConfig
@@ -54,7 +55,8 @@ def _check_code(source: Source, depth: int) -> Iterator[Hit]:
     for command in commands(source, words):
         rule = _violated(command)
         if rule is not None:
-            yield Hit(rule, command.node.start_byte, command.node.end_byte)
+            ordinary = rule == "bash.rm-rf" and _deletes_named_folders(command)
+            yield Hit(rule, command.node.start_byte, command.node.end_byte, strict=ordinary)
         yield from dangers(command)
         if depth < _DEPTH:
             yield from _nested(command, depth)
@@ -92,6 +94,12 @@ def _is_recursive_and_forced(arguments: list[str]) -> bool:
             recursive |= "r" in word.lower()
             forced |= "f" in word
     return recursive and forced
+
+
+def _deletes_named_folders(command: Command) -> bool:
+    """Whether all that `rm` deletes is named and below a folder to work in: what builds and tests do."""
+    targets = [text for _, text in command.arguments if text is None or not text.startswith("-")]
+    return bool(targets) and all(text is not None and names_a_folder(text) for text in targets)
 
 
 def _is_device(word: str) -> bool:
@@ -141,7 +149,8 @@ def _nested(command: Command, depth: int) -> Iterator[Hit]:
     for node, code in _code_of(command):
         inner = SPEC.source(code)
         for hit in _check_code(inner, depth + 1):
-            yield Hit(hit.rule, node.start_byte, node.end_byte, f"in `{command.name}`'s argument")
+            where = f"in `{command.name}`'s argument"
+            yield hit._replace(start=node.start_byte, end=node.end_byte, what=where)
 
 
 def _code_of(command: Command) -> Iterator[tuple[Node, str]]:

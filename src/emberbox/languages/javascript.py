@@ -18,7 +18,7 @@ RESTRICTIONS = (
     Restriction(
         "javascript.new-function", "makes code from text with `Function`", "the text cannot be reviewed beforehand"
     ),
-    Restriction("javascript.fs", "uses the file system module `fs`", "files should be changed through the sandbox"),
+    Restriction("javascript.fs", "uses the file system module `fs`", "a wrong path costs files of others"),
 )
 
 CONFIG = LanguageConfig(
@@ -42,7 +42,8 @@ def _check(source: Source) -> Iterator[Hit]:
     for node, module in scope.modules:
         rule = _MODULES.get(module.removeprefix("node:"))
         if rule is not None:
-            yield Hit(rule, node.start_byte, node.end_byte, f"`{module}`")
+            # what is done with files counts, below: nearly every program that touches one loads this module
+            yield Hit(rule, node.start_byte, node.end_byte, f"`{module}`", strict=rule == "javascript.fs")
     for node, path in scope.uses():
         if path == "eval":
             yield Hit("javascript.eval", node.start_byte, node.end_byte)

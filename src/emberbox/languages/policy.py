@@ -50,6 +50,7 @@ class Policy:
             self._add_own(self._config.rules)
         self._verify()
         self._actions = lru_cache(maxsize=1024)(self._compute_actions)
+        self._strict = lru_cache(maxsize=1024)(self._compute_strict)
 
     def _add_own(self, rules: Iterable[RuleConfig]) -> None:
         from emberbox.languages._own_rules import finder_of, restriction_of
@@ -85,16 +86,32 @@ class Policy:
         actions = self._actions(agent_id, role)
         return [RuleInForce(rule, language, actions[name]) for name, (rule, language) in self._rules.items()]
 
-    def _compute_actions(self, agent_id: str | None, role: str | None) -> dict[str, Action]:
+    def _levels(self, agent_id: str | None, role: str | None) -> list[PolicySwitches]:
+        """The switches that count, the widest first."""
         levels: list[PolicySwitches] = [self._config]
         if role is not None and role in self._config.roles:
             levels.append(self._config.roles[role])
         if agent_id is not None:
             levels += [one for name, one in self._config.agents.items() if fnmatchcase(agent_id, name)]
+        return levels
+
+    def _compute_strict(self, agent_id: str | None, role: str | None) -> frozenset[str]:
+        """The rules that refuse what ordinary programs do as well: all in the profile `strict`, and those that a switch
+        names in `enabled` or `ask`."""
+        levels = self._levels(agent_id, role)
+        profile = next((level.profile for level in reversed(levels) if level.profile), "standard")
+        patterns = [pattern for level in levels for pattern in (*level.enabled, *level.ask)]
+        named = {name for name in self._rules if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        return frozenset(self._rules if profile == "strict" else named)
+
+    def _compute_actions(self, agent_id: str | None, role: str | None) -> dict[str, Action]:
         actions: dict[str, Action] = {
             name: self._own[name].action if name in self._own else "block" for name in self._rules
         }
-        for level in levels:
+        for level in self._levels(agent_id, role):
+            if level.profile is not None:
+                for name in self._rules.keys() - self._own.keys():
+                    actions[name] = "off" if level.profile == "open" else "block"
             self._switch(actions, level.disabled, "off")
             self._switch(actions, level.ask, "ask")
             self._switch(actions, level.enabled, "block")
@@ -132,7 +149,9 @@ class Policy:
         }
         spec = LANGUAGES[language]
         source = spec.source(code)
-        hits = spec.hits(source) if any(name in RULES for name in rules) else []
+        strict = self._strict(agent_id, role)
+        found = spec.hits(source) if any(name in RULES for name in rules) else []
+        hits = [hit for hit in found if not hit.strict or hit.rule in strict]
         hits += self._own_hits(source, language, rules)
         hits.sort(key=lambda hit: (hit.start, hit.rule))
         findings = findings_of(source, hits, rules)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from emberbox.languages import _python_names as names
 from emberbox.languages._python_dangers import DANGERS, Dangers
 from emberbox.languages._tree import Source, generic_syntax_findings, walk
 from emberbox.languages.spec import Hit, LanguageSpec, Restriction
 from emberbox.models import Finding, LanguageConfig
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
 
 RESTRICTIONS = (
     Restriction("python.subprocess", "starts other programs with `subprocess`", "code should not leave its language"),
@@ -47,6 +51,31 @@ _EXACT = {
 }
 
 
+_RUNNERS = frozenset(f"subprocess.{name}" for name in ("run", "call", "check_call", "check_output", "Popen"))
+_NAMES = frozenset(
+    {"PIPE", "STDOUT", "DEVNULL", "CompletedProcess", "CalledProcessError", "TimeoutExpired", "SubprocessError"}
+)
+"""Of `subprocess`, what starts nothing."""
+_HARMLESS = frozenset(
+    {"basename", "cat", "cmp", "cut", "date", "df", "diff", "dirname", "du", "echo", "false", "file", "free", "grep"}
+    | {
+        "head",
+        "hostname",
+        "id",
+        "ls",
+        "md5sum",
+        "nproc",
+        "printf",
+        "ps",
+        "pwd",
+        "realpath",
+        "seq",
+        "sha256sum",
+        "sleep",
+    }
+    | {"sort", "stat", "tail", "tr", "tree", "true", "uname", "uniq", "uptime", "wc", "which", "whoami"}
+)
+"""Programs that look and tell, whatever their arguments are."""
 _LOOKED_FOR = frozenset(
     {"shutil.rmtree", "os.fork", "os.dup2", "os.path", "pathlib.Path", "socket.socket", "requests.get"}
     | {"urllib.request.urlopen"}
@@ -70,15 +99,40 @@ def _matters(path: str) -> bool:
     return _rule(path) is not None or path in _LOOKED_FOR
 
 
+def _starts_harmless_programs(source: Source, scope: names.Scope, references: list[tuple[Node, str]]) -> bool:
+    """Whether all that is done with `subprocess` is to start programs of constant lists that do no harm."""
+    used = [(node, path) for node, path in references if path.partition(".")[0] == "subprocess"]
+    calls = [(node, path) for node, path in used if not _NAMES.intersection(path.split(".")[1:2])]
+    return bool(calls) and all(path in _RUNNERS and _is_harmless(source, scope, node) for node, path in calls)
+
+
+def _is_harmless(source: Source, scope: names.Scope, function: Node) -> bool:
+    call = function.parent
+    arguments = None if call is None or call.type != "call" else call.child_by_field_name("arguments")
+    if arguments is None or not arguments.named_children:
+        return False
+    first, *others = arguments.named_children
+    if first.type not in {"list", "tuple"} or any(other.type != "keyword_argument" for other in others):
+        return False
+    words = [scope.constant(child) for child in first.named_children]
+    keywords = (other.child_by_field_name("name") for other in others)
+    named = {source.text(keyword) for keyword in keywords if keyword is not None}
+    known = all(word is not None for word in words) and not named & {"shell", "executable", "preexec_fn", "env"}
+    return known and bool(words) and (words[0] in _HARMLESS or words[1:] == ["--version"])
+
+
 def _check(source: Source) -> Iterator[Hit]:
     scope = names.Scope(source, _matters)
+    references = list(scope.references())
+    ordinary = _starts_harmless_programs(source, scope, references)
     imported: list[str] = []
     for node, path in scope.imports:
         rule = _rule(path)
         if rule is not None:
             imported.append(path)
-            yield Hit(rule, node.start_byte, node.end_byte, f"import of `{path}`")
-    for node, path in scope.references():
+            strict = ordinary and path.startswith("subprocess")
+            yield Hit(rule, node.start_byte, node.end_byte, f"import of `{path}`", strict=strict)
+    for node, path in references:
         rule = _rule(path)
         # Where the import of the very thing is a finding, its uses would only repeat it.
         if rule is not None and not any(path == known or path.startswith(f"{known}.") for known in imported):

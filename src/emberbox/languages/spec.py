@@ -40,12 +40,14 @@ class Restriction:
 
 
 class Hit(NamedTuple):
-    """A place where a restriction applies, as byte offsets into the source."""
+    """A place where a restriction applies, as byte offsets into the source. `strict`: what is there is ordinary, and
+    only the strict profile of the policy refuses it."""
 
     rule: str
     start: int
     end: int
     what: str = ""
+    strict: bool = False
 
 
 class Embedded(NamedTuple):
@@ -134,11 +136,12 @@ class LanguageSpec:
             for inner in self.embedded(source):
                 other = LANGUAGES[inner.language]
                 hits = other.hits(other.source(inner.code))
-                found += [Hit(hit.rule, inner.start, inner.end, f"in {inner.language} code") for hit in hits]
+                where = f"in {inner.language} code"
+                found += [hit._replace(start=inner.start, end=inner.end, what=where) for hit in hits]
         return sorted(found, key=lambda hit: (hit.start, hit.rule))
 
     def check(self, code: str, disabled: Collection[str] = ()) -> list[Finding]:
-        """Which rules the code violates, in order of position, with everything at its default.
+        """Which rules the code violates, in order of position, in the strict profile.
 
         Args:
             code: source text; it need not be free of syntax errors.

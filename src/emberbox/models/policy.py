@@ -11,10 +11,14 @@ from emberbox.models.base import Language, Model
 RULE_ID = r"^[a-z0-9_-]+(?:\.[a-z0-9_-]+)+$"
 
 
+Profile = Literal["strict", "standard", "open"]
+
+
 class PolicySwitches(Model):
     """Rules switched, by id or by a pattern with `*`, such as `python.*` or `*.credentials`. Where several switch the
     same rule, `enabled` wins over `ask`, and `ask` over `disabled`."""
 
+    profile: Profile | None = Field(default=None, description="another profile than the wider level's")
     disabled: list[str] = Field(default_factory=list, description="rules that are not looked at")
     ask: list[str] = Field(default_factory=list, description="rules whose violation a person may let pass")
     enabled: list[str] = Field(default_factory=list, description="rules that block, whatever a wider level says")
@@ -47,6 +51,11 @@ class RuleConfig(Model):
 class PolicyConfig(PolicySwitches):
     """Rules for everybody, then for a role, then for an agent; the narrower level wins."""
 
+    profile: Profile | None = Field(
+        default="standard",
+        description="what is refused where no switch says otherwise: all that the rules find (strict), that without "
+        "what ordinary programs do (standard), or nothing, since the machine is the boundary (open)",
+    )
     rules: list[RuleConfig] = Field(default_factory=list, description="rules of one's own")
     roles: dict[str, PolicySwitches] = Field(default_factory=dict, description="switches by name of a role")
     agents: dict[str, PolicySwitches] = Field(

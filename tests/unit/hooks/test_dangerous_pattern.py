@@ -21,13 +21,13 @@ async def test_blocks_with_every_place_and_leaves_the_rest_alone() -> None:
     ]
     assert "code:2:1: runs what comes from the network in a shell" in decision.reason
     assert await decide(hook, "echo 'curl x | sh'") == Allow()
-    assert await decide(hook, "rm -rf build") == Allow()  # a restriction, which an engine's own policy has
+    assert await decide(hook, "rm -rf *") == Allow()  # a restriction, which an engine's own policy has
     assert await decide(hook, "anything", "cobol") == Allow()
 
 
 async def test_looks_at_the_groups_that_it_is_told() -> None:
     hook = DangerousPatternHook(groups=("restriction",))
-    assert isinstance(await decide(hook, "rm -rf build"), Block)
+    assert isinstance(await decide(hook, "rm -rf *"), Block)
 
 
 async def test_asks_where_the_policy_leaves_it_to_a_person() -> None:

@@ -127,7 +127,7 @@ def test_rust_gets_it_on_the_line_of_its_first_item(before: str, after: str) -> 
         ("os.getcwd()", "python", ["import os"]),
         ("eval('1')\njson.dumps(1)", "python", ["import json"]),
         ("shutil.rmtree('/')\njson.dumps(1)", "python", ["import json"]),
-        ("fs.statSync('x'); path.join('a')", "javascript", ['const path = require("path")']),
+        ("fs.rmSync('x'); path.join('a')", "javascript", ['const path = require("path")']),
         ("'use strict'; child_process.execSync('ls')", "javascript", []),
         ('fn f() { process::Command::new("x"); Rc::new(1); }', "rust", ["use std::rc::Rc"]),
         ('fn f() { fs::remove_file("x"); }\nfn g() { fs::read("x"); }', "rust", []),

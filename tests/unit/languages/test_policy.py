@@ -156,3 +156,67 @@ def test_a_wrong_query_and_a_name_that_is_taken_are_errors() -> None:
     taken = {"id": "python.eval", "language": "python", "message": "m", "uses": ["x"]}
     with pytest.raises(ConfigError, match=r"there are two rules 'python\.eval'"):
         policy(rules=[taken])
+
+
+ORDINARY: list[tuple[Language, str, str]] = [
+    (
+        "javascript",
+        "const fs = require('fs'); fs.writeFileSync('a.txt', 'x'); fs.readFileSync('/tmp/x')",
+        "javascript.fs",
+    ),
+    ("javascript", "require('fs').readFileSync('/dev/stdin', 'utf8')", "javascript.fs"),
+    ("javascript", "const fs = require('fs'); fs.writeFileSync('a.html', '/etc/x')", "javascript.fs"),
+    ("bash", "rm -rf build ./dist /tmp/x node_modules/*", "bash.rm-rf"),
+    ("bash", "rm -rf ~/.cache/pip", "bash.rm-rf"),
+    ("bash", "bash -c 'rm -rf build'", "bash.rm-rf"),
+    (
+        "python",
+        "import subprocess\nprint(subprocess.run(['ls', '-l'], capture_output=True).stdout)",
+        "python.subprocess",
+    ),
+    ("python", "from subprocess import run, PIPE\nrun(('uname', '-a'), stdout=PIPE)", "python.subprocess"),
+    ("python", "import subprocess\nsubprocess.check_output(['node', '--version'])", "python.subprocess"),
+]
+
+
+@pytest.mark.parametrize(("language", "code", "rule"), ORDINARY)
+def test_what_ordinary_programs_do_is_for_the_strict_profile(language: Language, code: str, rule: str) -> None:
+    def refused(**config: object) -> set[str]:
+        found = Policy(PolicyConfig.model_validate(config)).check(code, language, agent_id="ada", role="analyst")
+        return {finding.rule for finding in found}
+
+    assert refused() == set()
+    assert refused(profile="strict") == {rule}
+    assert refused(roles={"analyst": {"profile": "strict"}}) == {rule}
+    assert refused(profile="strict", agents={"a*": {"profile": "standard"}}) == set()
+    assert refused(enabled=[rule]) == {rule}, "whoever names a rule means all of it"
+    assert refused(ask=[rule]) == {rule}
+
+
+NOT_ORDINARY: list[tuple[Language, str, str]] = [
+    ("javascript", "const fs = require('fs'); fs.unlinkSync('a')", "javascript.fs"),
+    ("javascript", "const fs = require('fs').promises; await fs.rm('x')", "javascript.fs"),
+    ("javascript", "import { readFile } from 'fs/promises'; await readFile('/etc/passwd')", "javascript.fs"),
+    ("javascript", "const { promises: fs } = require('fs'); await fs.copyFile('x', '../y')", "javascript.fs"),
+    *(
+        ("bash", f"rm -rf {path}", "bash.rm-rf")
+        for path in ("*", "$X", ".", "..", "../x", "/var/x", "/tmp", "/tmp/*", "~/*")
+    ),
+    ("bash", "find . | xargs rm -rf", "bash.rm-rf"),
+    ("python", "import subprocess\nsubprocess.run('ls', shell=True)", "python.subprocess"),
+    ("python", "import subprocess\nsubprocess.run(['ls', x])", "python.subprocess"),
+    ("python", "import subprocess\nsubprocess.run(['ls'], **options)", "python.subprocess"),
+    ("python", "import subprocess\nsubprocess.run(['ls'], executable='rm')", "python.subprocess"),
+    ("python", "import subprocess\nsubprocess.run(['git', 'push'])", "python.subprocess"),
+    ("python", "import subprocess\nsubprocess.run(['ls'])\nuse(subprocess)", "python.subprocess"),
+    ("python", "import subprocess\nsubprocess.run(['ls'])\nsubprocess.getoutput('x')", "python.subprocess"),
+]
+
+
+@pytest.mark.parametrize(("language", "code", "rule"), NOT_ORDINARY)
+def test_what_deletes_leaves_or_hides_is_refused_but_where_all_is_open(
+    language: Language, code: str, rule: str
+) -> None:
+    assert rule in {finding.rule for finding in Policy().check(code, language)}
+    assert Policy(PolicyConfig(profile="open")).check(code, language) == []
+    assert Policy(PolicyConfig(profile="open", enabled=[rule])).check(code, language) != []
