@@ -105,11 +105,14 @@ def show_image(name: str, *, as_json: bool) -> None:
     table.add_row("directory", str(image.directory))
     table.add_row("size", f"{manifest.size_bytes >> 20} MiB")
     table.add_row("built", f"{manifest.built_at:%Y-%m-%d %H:%M} UTC in {manifest.build_seconds:.0f} s")
-    table.add_row("languages", ", ".join(manifest.languages))
+    versions = (f"{language} {manifest.version_of(language)}".strip() for language in manifest.languages)
+    table.add_row("languages", ", ".join(versions))
     table.add_row("limits", ", ".join(f"{key} {value}" for key, value in template.limits.model_dump().items()))
     table.add_row("python", ", ".join(f"{k} {v}" for k, v in sorted(manifest.python_packages.items())) or "none")
     table.add_row("npm", ", ".join(f"{k} {v}" for k, v in sorted(manifest.npm_packages.items())) or "none")
-    table.add_row("debian", f"{len(manifest.debian_packages)} packages")
+    asked = {name: manifest.debian_packages.get(name, "") for name in sorted(template.packages)}
+    named = ", ".join(f"{name} {version}".strip() for name, version in asked.items())
+    table.add_row("debian", f"{named} (and {len(manifest.debian_packages.keys() - asked.keys())} that these need)")
     console.print(table)
 
 

