@@ -37,6 +37,9 @@ pip = ["six==1.16.0"]
 languages = ["python", "bash"{javascript}]
 warm = ["python"]
 workdir = "/home/user/work/deep"
+writable = ["/mnt/data"]
+run = [["sh", "-c", "id -u > /opt/built"]]
+links = {{ "/usr/local/bin/ci" = "/usr/bin/id" }}
 warmup = "import json; answer = 40 + 2"
 
 [env]
@@ -200,6 +203,16 @@ def test_files(sandbox: Sandbox) -> None:
     assert sandbox.commands.run("rm -r /home/user/notes").exit_code == 0
     assert sandbox.commands.run("/opt/tool hi").stdout == "the tool says hi\n"
     assert sandbox.commands.run("echo x >> /opt/tool").exit_code != 0
+
+
+def test_links_programs_that_ran_and_folders_to_write_to(sandbox: Sandbox) -> None:
+    assert sandbox.commands.run("ci -u; cat /opt/built").stdout == "1000\n0\n"
+    point = sandbox.snapshot()
+    written = sandbox.run_code("open('/mnt/data/a.csv', 'w').write('a,b')")
+    assert [change.path for change in written.changed_files or []] == ["/mnt/data/a.csv"]
+    assert "No space left" in sandbox.commands.run("head -c 60M /dev/zero > /mnt/data/large").stderr
+    sandbox.rollback(point)
+    assert sandbox.files.list("/mnt/data") == []
 
 
 def test_files_of_the_home_are_fresh_in_every_sandbox(built: Built, sandbox: Sandbox) -> None:

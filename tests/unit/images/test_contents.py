@@ -280,3 +280,33 @@ def test_npm_packages_with_scopes_links_and_nonsense(rootfs: Path) -> None:
     text(rootfs, "/usr/share/nodejs/file.js", "")
     link(rootfs, "/usr/share/nodejs/linked", "/usr/lib/nodejs/elsewhere")
     assert npm_packages(rootfs) == {"left-pad": "1.3.0", "@types/node": "18", "linked": "2", "plain": ""}
+
+
+# --- what a template may add ------------------------------------------------------------------------------------------
+
+
+def test_links_and_folders_to_write_to(rootfs: Path) -> None:
+    link(rootfs, "/usr/local/bin/show", "old")
+    links = {"/usr/local/bin/show": "../../bin/cat", "/opt/new/x": "/nowhere"}
+    mine = Template(name="mine", directory=Path("/"), links=links, writable=["/mnt/data"])
+    prepare_rootfs(rootfs, mine)
+    assert (rootfs / "usr/local/bin/show").readlink() == Path("../../bin/cat")
+    assert (rootfs / "opt/new/x").readlink() == Path("/nowhere")
+    assert (rootfs / "mnt/data").is_dir()
+
+
+def test_a_link_stays_in_the_image(rootfs: Path, outside: Path) -> None:
+    link(rootfs, "/lib", outside)
+    prepare_rootfs(rootfs, Template(name="mine", directory=Path("/"), links={"/lib/secret": "x"}))
+    assert (outside / "secret").read_text() == "secret"
+
+
+def test_programs_of_pip_packages_are_run_by_the_images_python(rootfs: Path) -> None:
+    text(rootfs, "/packages/bin/tool", "#!/root/venv/bin/python\nprint(1)\n")
+    (rootfs / "packages/bin/native").write_bytes(b"\x7fELF")
+    contents.adopt_programs(rootfs, rootfs / "packages/bin")
+    assert (rootfs / "usr/local/bin/tool").read_text() == "#!/usr/bin/python3\nprint(1)\n"
+    assert (rootfs / "usr/local/bin/native").read_bytes() == b"\x7fELF"
+    assert stat.S_IMODE((rootfs / "usr/local/bin/tool").stat().st_mode) == 0o755
+    assert not (rootfs / "packages/bin").exists()
+    contents.adopt_programs(rootfs, rootfs / "packages/bin")

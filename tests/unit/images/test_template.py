@@ -20,6 +20,9 @@ suite = "trixie"
 packages = ["python3", "git", "libstdc++6"]
 pip = ["numpy>=2", "requests[socks]==2.32.0"]
 npm = ["left-pad@1.3.0", "@scope/name@^2.0.0", "plain"]
+writable = ["/data", "/mnt/data"]
+run = [["localedef", "--inputfile=fr_FR"]]
+links = { "/usr/local/bin/show" = "../bin/cat" }
 env = { TEAM = "red" }
 workdir = "/home/user/project"
 languages = ["python", "javascript"]
@@ -82,6 +85,13 @@ WRONG = {
     "a file from nowhere": ('[[files]]\npath = "/x"', "files.0: .*content"),
     "a file of two origins": ('[[files]]\npath = "/x"\ncontent = ""\nsource = "x"', "files.0: .*source"),
     "a set-uid file": ('[[files]]\npath = "/x"\ncontent = ""\nmode = 0o4755', "files.0.mode"),
+    "a link that leads out": ('[links]\n"/../x" = "y"', "links: .*absolute path"),
+    "a link from nowhere": ('[links]\n"x" = "y"', "links: .*absolute path"),
+    "a folder of the system to write to": ('writable = ["/etc/x"]', "writable: .*used by the system"),
+    "a folder of Emberbox's to write to": ('writable = ["/opt/emberbox/x"]', "writable: .*used by the system"),
+    "a folder to write to that leads out": ('writable = ["/../x"]', "writable.0"),
+    "a folder to write to with an option": ('writable = ["/x,size=1"]', "writable.0"),
+    "a program without a name": ("run = [[]]", "run.0"),
     "a name": ('name = "other"', "name"),
     "a directory": ('directory = "/etc"', "directory"),
 }
