@@ -7,7 +7,7 @@ Blocks are found with a CommonMark parser; confidence and intent come from one s
 from __future__ import annotations
 
 from emberbox._extraction.blocks import Lines, RawBlock
-from emberbox._extraction.calls import find_calls, quoted_call
+from emberbox._extraction.calls import find_calls, find_framed, quoted_call
 from emberbox._extraction.inline import find_inline
 from emberbox._extraction.intent import judge_intent
 from emberbox._extraction.judge import Earlier, Judge
@@ -58,7 +58,7 @@ class CodeBlockExtractor:
         What is said behind a block cannot count for it here. One extractor follows one text at a time.
         """
         if self._stream is None:
-            self._stream = BlockStream(self._judged)
+            self._stream = BlockStream(self._judged, self.threshold)
         return self._stream.feed(chunk)
 
     def finish(self) -> list[CodeBlock]:
@@ -68,11 +68,16 @@ class CodeBlockExtractor:
         return [] if stream is None else stream.finish()
 
     def _judged(self, text: str, earlier: Earlier | None = None) -> list[CodeBlock]:
-        return Judge(text, self._find(text), earlier).judge()
+        return Judge(text, self._find(text), earlier, self.threshold).judge()
 
     def _find(self, text: str) -> list[RawBlock]:
         lines = Lines(text)
         found = [quoted_call(block) if block.kind == "fence" else block for block in find_blocks(lines)]
+        framed = find_framed(lines, [block for block in found if block.kind != "indented"])
+        if framed:
+            found = sorted(
+                [*(one for one in found if not _within(one, framed)), *framed], key=lambda block: block.start
+            )
         calls = find_calls(lines, [block for block in found if block.kind != "indented"])
         blocks = sorted([*found, *calls], key=lambda block: block.start)
         if calls:
