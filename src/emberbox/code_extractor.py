@@ -46,10 +46,16 @@ class CodeBlockExtractor:
         block's own indent and quote marks. `text[start_pos:end_pos]` is the block with its fences.
 
         `metadata`: `kind` (fence, indented, inline, tag, tool-call), `line`, `info`, `closed`, `why` (rule, weight,
-        reason, cap), and where they apply `attributes`, `looks_like` (json, diff, transcript, output), `tool` (name of
-        the tool that is called), `code_start` and `code_end` (where the code is one slice of the text).
+        reason, cap), and where they apply `attributes`, `looks_like` (json, diff, transcript, output, edit, tree), `tool` (name of
+        the tool that is called), `file` (the relative name under which the text says to save the block), `defines` and
+        `makes` (names and files that exist once it has run), `code_start` and `code_end` (where the code is one slice of the text).
         """
         return sorted(self._judged(text), key=lambda block: (-block.execution_confidence, block.start_pos))
+
+    def read(self, text: str) -> tuple[list[CodeBlock], ExecutionIntent]:
+        """The blocks of a text, as `extract_code_blocks` gives them, and its intent; the text is read once for both."""
+        blocks = self.extract_code_blocks(text)
+        return blocks, judge_intent(text, blocks, self.threshold)
 
     def feed(self, chunk: str) -> list[CodeBlock]:
         """The next piece of a text that is still being written: the blocks that closed with it, in the order of the
@@ -86,7 +92,7 @@ class CodeBlockExtractor:
 
     def detect_execution_intent(self, text: str) -> ExecutionIntent:
         """How strongly a text asks for code to be run, and what to do about it."""
-        return judge_intent(text, self.extract_code_blocks(text), self.threshold)
+        return self.read(text)[1]
 
     def validate_code(
         self,

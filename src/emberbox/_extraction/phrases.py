@@ -52,6 +52,10 @@ REQUEST = _any(
     r"\b(?:running|executing) (?:this|the|it)\b",
     r"(?:^|[.!?:;] )(?:just |simply |then |now |please )?(?:run|execute)\b|\b(?:run|execute) (?:and|to)\b",
 )
+PLEADS = _any(
+    r"\b(?:please|can you|could you|would you|will you|i want you to|i need you to|i would like you to)\b[^.?!\n]{0,40}"
+    r"\b(?:run|execute)\b"
+)
 MENTION = _any(
     r"\b(?:run|runs|running|execute[sd]?|executing|script|program|command|try|test|launch)\b",
     r"\b(?:compute[sd]?|calculate[sd]?|solution|save (?:this|it) as)\b",

@@ -77,6 +77,7 @@ BLOCK_RULES: dict[str, Rule] = {
 
 INTENT_RULES: dict[str, Rule] = {
     "request": Rule("it asks for code to be run", 0.50),
+    "explicit": Rule("it asks somebody, in so many words, to run code and to give the result", 0.10),
     "more-requests": Rule("it asks in more than one way", 0.10),
     "mention": Rule("it speaks of running or of a script", 0.20),
     "tool-call": Rule("it calls a tool that runs code", 0.85),
