@@ -7,7 +7,7 @@ Blocks are found with a CommonMark parser; confidence and intent come from one s
 from __future__ import annotations
 
 from emberbox._extraction.blocks import Lines, RawBlock
-from emberbox._extraction.calls import find_calls, quoted_call
+from emberbox._extraction.calls import find_calls, find_framed, quoted_call
 from emberbox._extraction.inline import find_inline
 from emberbox._extraction.intent import judge_intent
 from emberbox._extraction.judge import Earlier, Judge
@@ -46,10 +46,16 @@ class CodeBlockExtractor:
         block's own indent and quote marks. `text[start_pos:end_pos]` is the block with its fences.
 
         `metadata`: `kind` (fence, indented, inline, tag, tool-call), `line`, `info`, `closed`, `why` (rule, weight,
-        reason, cap), and where they apply `attributes`, `looks_like` (json, diff, transcript, output), `tool` (name of
-        the tool that is called), `code_start` and `code_end` (where the code is one slice of the text).
+        reason, cap), and where they apply `attributes`, `looks_like` (json, diff, transcript, output, edit, tree), `tool` (name of
+        the tool that is called), `file` (the relative name under which the text says to save the block), `defines` and
+        `makes` (names and files that exist once it has run), `code_start` and `code_end` (where the code is one slice of the text).
         """
         return sorted(self._judged(text), key=lambda block: (-block.execution_confidence, block.start_pos))
+
+    def read(self, text: str) -> tuple[list[CodeBlock], ExecutionIntent]:
+        """The blocks of a text, as `extract_code_blocks` gives them, and its intent; the text is read once for both."""
+        blocks = self.extract_code_blocks(text)
+        return blocks, judge_intent(text, blocks, self.threshold)
 
     def feed(self, chunk: str) -> list[CodeBlock]:
         """The next piece of a text that is still being written: the blocks that closed with it, in the order of the
@@ -58,7 +64,7 @@ class CodeBlockExtractor:
         What is said behind a block cannot count for it here. One extractor follows one text at a time.
         """
         if self._stream is None:
-            self._stream = BlockStream(self._judged)
+            self._stream = BlockStream(self._judged, self.threshold)
         return self._stream.feed(chunk)
 
     def finish(self) -> list[CodeBlock]:
@@ -68,11 +74,16 @@ class CodeBlockExtractor:
         return [] if stream is None else stream.finish()
 
     def _judged(self, text: str, earlier: Earlier | None = None) -> list[CodeBlock]:
-        return Judge(text, self._find(text), earlier).judge()
+        return Judge(text, self._find(text), earlier, self.threshold).judge()
 
     def _find(self, text: str) -> list[RawBlock]:
         lines = Lines(text)
         found = [quoted_call(block) if block.kind == "fence" else block for block in find_blocks(lines)]
+        framed = find_framed(lines, [block for block in found if block.kind != "indented"])
+        if framed:
+            found = sorted(
+                [*(one for one in found if not _within(one, framed)), *framed], key=lambda block: block.start
+            )
         calls = find_calls(lines, [block for block in found if block.kind != "indented"])
         blocks = sorted([*found, *calls], key=lambda block: block.start)
         if calls:
@@ -81,7 +92,7 @@ class CodeBlockExtractor:
 
     def detect_execution_intent(self, text: str) -> ExecutionIntent:
         """How strongly a text asks for code to be run, and what to do about it."""
-        return judge_intent(text, self.extract_code_blocks(text), self.threshold)
+        return self.read(text)[1]
 
     def validate_code(
         self,

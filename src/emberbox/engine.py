@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
+from emberbox._answer_files import AnswerFiles
 from emberbox._text import check_texts
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings
@@ -30,7 +31,7 @@ from emberbox.hooks.contract import Hook, PostLlmContext, PreLlmContext
 from emberbox.hooks.loading import manager_of
 from emberbox.hooks.manager import HookManager
 from emberbox.images.requirements import check_requirements
-from emberbox.languages import get_language
+from emberbox.languages import get_language, resolve
 from emberbox.models import (
     BlockError,
     CodeBlock,
@@ -326,12 +327,14 @@ class Engine(Fleet):
 
         Blocks below `threshold` are left out. A block that fails or is refused does not stop the ones after it.
         `open_sandbox` is called once, for the first block that passes the checks: an answer that is refused as a whole
-        needs no machine. `agent_id` and `role` say for whom the policy is asked. `execute` runs each block, if it is
+        needs no machine. What the text says to save under a name is written under that name, in the work directory,
+        before anything runs, and again when its turn comes. `agent_id` and `role` say for whom the policy is asked. `execute` runs each block, if it is
         not this engine's own.
         """
         results: list[VmExecuteResponse] = []
         errors: list[BlockError] = []
         session: Session | None = None
+        files = AnswerFiles(blocks, lambda block: self._may_be_written(block, agent_id, role))
         for index in sorted(range(len(blocks)), key=lambda i: blocks[i].start_pos):
             block = blocks[index]
             if block.execution_confidence < threshold:
@@ -344,6 +347,7 @@ class Engine(Fleet):
                 continue
             session = session or await open_sandbox()
             try:
+                await files.write(session.files, block)
                 listeners = await listener.block_begins(index, block) if listener else Listeners()
                 options = RunOptions(timeout=timeout)
                 request = ExecuteRequest(session, block.language, block.code, options, agent_id=agent_id, role=role)
@@ -355,6 +359,15 @@ class Engine(Fleet):
             if listener:
                 await listener.block_ran(index, execution)
         return results, errors
+
+    def _may_be_written(self, block: CodeBlock, agent_id: str, role: str | None) -> bool:
+        """Whether a file of an answer may stand in the sandbox: what could be run there must pass as if it were run."""
+        if resolve(block.language) is None:
+            return True
+        try:
+            return not self._extractor.validate_code(block, syntax=False, agent_id=agent_id, role=role, asking=True)
+        except VmExecutionError:
+            return False
 
     async def _record_refusal(
         self, block: CodeBlock, session: Session | None, agent_id: str, error: VmExecutionError
@@ -368,8 +381,7 @@ class Engine(Fleet):
         self, text: str, *, threshold: float | None = None, template: str | None = None, timeout: float | None = None
     ) -> ParseExecuteResponse:
         """Find the code in an LLM's answer and run what is meant to run, in a sandbox of its own."""
-        blocks = self._extractor.extract_code_blocks(text)
-        intent = self._extractor.detect_execution_intent(text)
+        blocks, intent = self._extractor.read(text)
         least = self.settings.auto_execute_threshold if threshold is None else threshold
         sessions: list[Session] = []
 

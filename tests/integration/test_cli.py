@@ -72,11 +72,30 @@ def test_examples_with_rust_run(name: str, expected: str) -> None:
 
 def test_what_must_not_be_run_is_not_run() -> None:
     done = emberbox("run", "examples/do-not-run.md")
-    assert done.returncode == 0
+    assert done.returncode == 6
     assert "Nothing was run" in done.stdout
-    answer = json.loads(emberbox("run", "--json", "examples/do-not-run.md").stdout)
+    assert "the text says not to run it" in done.stdout
+    assert "--all" in done.stdout
+    as_json = emberbox("run", "--json", "examples/do-not-run.md")
+    assert as_json.returncode == 6
+    answer = json.loads(as_json.stdout)
     assert answer["execution_results"] == []
     assert answer["intent"]["suggested_action"] == "none"
+
+
+def test_a_file_that_the_answer_names_is_there_when_its_code_runs(tmp_path: Path) -> None:
+    answer = tmp_path / "answer.md"
+    answer.write_text(
+        "Save this as `shapes/area.py`:\n\n```python\ndef area(w, h):\n    return w * h\n```\n\n"
+        "**numbers.json**\n\n```json\n[6, 7]\n```\n\n"
+        "Now run it:\n\n```python\nimport json\nfrom shapes.area import area\n"
+        "print('area', area(*json.load(open('numbers.json'))))\n```\n\n"
+        "And in the shell:\n\n```bash\nls shapes numbers.json\n```\n"
+    )
+    done = emberbox("run", str(answer))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "area 42" in done.stdout
+    assert "area.py" in done.stdout
 
 
 def test_a_refusal_by_policy_is_exit_code_3_and_says_how_to_allow_it() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emberbox import code_extractor
 from emberbox._extraction import markdown
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.errors import UnsupportedLanguage, ValidationFailed
@@ -301,6 +302,9 @@ def test_blocks_come_by_confidence_then_by_position() -> None:
         (f"```python\n{SCRIPT}```", "show"),
         (f"Do not run this:\n```python\n{SCRIPT}```", "none"),
         ("Do not run this.", "none"),
+        ("Please run this code and show me the output.", "ask"),
+        ("Could you execute the script from before for me?", "ask"),
+        ("You can run programs in many languages.", "show"),
         ("The weather is fine.", "none"),
         ("", "none"),
     ],
@@ -314,6 +318,17 @@ def test_intent_names_the_words_that_ask_for_it() -> None:
     intent = EXTRACTOR.detect_execution_intent(f"Could you execute this for me?\n```python\n{SCRIPT}```")
     assert "could you execute" in " ".join(intent.trigger_keywords)
     assert any("python" in clue for clue in intent.context_clues)
+
+
+def test_blocks_and_intent_come_from_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    find = code_extractor.find_blocks
+    monkeypatch.setattr(code_extractor, "find_blocks", lambda lines: texts.append(lines.text) or find(lines))
+    text = f"Please run this script:\n```python\n{SCRIPT}```"
+    blocks, intent = EXTRACTOR.read(text)
+    assert texts == [text]
+    assert blocks == EXTRACTOR.extract_code_blocks(text)
+    assert intent == EXTRACTOR.detect_execution_intent(text)
 
 
 # --- validation -------------------------------------------------------------------------------------------------------

@@ -134,4 +134,6 @@ def test_what_is_only_said_afterwards_is_all_that_a_stream_judges_otherwise() ->
         runs = [[block.execution_confidence >= THRESHOLD for block in blocks] for blocks in (given, whole)]
         if runs[0] != runs[1]:
             otherwise.add(name)
-    assert otherwise == {"never-execute-after", "ignore-the-first-script", "correction-at-the-end"}
+    taken_back = {"never-execute-after", "ignore-the-first-script", "correction-at-the-end"}
+    drafts = {"drafts-in-reasoning", "first-try-then-fixed", "gpt-thinks-aloud"}
+    assert otherwise == (taken_back | drafts) & EXPECTED.keys()

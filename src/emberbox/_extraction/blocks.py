@@ -29,6 +29,7 @@ class RawBlock:
         line: line (from 1) on which it starts.
         closed: whether a closing fence or tag was found; true for other kinds.
         tool: name of the tool that a tool call calls.
+        cut: its end stands within a text of the program, so that it is cut short.
         quoted: a tool call that stands in a fence, as something to be looked at.
     """
 
@@ -43,6 +44,7 @@ class RawBlock:
     closed: bool = True
     tool: str = ""
     quoted: bool = False
+    cut: bool = False
 
 
 class Lines:

@@ -1,8 +1,9 @@
 """Code that a model hands to a tool instead of writing it in a fence: tool calls in JSON, and tags.
 
-Read are the calls of the OpenAI and Anthropic wire formats, of `<tool_call>`, `<function=…>` and `[TOOL_CALLS]`
-templates, of ReAct (`action`, `action_input`; `Action:`, `Action Input:`), and the tags `<execute…>`, `<code>` and
-`<|python_tag|>`. A call of a tool that does not run code is none.
+Read are the calls of the OpenAI and Anthropic wire formats, of `<tool_call>`, `<invoke>`, `<function=…>` and
+`[TOOL_CALLS]` templates, of harmony and DeepSeek (`call_frames`), of ReAct (`action`, `action_input`; `Action:`,
+`Action Input:`), `{"language": …, "code": …}`, and the tags `<execute…>`, `<code>` and `<|python_tag|>`. A call of a
+tool that does not run code is none.
 """
 
 from __future__ import annotations
@@ -10,23 +11,38 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emberbox._extraction import evidence
 from emberbox._extraction.blocks import Lines, RawBlock
+from emberbox._extraction.call_frames import find_frames
 from emberbox.languages import LANGUAGES, resolve
 
 _MAX_CALLS = 1_000
 _MAX_PARSED = 4_000_000  # characters that may be parsed as JSON, in all attempts together
 _MAX_QUOTED = 100_000
 _DEPTH = 12
-_MARKS = ('"tool_calls"', '"input"', '"function_call"', '"tool_use"', '"arguments"', '"parameters"', '"action_input"')
-_TAG = re.compile(r"<(execute(?:_\w{1,20})?|code|tool_call|function_calls?|function=[\w.-]{1,60})>")
-_PARAMETER = re.compile(r"<parameter(?:=|\s+name=\")([\w.-]{1,60})\"?>")
-_PARAMETER_END = "</parameter>"
-_INVOKE = re.compile(r"<invoke\s+name=\"([\w.-]{1,60})\">")
+_MARKS = (
+    '"language"',
+    '"tool_calls"',
+    '"input"',
+    '"function_call"',
+    '"tool_use"',
+    '"arguments"',
+    '"parameters"',
+    '"action_input"',
+)
+_TAG = re.compile(
+    r"<(execute(?:_\w{1,20})?|code|tool_call|(?:antml:)?function_calls?|function=[\w.-]{1,60}"
+    r"|(?:antml:)?invoke(?=\s))(?:\s+name=\"(?P<name>[\w.-]{1,60})\")?>"
+)
+_PARAMETER = re.compile(r"<(?:antml:)?parameter(?:=|\s+name=\")([\w.-]{1,60})\"?>")
+_PARAMETER_END = re.compile(r"</(?:antml:)?parameter>")
+_INVOKE = re.compile(r"<(?:antml:)?(?:invoke\s+name=\"([\w.-]{1,60})\"|function=([\w.-]{1,60}))>")
+_AFTER_PROSE = re.compile(r"[.:!?>][ \t]+$")
 _OBJECT = re.compile(r"^[ \t]*(?:\[TOOL_CALLS\][ \t]*)?([{\[])(?!TOOL_CALLS)", re.MULTILINE)
 _ACTION = re.compile(r"^Action:[ \t]*([\w .-]{1,60}?)[ \t]*\r?\n+Action Input:[ \t]*", re.MULTILINE)
 _ACTION_ENDS = re.compile(r"^(?:Observation|Thought|Action|Final Answer):", re.MULTILINE)
@@ -103,6 +119,33 @@ def find_calls(lines: Lines, taken: Sequence[RawBlock]) -> list[RawBlock]:
     return sorted(found[:_MAX_CALLS], key=lambda block: block.start)
 
 
+def find_framed(lines: Lines, taken: Sequence[RawBlock]) -> list[RawBlock]:
+    """Calls between the tokens of a template, unless they begin within a block of `taken`; in the order of the text."""
+    begins = [block.start for block in taken]
+    found: list[RawBlock] = []
+    for frame in find_frames(lines.text):
+        before = bisect_right(begins, frame.start) - 1
+        if before >= 0 and frame.start < taken[before].end:
+            continue
+        arguments, beyond = _framed_arguments(frame.payload)
+        call = _call(frame.name, arguments)
+        if call is not None:
+            end = frame.end if frame.fenced else frame.end - len(frame.payload) + beyond
+            found.append(_block(lines, call, frame.start, end))
+    return sorted(found, key=lambda block: block.start)
+
+
+def _framed_arguments(payload: str) -> tuple[dict[str, Any], int]:
+    """What a call between tokens is given, and where that ends: a JSON document, or the code itself."""
+    if not payload.startswith("{"):
+        return {"action_input": payload}, len(payload)
+    try:
+        value, stop = json.JSONDecoder().raw_decode(payload)
+    except (ValueError, RecursionError):
+        return {}, 0
+    return value, stop
+
+
 def quoted_call(raw: RawBlock) -> RawBlock:
     """A fenced block; where it holds one tool call as JSON, the code of that."""
     if '"' not in raw.code or len(raw.code) > _MAX_QUOTED or not any(mark in raw.code for mark in (*_MARKS, '"input"')):
@@ -169,9 +212,8 @@ def _parameters(inside: str) -> dict[str, str]:
     found: dict[str, str] = {}
     position = 0
     while (match := _PARAMETER.search(inside, position)) is not None:
-        position = inside.find(_PARAMETER_END, match.end())
-        if position < 0:
-            break
+        over = _PARAMETER_END.search(inside, match.end())
+        position = len(inside) if over is None else over.start()  # left open at the end of a turn
         found[match[1]] = inside[match.end() : position].removeprefix("\n").removesuffix("\n")
     return found
 
@@ -180,19 +222,25 @@ def _tag(lines: Lines, match: re.Match[str], stop: int, *, closed: bool) -> Iter
     text, tag = lines.text, match[1]
     inside = text[match.end() : stop]
     end = stop + len(f"</{tag.partition('=')[0]}>") if closed else stop
-    if tag in {"tool_call", "function_call", "function_calls"}:
-        if closed:
-            yield from _wrapped(lines, match.start(), match.end(), stop, end)
+    if tag in {"tool_call", "function_call", "function_calls", "antml:function_calls"}:
+        yield from _wrapped(lines, match.start(), match.end(), stop, end)
         return
-    if tag.startswith("function="):
-        call = _call(tag.partition("=")[2], _parameters(inside))
-        if call is not None and closed:
+    if tag.startswith("function=") or match["name"]:
+        call = _call(match["name"] or tag.partition("=")[2], _parameters(inside))
+        if call is not None:
             yield _block(lines, call, match.start(), end)
         return
-    alone = not text[lines.starts[lines.number(match.start())] : match.start()].strip()
+    lead = text[lines.starts[lines.number(match.start())] : match.start()]
+    trail = text[end : lines.ends[lines.number(end)]]
+    in_line = tag != "code" and closed and "\n" not in inside and not trail.strip() and _AFTER_PROSE.search(lead)
+    alone = not lead.strip() or in_line
     if not alone or (tag == "code" and not inside.startswith(("\n", "\r\n"))) or not inside.strip():
         return  # a word in the running text
-    start = match.end() + (len(inside) - len(inside.lstrip("\r\n")) if inside[:1] in "\r\n" else 0)
+    if "\n" not in inside.strip():
+        start = match.end() + len(inside) - len(inside.lstrip())
+        stop = match.end() + len(inside.rstrip()) if "\n" not in inside else stop
+    else:
+        start = match.end() + _blank_lines(inside)
     code = text[start:stop]
     yield RawBlock(
         kind="tag",
@@ -207,6 +255,14 @@ def _tag(lines: Lines, match: re.Match[str], stop: int, *, closed: bool) -> Iter
     )
 
 
+def _blank_lines(inside: str) -> int:
+    """How many characters come before the code: line ends behind the tag, or blanks if it is on that line."""
+    first, _, rest = inside.partition("\n")
+    if first.strip():
+        return len(first) - len(first.lstrip())
+    return len(first) + 1 + len(rest) - len(rest.lstrip("\r\n"))
+
+
 def _language_of_tag(tag: str, code: str) -> str:
     named = tag.partition("_")[2]
     for language, words in _SPEAKS.items():
@@ -219,13 +275,16 @@ def _language_of_tag(tag: str, code: str) -> str:
 
 
 def _wrapped(lines: Lines, start: int, begin: int, stop: int, end: int) -> Iterator[RawBlock]:
-    """What a template puts between tags: JSON, or tags again."""
+    """What a template puts between tags: JSON, or tags again, perhaps several."""
     inside = lines.text[begin:stop]
-    invoke = _INVOKE.search(inside) or re.search(r"<function=([\w.-]{1,60})>", inside)
-    if invoke is not None:
-        call = _call(invoke[1], _parameters(inside))
+    invokes = list(_INVOKE.finditer(inside))
+    for number, invoke in enumerate(invokes):
+        last = number + 1 == len(invokes)
+        beyond = len(inside) if last else invokes[number + 1].start()
+        call = _call(invoke[1] or invoke[2], _parameters(inside[invoke.end() : beyond]))
         if call is not None:
-            yield _block(lines, call, start, end)
+            yield _block(lines, call, start if not number else begin + invoke.start(), end if last else begin + beyond)
+    if invokes:
         return
     try:
         calls = list(_calls(json.loads(inside)))
@@ -249,8 +308,20 @@ def _marked(lines: Lines, begin: int, end: int) -> Iterator[RawBlock]:
         over = _PYTHON_TAG_ENDS.search(text, match.end(), end)
         stop = over.start() if over else end
         code = text[match.end() : stop]
-        if code.strip() and not code.lstrip().startswith("{"):
-            yield _block(lines, Call("python", "python", code), match.start(), stop)
+        call = _of_python_tag(code) if code.strip() else None
+        if call is not None:
+            yield _block(lines, call, match.start(), stop)
+
+
+def _of_python_tag(payload: str) -> Call | None:
+    """Behind `<|python_tag|>` stands Python, or a call as JSON."""
+    if not payload.lstrip().startswith(("{", "[")):
+        return Call("python", "python", payload)
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError):
+        return Call("python", "python", payload) if payload.lstrip().startswith("[") else None
+    return next(_calls(value), None)
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -299,6 +370,9 @@ def _calls(value: object, depth: int = 0) -> Iterator[Call]:
 
 def _named(value: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """The name and the arguments, if this object is a call."""
+    speaks = value.get("language")
+    if isinstance(speaks, str) and resolve(speaks) is not None and isinstance(value.get("code"), str):
+        return "code", value
     for key, fields in (("name", ("arguments", "parameters", "input")), ("action", ("action_input",))):
         name = value.get(key)
         field = next((field for field in fields if field in value), None)

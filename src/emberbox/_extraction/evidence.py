@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from emberbox._extraction.needs_python import without_magics
 from emberbox.languages import LANGUAGES, resolve
 from emberbox.models import Language
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
 
 _LOOK = 3_000  # characters at the start of a block that lexical evidence is taken from
 _INFO = 500
@@ -18,6 +23,21 @@ _LANGUAGE_PREFIX = re.compile(r"^(?:language|lang)-", re.IGNORECASE)
 
 # What models write instead of a language's name, beyond the aliases that callers may use.
 _OTHER_NAMES = {"tool_code": "python", "ipython": "python", "ipython3": "python", "mjs": "javascript", "zsh": "bash"}
+# What agents write on the fence of the command that they want to be run.
+_AGENT_NAMES = {
+    "mswea_bash_command": "bash",
+    "bash_command": "bash",
+    "bash_exec": "bash",
+    "execute_bash": "bash",
+    "run_bash": "bash",
+    "execute_python": "python",
+    "execute_ipython": "python",
+    "run_python": "python",
+    "python_exec": "python",
+    "python_execute": "python",
+    "tool_code": "python",
+    "code_execution": "python",
+}
 _TAGGED_AS = {
     "json": {"json", "jsonc", "json5", "jsonl", "ndjson"},
     "diff": {"diff", "patch", "udiff"},
@@ -89,6 +109,12 @@ _OUTPUT = re.compile(
 )
 
 
+_EDIT_MARKS = re.compile(
+    r"^(?:<{5,9}(?: |$)|>{5,9}(?: |$)|-{3,9} ?SEARCH|\*{3} (?:Begin Patch|Update File|Add File|Delete File)\b)", re.M
+)
+_TREE = re.compile(r"^[ \t\u2502|]*(?:\u251c|\u2514|\|--|`--|\+--)[\u2500-]* ?\S", re.M)
+
+
 @dataclass(frozen=True)
 class Info:
     """An info string, taken apart.
@@ -97,11 +123,13 @@ class Info:
         language: the language as written, "" if there is none.
         attributes: `title="x"` and its like.
         flags: the other words, lower case (`no_run`, `copy`).
+        agent: the info string by which an agent marks the command that it wants to be run, if it is one.
     """
 
     language: str
     attributes: dict[str, str]
     flags: frozenset[str]
+    agent: str = ""
 
 
 NO_INFO = Info("", {}, frozenset())
@@ -121,11 +149,14 @@ def read_info(info: str) -> Info:
             language = head
             if tail:
                 attributes.setdefault("filename", tail)
-    return Info(_OTHER_NAMES.get(language.lower(), language), attributes, frozenset(word.lower() for word in flags))
+    name = language.lower()
+    known = _AGENT_NAMES.get(name) or _OTHER_NAMES.get(name, language)
+    return Info(known, attributes, frozenset(word.lower() for word in flags), name if name in _AGENT_NAMES else "")
 
 
 def looks_like(code: str, language: str) -> str | None:  # noqa: PLR0911 - one return per kind
-    """`json`, `diff`, `transcript` or `output`, if the code is that rather than a program."""
+    """`json`, `diff`, `transcript`, `output`, `edit` (marks of an edit or a conflict) or `tree` (of folders), if the
+    code is that rather than a program."""
     for kind, names in _TAGGED_AS.items():
         if language.lower() in names:
             return kind
@@ -142,7 +173,9 @@ def looks_like(code: str, language: str) -> str | None:  # noqa: PLR0911 - one r
         return "json"
     if _OUTPUT.match(first):
         return "output"
-    return None
+    if _EDIT_MARKS.search(head):
+        return "edit"
+    return "tree" if len(_TREE.findall(head)) >= 2 else None
 
 
 def _is_json(code: str) -> bool:
@@ -181,12 +214,14 @@ class Structure:
         defines: it has definitions or imports at the top.
         empty: it has nothing but comments.
         runnable: false for a Rust program without `main`.
+        stub: a function whose body is left out, if that is all that there is.
     """
 
     complete: bool
     defines: bool
     empty: bool
     runnable: bool
+    stub: str = ""
 
 
 _DEFINING = {
@@ -202,6 +237,8 @@ _DEFINING = {
 def structure(language: Language, code: str) -> Structure:
     """Parses a block and says what is in it."""
     spec = LANGUAGES[language]
+    if language == "python":
+        code = without_magics(code)
     top = spec.parse(code).root_node.named_children
     statements = [node for node in top if not node.type.endswith("comment")]
     main = any(node.type == "function_item" and _named(node.child_by_field_name("name")) == b"main" for node in top)
@@ -210,9 +247,26 @@ def structure(language: Language, code: str) -> Structure:
         defines=any(node.type in _DEFINING[language] for node in statements),
         empty=not statements,
         runnable=language != "rust" or main,
+        stub=_stub(statements) if language == "python" else "",
     )
 
 
-def _named(node: object) -> bytes | None:
-    text = getattr(node, "text", None)
-    return text if isinstance(text, bytes) else None
+_STUB = re.compile(rb"^[^\n]*:\s*(?:(?:\"\"\".*\"\"\"|#[^\n]*)\s*)*(?:pass|\.\.\.)?\s*(?:#[^\n]*\s*)*$", re.DOTALL)
+
+
+def _stub(statements: list[Node]) -> str:
+    """The first of the functions, where a block has nothing but functions without bodies."""
+    imports = {"import_statement", "import_from_statement", "future_import_statement"}
+    rest = [node for node in statements if node.type not in imports]
+    for node in rest:
+        inner = node.child_by_field_name("definition") or node
+        body = inner.child_by_field_name("body")
+        text = b"" if body is None or body.text is None else body.text
+        if inner.type != "function_definition" or not _STUB.match(b":" + text[:2_000]):
+            return ""
+    first = (rest[0].child_by_field_name("definition") or rest[0]).child_by_field_name("name") if rest else None
+    return (_named(first) or b"").decode("utf-8", "replace")
+
+
+def _named(node: Node | None) -> bytes | None:
+    return None if node is None else node.text

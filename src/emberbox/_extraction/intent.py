@@ -30,6 +30,8 @@ def judge_intent(text: str, blocks: Sequence[CodeBlock], threshold: float) -> Ex
         clues.append(f"the text forbids it: {forbidden[0]!r}")
     if requests:
         score.add("request")
+        if phrases.PLEADS.search(prose):
+            score.add("explicit")
         if len(requests) > 1:
             score.add("more-requests")
     elif mentions:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from emberbox._extraction import evidence, phrases
+from emberbox._extraction import evidence, introductions, phrases, relations
 from emberbox._extraction.blocks import RawBlock
+from emberbox._extraction.needs import NOTHING, Known, Needs
 from emberbox._extraction.scoring import BLOCK_RULES, Score
 from emberbox.languages import resolve
 from emberbox.languages.destructive import is_destructive
@@ -24,6 +25,8 @@ _THOUGHT = re.compile(
     r"</?(?:think(?:ing)?|thoughts?|reasoning|scratchpad|analysis)>|<\|channel\|>analysis|<\|end\|>", re.IGNORECASE
 )
 _THOUGHT_OVER = ("</", "<|end")
+_OF_SHOWN_CODE = frozenset({"edit", "same-as", "report", "draft", "example", "pseudo-code"})
+"""Rules about code that is shown to somebody; what is handed to a tool runs whatever it is called."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,62 @@ class Earlier:
         thinking: the continuation begins within the model's reasoning.
         first: the continuation has the first block of the whole.
         blocks: blocks that there were.
+        known: what they define.
     """
 
     forbidden: bool = False
     thinking: bool = False
     first: bool = True
     blocks: int = 0
+    known: Known = field(default_factory=Known)
 
     def after(self, text: str, intro: str) -> Earlier:
         """What is to be kept of a text, whose first block, if it has one, stands behind `intro`."""
         marks = [match[0] for match in _THOUGHT.finditer(text)]
         thinking = not marks[-1].startswith(_THOUGHT_OVER) if marks else self.thinking
         forbidden = self.forbidden or (self.first and phrases.forbids_everything(intro))
-        return Earlier(forbidden, thinking, self.first and len(intro) >= len(text), self.blocks)
+        return Earlier(forbidden, thinking, self.first and len(intro) >= len(text), self.blocks, self.known)
+
+
+@dataclass
+class Look:
+    """What one block is, whatever the text says about it.
+
+    Attributes:
+        info: its info string.
+        alike: what it looks like, if it is no program.
+        known: its language, if that is one that can be run.
+        language: its language as it is given out.
+        structure: what its syntax tree tells; None where nobody looked.
+        needs: what it defines and needs.
+        file: the name under which the text says to save it.
+    """
+
+    info: evidence.Info
+    alike: str | None
+    known: Language | None
+    language: str
+    structure: evidence.Structure | None = None
+    needs: Needs = NOTHING
+    file: str = ""
+
+    def given(self) -> dict[str, Any]:
+        """What of it callers and the next blocks are told, as metadata."""
+        found = {
+            "looks_like": self.alike,
+            "file": self.file,
+            "defines": sorted(self.needs.defines | self.needs.functions),
+            "makes": sorted(self.needs.makes),
+        }
+        return {key: value for key, value in found.items() if value}
+
+
+def _info(raw: RawBlock) -> evidence.Info:
+    return evidence.read_info(raw.info) if raw.info else evidence.NO_INFO
+
+
+def _words(match: re.Match[str] | None) -> str | None:
+    return None if match is None else match[0].strip()
 
 
 class Judge:
@@ -57,10 +103,15 @@ class Judge:
         text: the text.
         blocks: its blocks, in its order.
         earlier: what was said before it, where it is a continuation.
+        threshold: confidence from which a block runs, so that what it defines is there for the next ones.
     """
 
-    def __init__(self, text: str, blocks: Sequence[RawBlock], earlier: Earlier | None = None) -> None:
+    def __init__(
+        self, text: str, blocks: Sequence[RawBlock], earlier: Earlier | None = None, threshold: float = 0.7
+    ) -> None:
         earlier = earlier or Earlier()
+        self._threshold = threshold
+        self._known = earlier.known.copy()
         self._text = text
         self._blocks = blocks
         self._budget = MAX_PARSED
@@ -72,6 +123,8 @@ class Judge:
         self._thoughts = self._find_thoughts(earlier.thinking)
         self._most = max(0, MAX_EXAMINED - earlier.blocks)
         self._retracted = self._find_retracted()
+        self._looks = [self._look(raw) for raw in blocks[: self._most]]
+        self._drafts = relations.find_drafts([(look.known or "", look.needs) for look in self._looks], self._replaces)
         self._reasons: set[str] = set()
         self._unexamined = Score(BLOCK_RULES)
         self._unexamined.add("not-examined")
@@ -83,7 +136,8 @@ class Judge:
         return [block for block in judged if block is not None]
 
     def _block(self, index: int, raw: RawBlock) -> CodeBlock | None:
-        info = evidence.read_info(raw.info) if raw.info else evidence.NO_INFO
+        look = self._looks[index] if index < self._most else None
+        info = look.info if look is not None else _info(raw)
         metadata: dict[str, Any] = {"kind": raw.kind, "line": raw.line, "info": raw.info, "closed": raw.closed}
         if raw.tool:
             metadata["tool"] = raw.tool
@@ -91,13 +145,13 @@ class Judge:
             metadata["attributes"] = info.attributes
         if raw.code_start is not None and raw.code_end is not None:
             metadata["code_start"], metadata["code_end"] = raw.code_start, raw.code_end
-        if index < self._most:
-            score = Score(BLOCK_RULES)
-            language, alike = self._examine(index, raw, info, score)
-            if alike is not None:
-                metadata["looks_like"] = alike
-            elif raw.kind == "indented" and language == "text":
+        if look is not None:
+            if look.alike is None and raw.kind == "indented" and look.language == "text":
                 return None  # an indented paragraph, not code
+            score = Score(BLOCK_RULES)
+            self._examine(index, raw, look, score)
+            metadata |= look.given()
+            language = look.language
         elif raw.kind == "indented":
             return None
         else:
@@ -105,7 +159,7 @@ class Judge:
             score = self._unexamined
         metadata["why"] = list(score.why)
         confidence = self._unexamined_value if score is self._unexamined else score.value
-        return CodeBlock(
+        block = CodeBlock(
             language=language,
             code=raw.code,
             execution_confidence=confidence,
@@ -113,41 +167,52 @@ class Judge:
             end_pos=raw.end,
             metadata=metadata,
         )
+        self._known.remember(block, self._threshold)
+        return block
 
-    def _examine(self, index: int, raw: RawBlock, info: evidence.Info, score: Score) -> tuple[str, str | None]:
+    def _look(self, raw: RawBlock) -> Look:
+        """What a block is, whatever is said about it."""
+        info = _info(raw)
         called = raw.kind in {"tag", "tool-call"}
         alike = None if called else evidence.looks_like(raw.code, info.language)
         known = resolve(info.language)
         language: str = known or info.language
         if raw.kind == "inline":
-            known = "bash"
-            language = "bash"
-            score.add("detected")
-        elif known is not None:
-            score.add("tagged")
-        elif info.language:
-            score.add("other-language", info.language)
-        else:
+            known = language = "bash"
+        elif known is None and not info.language:
             known = evidence.detect(raw.code) if alike is None else None
             language = known or "text"
-            score.add("detected" if known else "no-language", known or "")
-        if alike is not None:
-            score.add("looks-like", alike)
-        if known is not None:
-            self._structure(known, raw, score)
-        self._form(raw, info, score)
-        self._surroundings(index, raw, known, score)
-        return language, alike
+        look = Look(info, alike, known, language)
+        if known is not None and raw.code.strip() and len(raw.code) <= min(_MAX_BLOCK, self._budget):
+            self._budget -= len(raw.code)
+            look.structure = evidence.structure(known, raw.code)
+            look.needs = relations.needs_of(known, raw.code)
+        return look
 
-    def _structure(self, language: Language, raw: RawBlock, score: Score) -> None:
+    def _examine(self, index: int, raw: RawBlock, look: Look, score: Score) -> None:
+        if raw.kind == "inline":
+            score.add("detected")
+        elif look.known is not None and look.info.language:
+            score.add("tagged")
+        elif look.info.language:
+            score.add("other-language", look.info.language)
+        else:
+            score.add("detected" if look.known else "no-language", look.known or "")
+        if look.alike is not None:
+            score.add("looks-like", look.alike)
+        if look.known is not None:
+            self._structure(raw, look, score)
+        self._form(raw, look, score)
+        self._surroundings(index, raw, look, score)
+
+    def _structure(self, raw: RawBlock, look: Look, score: Score) -> None:
+        found = look.structure
         if not raw.code.strip():
             score.add("nothing-to-run")
             return
-        if len(raw.code) > _MAX_BLOCK or len(raw.code) > self._budget:
+        if found is None:
             score.add("not-examined")
             return
-        self._budget -= len(raw.code)
-        found = evidence.structure(language, raw.code)
         score.add("complete" if found.complete else "incomplete")
         if found.defines:
             score.add("definitions")
@@ -156,51 +221,88 @@ class Judge:
         if not found.runnable:
             score.add("no-main")
         head = raw.code[:20_000]
-        if phrases.PLACEHOLDER.search(head) and not phrases.NO_PLACEHOLDER.search(head):
-            score.add("placeholder")
+        left_out = phrases.PLACEHOLDER.search(head)
+        if left_out is not None and not phrases.NO_PLACEHOLDER.search(head):
+            score.add("placeholder", left_out[0].strip()[:60])
+        if found.stub:
+            score.add("stub", found.stub)
 
-    def _form(self, raw: RawBlock, info: evidence.Info, score: Score) -> None:
+    def _form(self, raw: RawBlock, look: Look, score: Score) -> None:
         if sum(1 for line in raw.code[:2_000].splitlines() if line.strip()) >= 3:
             score.add("lines")
         if raw.kind in {"indented", "inline"}:
             score.add(raw.kind)
         elif raw.kind in {"tag", "tool-call"}:
             score.add("quoted-call" if raw.quoted else "tool-call", raw.tool)
-        if not raw.closed:
+        if raw.cut:
+            score.add("cut-short")
+        if not raw.closed and not self._is_turn(raw, look, score):
             score.add("unclosed")
-        if info.flags & _NOT_TO_RUN:
-            score.add("flag", ", ".join(sorted(info.flags & _NOT_TO_RUN)))
+        flags = look.info.flags & _NOT_TO_RUN
+        if flags:
+            score.add("flag", ", ".join(sorted(flags)))
+
+    @staticmethod
+    def _is_turn(raw: RawBlock, look: Look, score: Score) -> bool:
+        """Whether a tag is open because an agent's turn ends with its code: the stop word of many templates is the
+        closing tag. What deletes something might be cut off all the same."""
+        complete = any(entry["rule"] == "complete" for entry in score.why)
+        return raw.kind == "tag" and complete and look.known is not None and not is_destructive(look.known, raw.code)
 
     # --- what the text says -----------------------------------------------------------------------------------------
 
-    def _surroundings(self, index: int, raw: RawBlock, language: Language | None, score: Score) -> None:
+    def _surroundings(self, index: int, raw: RawBlock, look: Look, score: Score) -> None:
         before, after = self._gaps(index, raw)
         comment = phrases.first_comment(raw.code)
-        around = f"{before}\n\n{after}\n\n{comment}"
-        forbidden = phrases.forbidding(before, after, comment)
+        look.file = introductions.file_name(look.info.attributes, before, raw.code) or ""
+        called = raw.kind in {"tag", "tool-call"} and not raw.quoted
+        person = not introductions.FIRST_PERSON.search(before)
+        solid = False
+        if look.structure is not None and look.known is not None:
+            if not called and not look.info.agent and not introductions.AGENT.search(before):
+                relations.judge_needs(look.known, look.needs, self._known, score, to_a_person=person)
+            solid = relations.judge_acts(look.known, look.needs, score)
+        forbidden = phrases.forbidding(before, after, comment, raw.code)
         if forbidden is not None or self._forbidden:
             score.add("forbidden", forbidden or "")
         asked = None if forbidden is not None or self._forbidden else phrases.asks(before, after)
         if asked is not None:
             score.add("asked")
-        said = {
-            "output": phrases.announces_output(before.rsplit("\n\n", 1)[-1]),
-            "reference": phrases.REFERENCE.search(around),
-            "wrong": phrases.WRONG.search(before) or phrases.WRONG.search(comment),
-            "pseudo-code": phrases.PSEUDO.search(before) or phrases.PSEUDO.search(comment),
-            "advised-against": phrases.ADVISED_AGAINST.search(before) or phrases.ADVISED_AGAINST.search(after),
-            "example": phrases.EXAMPLE.search(before),
+        self._said(index, raw, (before, after, comment), score, solid=solid)
+        self._inherit(index, raw, score)
+        if look.known is not None and asked != "request" and not called:
+            self._destructive(look.known, raw, score)
+
+    def _said(self, index: int, raw: RawBlock, words: tuple[str, str, str], score: Score, *, solid: bool) -> None:
+        """Applies the rules that ask what the text says. A complete program needs more than a word to be held back."""
+        before, after, comment = words
+        around = f"{before}\n\n{after}\n\n{comment}"
+        reference = phrases.REFERENCE.search(around)
+        weak = reference is None and phrases.ILLUSTRATES.search(around) is not None
+        said: dict[str, str | bool | None] = {
+            "output": introductions.announces_output(before.rsplit("\n\n", 1)[-1]),
+            "reference": _words(reference) or (weak and not solid),
+            "wrong": phrases.shown_as_wrong(before) or phrases.shown_as_wrong(comment),
+            "pseudo-code": phrases.pseudo(before, solid=solid) or phrases.pseudo(comment, solid=solid),
+            "advised-against": _words(phrases.ADVISED_AGAINST.search(before) or phrases.ADVISED_AGAINST.search(after)),
+            "example": _words(phrases.EXAMPLE.search(before)),
+            "edit": introductions.changes_other_code(before),
+            "same-as": introductions.shows_the_same(before, after),
+            "report": introductions.reports(before),
+            "draft": index in self._drafts,
             "retracted": index in self._retracted,
-            "thinking": self._in(self._thoughts, raw.start),
+            "thinking": self._is_thought(raw),
             "commented-out": self._in(self._comments, raw.start),
         }
-        for rule, applies in said.items():
-            if applies:
-                score.add(rule)
-        self._inherit(index, raw, score)
         called = raw.kind in {"tag", "tool-call"} and not raw.quoted
-        if language is not None and asked != "request" and not called:
-            self._destructive(language, raw, score)
+        for rule, words_found in said.items():
+            if words_found and not (called and rule in _OF_SHOWN_CODE):
+                score.add(rule, words_found if isinstance(words_found, str) else "")
+
+    def _replaces(self, index: int) -> bool:
+        """Whether the text says that a block comes in place of an earlier one."""
+        gap = self._text[self._blocks[index - 1].end : self._blocks[index].start][-1_000:]
+        return introductions.REPLACES.search(gap) is not None and not introductions.ALTERNATIVE.search(gap)
 
     @staticmethod
     def _destructive(language: Language, raw: RawBlock, score: Score) -> None:
@@ -241,6 +343,12 @@ class Judge:
         if not thinking and _THOUGHT.search(self._text) is None:
             return []
         return self._spans(_THOUGHT, _THOUGHT_OVER, begin=0 if thinking else None, from_start=True, to_end=True)
+
+    def _is_thought(self, raw: RawBlock) -> bool:
+        """Whether a block stands in the reasoning. A tool call there is made if the reasoning never ends: the model
+        left out the closing mark, or calls tools while it thinks."""
+        made = raw.kind in {"tag", "tool-call"} and not raw.quoted
+        return self._in(self._thoughts, raw.start) and not (made and self._in(self._thoughts, len(self._text) - 1))
 
     def _spans(
         self,

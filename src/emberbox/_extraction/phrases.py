@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from emberbox._extraction.needs import word_set
+
 _AP = r"['\u2019]?"
 
 
@@ -50,29 +52,26 @@ REQUEST = _any(
     r"\b(?:running|executing) (?:this|the|it)\b",
     r"(?:^|[.!?:;] )(?:just |simply |then |now |please )?(?:run|execute)\b|\b(?:run|execute) (?:and|to)\b",
 )
+PLEADS = _any(
+    r"\b(?:please|can you|could you|would you|will you|i want you to|i need you to|i would like you to)\b[^.?!\n]{0,40}"
+    r"\b(?:run|execute)\b"
+)
 MENTION = _any(
     r"\b(?:run|runs|running|execute[sd]?|executing|script|program|command|try|test|launch)\b",
     r"\b(?:compute[sd]?|calculate[sd]?|solution|save (?:this|it) as)\b",
 )
 EXAMPLE = _any(r"\bexamples?\b|\be\.g\.|\bfor instance\b|\bsuch as\b")
 REFERENCE = _any(
-    r"\b(?:for|as) (?:your |future |quick )?(?:reference|illustration|context)\b",
-    r"\bfor (?:educational|illustrat\w+|demonstration|information(?:al)?) purposes\b|\billustrat(?:ive|ion) only\b",
-    r"\b(?:just|only|purely) (?:an? )?(?:example|illustration|illustrative|for reference|sketch|demo)\b",
+    r"\b(?:for|as) (?:your |future |quick )?reference\b|\billustrat(?:ive|ion) only\b|\bfor context\b",
+    r"\b(?:just|only|purely) (?:an? )?(?:illustration|illustrative|for reference|for illustration|sketch)\b",
     rf"\bwon{_AP}t (?:run|work|compile)\b|\b(?:does|will|would)(?:n{_AP}t| not) (?:run|work|compile)\b",
     r"\b(?:contained|consisted of|looked like this|used to be)\s*:\s*$",
     r"\bnothing to run\b|\bread-only\b",
 )
-OUTPUT = _any(
-    r"\b(?:example|sample|expected|typical|possible|resulting|console|terminal|program) (?:output|result|response)s?\b",
-    r"(?<!what it )\b(?:prints?|outputs?|returns?|produces?|shows?|displays?|yields?)"
-    r"(?: (?:the following|this|something like|out))?:\s*$",
-    rf"\b(?:would|will|should|you{_AP}ll) (?:see|print|output|get|produce|return|show|display)\b[^.\n]{{0,60}}:\s*$",
-    r"^\W{0,8}(?:outputs?|results?)\W{0,8}$",
-)
-# Only where the same sentence does not ask to run what follows: "run it and look at the results:".
-OUTPUT_NAMED = _any(
-    r"\b(?:error message|stack ?trace|traceback|the (?:output|result|error|log)s?)\b[^.,;\n]{0,60}:\s*$"
+# What a whole program may be called as well; a fragment is called so because it is one.
+ILLUSTRATES = _any(
+    r"\b(?:for|as) (?:an? )?illustration\b|\b(?:just|only|purely) (?:an? )?(?:example|demo)\b",
+    r"\bfor (?:educational|illustrat\w+|demonstration|information(?:al)?) purposes\b",
 )
 ADVISED_AGAINST = _any(
     r"\b(?:advise|recommend|warn|caution|counsel)(?:s|ed)? (?:you |people |everyone )?(?:strongly )?against"
@@ -93,8 +92,11 @@ WRONG = _any(
     r" (?:this|it|something like|code like|the following)\b",
     rf"\u274c|\bhere{_AP}s what not to do\b|\bthe original \(?(?:broken|buggy|wrong)\b",
 )
-PSEUDO = _any(
-    r"\bpseudo-?\s?code\b|\b(?:rough|simplified|conceptual) (?:sketch|outline|skeleton)\b|\bskeleton\b|\btemplate\b"
+PSEUDO = _any(r"\bpseudo-?\s?code\b|\b(?:rough|simplified|conceptual) (?:sketch|outline|skeleton)\b")
+_SKELETON = _any(r"\bskeleton\b|\btemplate\b")
+_IS_SKELETON = _any(
+    r"^\W{0,4}(?:here(?:['\u2019]s| is)|this is|below is|use this|start (?:with|from)|the)\b[^.:\n]{0,40}"
+    r"\b(?:skeleton|template)\b(?! (?:string|literal|engine|method|file|tag|that|which))"
 )
 PLACEHOLDER = _any(
     r"^[ \t]*(?:(?:#|//|--|/\*|<!--)[ \t]*)?(?:\.\.\.|\u2026)(?![\w\[({$])",
@@ -109,6 +111,10 @@ PLACEHOLDER = _any(
 # Where `...` is what the language wants.
 NO_PLACEHOLDER = re.compile(r"\b(?:Protocol|ABC|abstractmethod|overload|Ellipsis|TypedDict)\b")
 
+_MENDS = _any(
+    r"\b(?:fix(?:es|ed|ing)?|correct(?:s|ed|ing)?|repair\w*|mend\w*|replac\w+|improv\w+|refactor\w*|rewrit\w+|rewrote"
+    r"|solv\w+|avoid\w*|handl\w+|detect\w*|find\w*|instead of|rather than|better than)\b"
+)
 _COMMENT_START = re.compile(r"^\s*(?:#|//|/\*|\"\"\"|--)")
 _PARAGRAPH = re.compile(r"\n[ \t>]*\n")
 _BACKWARD = _any(r"\b(?:above|previous|preceding|that (?:code|script|command))\b")
@@ -119,10 +125,22 @@ _VOID = _any(
     r"\b(?:you|he|she|they|somebody|someone|who) (?:ran|executed|runs|executes|has run)\b",
     r"\bwould (?:wipe|delete|destroy)\b",
 )
-# "don't run it as root" forbids a way of running it.
+# "don't run it as root" forbids a way of running it, and so does "on Python 2".
 _ONLY_SO = _any(
-    r"\W*(?:it|this|them|these|that|the \w+)?\W*"
-    r"(?:as root|twice|more than once|at the same time|in parallel|concurrently)\b"
+    r"\W*(?:it|this|them|these|that|the \w+)?(?: \w+)?\W*"
+    r"(?:as (?:root|admin\w*|an? )|twice|more than once|at the same time|in parallel|concurrently|with sudo|under \w"
+    r"|(?:on|with|in|using) (?:python|node|windows|mac\w*|linux|an? (?:old|older|32-bit)|old|older|jupyter|idle"
+    r"|the repl|a browser|the browser|a notebook|version)\b)"
+)
+# What is forbidden, where it has a name: "don't run pip as root" says nothing about a block without pip.
+_OBJECT = re.compile(r"[ \t]+[`\"']?(?P<name>[\w./+-]{2,40})")
+_PRONOUNS = word_set(
+    """
+    it this them these that those the any anything either all code commands command script scripts snippet
+    snippets block blocks above below following example examples program programs here in on until unless without
+    before yet if when as directly manually blindly on your my our by for at from and or now again something
+    everything and-then with to
+    """
 )
 _BEFORE, _AFTER, _WINDOW = 400, 250, 1_200
 
@@ -161,16 +179,39 @@ def forbids_everything(intro: str) -> bool:
     )
 
 
-def forbidding(before: str, after: str, comment: str) -> str | None:
+def forbidding(before: str, after: str, comment: str, code: str = "") -> str | None:
     """The words that forbid to run a block, if there are some: in front of it not those about the one above, behind it
-    not those about the one below."""
+    not those about the one below; and not those about something that the block does not have."""
     for text, elsewhere in ((before, _BACKWARD), (after, _FORWARD), (comment, None)):
         for match in FORBIDDEN.finditer(text):
-            if _ONLY_SO.match(text, match.end()):
+            if _ONLY_SO.match(text, match.end()) or _is_about_something_else(text, match.end(), code):
                 continue
             if elsewhere is None or not elsewhere.search(_sentence(text, match)):
                 return match[0]
     return None
+
+
+def _is_about_something_else(text: str, end: int, code: str) -> bool:
+    found = _OBJECT.match(text, end)
+    if found is None:
+        return False
+    name = found["name"].lower().strip(".")
+    return bool(name) and name not in _PRONOUNS and name.isascii() and name not in code.lower()
+
+
+def shown_as_wrong(text: str) -> str | None:
+    """The words that show a block as the wrong way; not where the sentence says that this is what it mends."""
+    for match in WRONG.finditer(text):
+        begin = max(text.rfind(". ", 0, match.start()), text.rfind("\n", 0, match.start())) + 1
+        if not _MENDS.search(text[begin : match.start()]):
+            return match[0]
+    return None
+
+
+def pseudo(text: str, *, solid: bool) -> str | None:
+    """The words that call a block pseudo-code, a sketch or a template. A complete program may well use a template."""
+    match = PSEUDO.search(text) or _IS_SKELETON.search(text) or (None if solid else _SKELETON.search(text))
+    return None if match is None else match[0]
 
 
 def asks(before: str, after: str) -> Literal["request", "mention"] | None:
@@ -183,12 +224,9 @@ def asks(before: str, after: str) -> Literal["request", "mention"] | None:
     return "mention" if spoken else None
 
 
-def announces_output(paragraph: str) -> bool:
-    """Whether a paragraph introduces what follows as output."""
-    if OUTPUT.search(paragraph):
-        return True
-    named = OUTPUT_NAMED.search(paragraph)
-    return named is not None and not REQUEST.search(_sentence(paragraph, named))
+def is_request(sentence: str) -> bool:
+    """Whether a sentence asks to run something."""
+    return REQUEST.search(sentence) is not None and not _VOID.search(sentence)
 
 
 def _sentence(text: str, match: re.Match[str]) -> str:

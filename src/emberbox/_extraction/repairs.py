@@ -4,6 +4,7 @@
   another one.
 - Nested: a Markdown file within a fence that is no longer than the fences of the file.
 - Not quite closed: ```` ```<end_code> ````, ```` ```And then … ````, or a fence behind the last line of the code.
+- Texts: a fence within a here-document or a triple-quoted string does not end the program around it.
 - Opened late: ```` Here it is: ```python ```` on a line of prose.
 """
 
@@ -12,13 +13,16 @@ from __future__ import annotations
 import re
 
 from emberbox._extraction.blocks import Lines, RawBlock, fenced
-from emberbox.languages import resolve
+from emberbox._extraction.open_text import OpenText
+from emberbox.languages import LANGUAGES, resolve
 
 _LOOKAHEAD = 2_000  # lines within which a repaired block must end
 _CANDIDATES = 5  # lines with a fence in them that are looked at
 _FENCE_RUN = re.compile(r"`{3,}|~{3,}")
 _LATE = re.compile(r"[^`~]*[^`~\s][^`~]*?(`{3,}|~{3,})[ \t]*([\w+#.-]{1,20})[ \t]*")
 _PROSE = re.compile(r"[A-Z]?[\w'\u2019,]+(?: [\w'\u2019,.:]+){2,}.*")
+_TEXT_MARKS = ("<<", '"""', "'''")
+_MAX_TEXTS = 200_000  # characters of a program that is parsed to see where it ends
 MARKDOWN = frozenset({"markdown", "md", "mdx"})
 
 
@@ -38,7 +42,8 @@ def repair(lines: Lines, raw: RawBlock, floor: int) -> tuple[RawBlock, int] | No
     if is_markdown(raw.info):
         return _to_end(lines, raw, prefix, _meant_end(lines, opening + 1, run[0], nested=True))
     return (
-        _opened_late(lines, raw, floor)
+        _around_texts(lines, raw, prefix, run[0])
+        or _opened_late(lines, raw, floor)
         or _not_quite_closed(lines, raw, prefix, run[0])
         or (
             _to_end(lines, raw, prefix, _meant_end(lines, opening + 1, run[0], nested=False))
@@ -46,6 +51,45 @@ def repair(lines: Lines, raw: RawBlock, floor: int) -> tuple[RawBlock, int] | No
             else None
         )
     )
+
+
+def _around_texts(lines: Lines, raw: RawBlock, prefix: str, run: str) -> tuple[RawBlock, int] | None:
+    """The program with the fences in its texts, if it parses so; else it is marked as cut short."""
+    state = OpenText(raw.info)
+    if not state.follows or not any(mark in raw.code for mark in _TEXT_MARKS):
+        return None
+    opening = raw.line - 1
+    last = lines.number(max(raw.end - 1, 0)) if raw.closed else len(lines)
+    for index in range(opening + 1, min(len(lines), opening + _LOOKAHEAD)):
+        line = _unindented(lines.line(index), prefix)
+        if not state.inside and is_closing(line, run):
+            if index <= last:
+                return None
+            block = _block(lines, raw, prefix, index)
+            if len(block.code) > _MAX_TEXTS or not _parses(raw.info, block.code):
+                break
+            return block, index + 1
+        if index == last and state.inside:
+            raw.cut = True  # until something proves where it ends
+        state.take(line)
+    return None
+
+
+def is_closing(line: str, run: str) -> bool:
+    """Whether a line is a closing fence and nothing else."""
+    text = line.strip()
+    return text.startswith(run) and not text.strip(run[0])
+
+
+def _unindented(line: str, prefix: str) -> str:
+    """A line less the indent of its fence, so that the end of a here-document is seen."""
+    width = len(prefix)
+    return line[width:] if not line[:width].strip() else line.lstrip(" ")
+
+
+def _parses(info: str, code: str) -> bool:
+    language = "bash" if "bash" in info.lower() else resolve(info.split(None, 1)[0].partition(":")[0])
+    return language is not None and not LANGUAGES[language].syntax_findings(code)
 
 
 def is_markdown(info: str) -> bool:

@@ -12,11 +12,15 @@ from dataclasses import replace
 
 from emberbox._extraction.blocks import MAX_BLOCKS
 from emberbox._extraction.judge import MAX_EXAMINED, Earlier
-from emberbox._extraction.repairs import ends_with_a_slip, is_markdown
+from emberbox._extraction.open_text import OpenText
+from emberbox._extraction.repairs import ends_with_a_slip, is_closing, is_markdown
 from emberbox.models import CodeBlock
 
 _OPENING = re.compile(r"[ \t>]*(?:(?:[-+*]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^`\n]*)")
-_CLOSING_TAG = re.compile(r"</(?:execute(?:_\w{1,20})?|code|tool_call|function(?:_calls?)?)>")
+_CLOSING_TAG = re.compile(
+    r"</(?:antml:)?(?:execute(?:_\w{1,20})?|code|tool_call|function(?:_calls?)?|invoke)>|<\|(?:call|eom_id|eot_id)\|>"
+    r"|tool[\u2581_]call[\u2581_]end"
+)
 _CLOSING = frozenset({"fence", "tag", "tool-call"})
 _CONTEXT = 2_000  # characters before a block that may say something about it
 _CONTEXT_LINES = 50  # that are looked back through for where a list or quote begins
@@ -28,10 +32,12 @@ class BlockStream:
 
     Args:
         extract: finds and judges the blocks of a text in the order of the text, given what was said before it.
+        threshold: confidence from which a block runs.
     """
 
-    def __init__(self, extract: Callable[[str, Earlier], list[CodeBlock]]) -> None:
+    def __init__(self, extract: Callable[[str, Earlier], list[CodeBlock]], threshold: float) -> None:
         self._extract = extract
+        self._threshold = threshold
         self._text = ""
         self._offset = 0
         """Of `_text` in the whole; what is before it is not needed any more."""
@@ -44,6 +50,8 @@ class BlockStream:
         self._earlier = Earlier()
         self._fence: str | None = None
         self._markdown = False
+        self._texts = OpenText("")
+        self._indent = 0
         self._depth = 0
 
     def feed(self, chunk: str) -> list[CodeBlock]:
@@ -73,6 +81,9 @@ class BlockStream:
             if opening is None:
                 return _CLOSING_TAG.search(line) is not None
             self._fence, self._markdown, self._depth = opening[1], is_markdown(opening[2].strip()), 0
+            self._texts, self._indent = OpenText(opening[2].strip()), opening.start(1)
+            return False
+        if self._in_a_text(line):
             return False
         text = line.strip(" \t\r>")
         if not text.startswith(self._fence) and not text.endswith(self._fence):
@@ -87,6 +98,14 @@ class BlockStream:
             return True
         return False
 
+    def _in_a_text(self, line: str) -> bool:
+        """Whether a line of a block stands within a here-document or a triple-quoted string."""
+        line = line[self._indent :] if not line[: self._indent].strip() else line.lstrip(" ")
+        inside = self._texts.inside
+        if inside or not is_closing(line, self._fence or ""):
+            self._texts.take(line)
+        return inside
+
     def _is_new(self, block: CodeBlock) -> bool:
         return block.start_pos + self._offset >= self._given
 
@@ -97,7 +116,10 @@ class BlockStream:
         closed = [block.metadata["closed"] and block.metadata["kind"] in _CLOSING for block in found]
         certain = found[: len(found) - closed[::-1].index(True)] if True in closed else []
         placed = [self._placed(block) for block in certain]
-        self._earlier = replace(self._earlier, blocks=self._earlier.blocks + len(placed))
+        known = self._earlier.known
+        for block in placed:
+            known.remember(block, self._threshold)
+        self._earlier = replace(self._earlier, blocks=self._earlier.blocks + len(placed), known=known)
         if placed:
             self._given = placed[-1].end_pos
         last = certain[-1].start_pos if certain else self._read

@@ -116,8 +116,8 @@ class Command:
     async def _execute(self) -> str | None:
         """Run the code of the command's own text. What to tell the model then; None: nothing."""
         text, extractor = self._given.text, self._place.extractor
-        blocks = extractor.extract_code_blocks(text)
-        intent = self._output.intent = extractor.detect_execution_intent(text)
+        blocks, intent = extractor.read(text)
+        self._output.intent = intent
         if not blocks:
             return text
         self._executions.found(blocks)
@@ -256,10 +256,9 @@ class Command:
         if answer.tool_calls or not self._role.vm_execution.enabled:
             return []
         extractor = self._place.extractor
-        blocks = extractor.extract_code_blocks(answer.text)
+        blocks, intent = extractor.read(answer.text)
         if not blocks:
             return []
-        intent = extractor.detect_execution_intent(answer.text)
         self._executions.found(blocks, self._output.rounds)
         if self._asking is not None and self._asking.tools:
             # with tools, code in the text is mostly there to be read: but for calls that were written as text, and

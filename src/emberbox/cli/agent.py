@@ -34,7 +34,7 @@ from emberbox.sandbox.work import Listeners
 
 _EXIT_OF: dict[CommandStatus, Exit] = {
     CommandStatus.COMPLETED: Exit.SUCCESS,
-    CommandStatus.NOTHING_RUN: Exit.SUCCESS,
+    CommandStatus.NOTHING_RUN: Exit.NOTHING_RUN,
     CommandStatus.FAILED: Exit.FAILED,
     CommandStatus.TIMEOUT: Exit.TIMEOUT,
     CommandStatus.REFUSED: Exit.BLOCKED,

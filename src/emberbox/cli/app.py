@@ -32,7 +32,7 @@ snapshot_app = typer.Typer(help="Kept snapshots: list, show, delete, export, imp
 app.add_typer(snapshot_app, name="snapshot")
 _EXITS = (
     "Exit codes: 0 all succeeded, 1 a block failed, 2 bad usage or input, 3 blocked by policy, 4 time-out, "
-    "5 no back end."
+    "5 no back end, 6 nothing was run, since no code is sure enough to be meant."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text for people.")]

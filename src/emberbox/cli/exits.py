@@ -39,6 +39,7 @@ class Exit(IntEnum):
     BLOCKED = 3
     TIMEOUT = 4
     NO_BACKEND = 5
+    NOTHING_RUN = 6
 
 
 _USAGE = (ApiError, ConfigError, HistoryError, SessionNotFound, SnapshotNotFound, ValidationFailed)
@@ -58,7 +59,9 @@ def exit_of_error(error: VmExecutionError) -> Exit:
 
 
 def exit_of_run(results: list[VmExecuteResponse], errors: list[BlockError]) -> Exit:
-    """The exit code of a run: no back end, else a time-out, else a failure, else a refusal, else success."""
+    """The exit code of a run: nothing to run, else no back end, a time-out, a failure, a refusal, else success."""
+    if not results and not errors:
+        return Exit.NOTHING_RUN
     codes = {error.code for error in errors}
     if codes & {VmNotAvailable.code, ImageError.code}:
         return Exit.NO_BACKEND

@@ -31,8 +31,8 @@ def extract(file: str, *, as_json: bool, threshold: float | None) -> None:
         least = settings.auto_execute_threshold if threshold is None else threshold
         extractor = CodeBlockExtractor(least, settings.vm_execution)
         text = read_input(file, settings)
-        blocks = sorted(extractor.extract_code_blocks(text), key=lambda block: block.start_pos)
-        intent = extractor.detect_execution_intent(text)
+        found, intent = extractor.read(text)
+        blocks = sorted(found, key=lambda block: block.start_pos)
         findings = [_findings(extractor, block) for block in blocks]
     except VmExecutionError as error:
         fail(error, as_json=as_json)

@@ -51,12 +51,12 @@ async def _run(options: RunOptions) -> int:
     screen = None if options.as_json else Screen(Console(highlight=False), threshold)
     approver = terminal_approver(as_json=options.as_json, reads_stdin=options.file == "-", yes=options.yes)
     async with Engine(settings, approver=approver) as engine:
-        blocks = engine.extractor.extract_code_blocks(text)
-        intent = engine.extractor.detect_execution_intent(text)
+        blocks, intent = engine.extractor.read(text)
         if screen:
             screen.overview(options.file, blocks, intent)
         if options.dry_run:
-            return _answer(ParseExecuteResponse(code_blocks=blocks, intent=intent), screen)
+            _answer(ParseExecuteResponse(code_blocks=blocks, intent=intent), screen)
+            return int(Exit.SUCCESS)
 
         sessions: list[Session] = []
 
@@ -124,6 +124,23 @@ class Screen:
                 Text(_first_line(block.code), style="dim"),
             )
         self.console.print(table)
+        runs = any(block.execution_confidence >= self.threshold for block in blocks)
+        if runs and intent.suggested_action != "auto-execute":
+            self.console.print(
+                f"[dim]The text itself does not ask to run anything (intent {intent.suggested_action}); you did, with"
+                " `run`, so what is sure enough to be meant runs. --dry-run only shows.[/]",
+                soft_wrap=True,
+            )
+
+    def _nothing(self, blocks: list[CodeBlock]) -> None:
+        """Why nothing was run, and how it runs all the same."""
+        if not blocks:
+            self.console.print("Nothing was run: there is no code in the text.")
+            return
+        self.console.print("Nothing was run: no block is sure enough to be meant. [cyan]--all[/] runs them anyway.")
+        for index in sorted(range(len(blocks)), key=lambda i: blocks[i].start_pos)[:_MOST_REASONS]:
+            reason = escape(printable(_against(blocks[index])))
+            self.console.print(f"  block {self.names.get(index, index + 1)}: {reason}", soft_wrap=True)
 
     async def block_begins(self, index: int, block: CodeBlock) -> Listeners:
         """Head line; then whatever it prints, as it comes."""
@@ -198,13 +215,25 @@ class Screen:
         ran, refused = len(response.execution_results), len(response.errors)
         self.console.print(Rule(style="dim"))
         if session is None and not refused:
-            self.console.print("Nothing was run: no block is sure enough to be meant. [cyan]--all[/] runs them anyway.")
+            self._nothing(response.code_blocks)
             return
         code = exit_of_run(response.execution_results, response.errors)
         words = [f"{ran} ran", f"{refused} refused"] if refused else [f"{ran} ran"]
         where = f" in [bold]{session.machine.backend}[/] (template {session.image.name})" if session else ""
         colour = "green" if code is Exit.SUCCESS else "red"
         self.console.print(f"[bold {colour}]{', '.join(words)}[/]{where}")
+
+
+_MOST_REASONS = 10
+
+
+def _against(block: CodeBlock) -> str:
+    """The weightiest reason against running a block, with the words that it rests on."""
+    why = block.metadata.get("why", ())
+    if not why:
+        return "not sure enough"
+    reason = min(why, key=lambda entry: (entry.get("cap", 1.0), entry["weight"]))
+    return f"{reason['reason']} ({reason['detail']})" if reason.get("detail") else str(reason["reason"])
 
 
 def save_results(response: ParseExecuteResponse, folder: Path) -> list[Path]:

@@ -67,8 +67,7 @@ async def parse_execute(
         raise ValidationFailed("The answer is longer than max_input_bytes.", remediation="Give less at once.")
     extractor = service.engine.extractor
     text = body.llm_response  # a long one takes a while: others are served meanwhile
-    blocks = await asyncio.to_thread(extractor.extract_code_blocks, text)
-    intent = await asyncio.to_thread(extractor.detect_execution_intent, text)
+    blocks, intent = await asyncio.to_thread(extractor.read, text)
     found = ParseExecuteResponse(code_blocks=blocks, intent=intent)
     if not body.auto_execute:
         return found

@@ -67,7 +67,7 @@ LATE = response(exit_code=124, termination_reason=TerminationReason.TIMEOUT)
 @pytest.mark.parametrize(
     ("results", "errors", "code"),
     [
-        ([], [], Exit.SUCCESS),
+        ([], [], Exit.NOTHING_RUN),
         ([GOOD, GOOD], [], Exit.SUCCESS),
         ([GOOD, BAD], [], Exit.FAILED),
         ([BAD, LATE], [], Exit.TIMEOUT),

@@ -177,9 +177,38 @@ async def test_a_refusal_has_its_reason_and_its_remedy(screen: Screen, error: Va
 
 
 def test_the_summary_when_nothing_was_run(screen: Screen) -> None:
-    screen.summary(ParseExecuteResponse(intent=INTENT), None)
+    screen.summary(ParseExecuteResponse(intent=INTENT, code_blocks=[block(confidence=0.3)]), None)
     assert "Nothing was run" in shown(screen)
     assert "--all" in shown(screen)
+
+
+def test_the_summary_says_why_each_block_was_left_out(screen: Screen) -> None:
+    why = [
+        {"rule": "tagged", "weight": 0.6, "reason": "its fence names a language"},
+        {"rule": "browser", "weight": -0.2, "reason": "it needs a browser", "cap": 0.4, "detail": "`document`"},
+    ]
+    left = block("document.title", "javascript", 0.4)
+    left.metadata["why"] = why
+    screen.overview("answer.md", [left], INTENT)
+    screen.summary(ParseExecuteResponse(code_blocks=[left], intent=INTENT), None)
+    assert "block 1: it needs a browser (`document`)" in shown(screen)
+
+
+def test_the_summary_when_there_is_no_code(screen: Screen) -> None:
+    screen.summary(ParseExecuteResponse(intent=INTENT), None)
+    assert "there is no code in the text" in shown(screen)
+
+
+@pytest.mark.parametrize("action", ["show", "ask", "none"])
+def test_the_overview_says_why_blocks_run_though_nobody_asks(screen: Screen, action: str) -> None:
+    screen.overview("answer.md", [block()], INTENT.model_copy(update={"suggested_action": action}))
+    assert f"intent {action}); you did, with `run`" in " ".join(shown(screen).split())
+
+
+def test_the_overview_says_nothing_of_the_kind_where_it_does_not_apply(screen: Screen) -> None:
+    screen.overview("answer.md", [block()], INTENT)
+    screen.overview("answer.md", [block(confidence=0.3)], INTENT.model_copy(update={"suggested_action": "show"}))
+    assert "does not ask" not in shown(screen)
 
 
 def test_the_summary_when_everything_was_refused(screen: Screen) -> None:
