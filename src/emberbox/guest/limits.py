@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NO_CORE_FILES = 0
+STACK_SIZE = 8 << 20
+"""Of a thread: room that is taken and hardly ever used. It comes on top of what a program may allocate, so that one
+absurd allocation fails with an error of its own. What is really used is for the memory watch (memory.py) to limit."""
 UNLIMITED = resource.RLIM_INFINITY
 
 
@@ -33,7 +36,7 @@ class Settings:
         self.warmup = fields.optional_text("warmup")
         self.nproc = fields.integer("nproc", -1, low=-1)
         self.nofile = fields.integer("nofile", 1024, low=64)
-        self.address_space = fields.integer("address_space", -1, low=-1)
+        self.memory = fields.integer("memory", -1, low=-1)
         self.writable: List[str] = fields.texts("writable")
         self.python_path: List[str] = fields.texts("python_path")
         self.env: Dict[str, str] = {
@@ -61,7 +64,7 @@ def lower(what: int, value: int) -> None:
     resource.setrlimit(what, (value, value))
 
 
-def restrict(settings: Settings, address_space: int) -> None:
+def restrict(settings: Settings) -> None:
     """Turn this process, a fresh fork, into one of the user's: own session, limits, identity, umask. No way back."""
     signal.set_wakeup_fd(-1)
     os.setsid()
@@ -70,8 +73,8 @@ def restrict(settings: Settings, address_space: int) -> None:
     lower(resource.RLIMIT_NOFILE, settings.nofile)
     if settings.nproc >= 0:
         lower(resource.RLIMIT_NPROC, settings.nproc)
-    if address_space >= 0:
-        lower(resource.RLIMIT_AS, address_space)
+    if settings.memory >= 0:
+        lower(resource.RLIMIT_DATA, settings.memory + max(0, settings.nproc) * STACK_SIZE)
     become_user(settings)
 
 

@@ -17,7 +17,7 @@ Operations (absent optional fields mean their default; "secs" are floats; paths 
 the work directory):
 
 configure   {uid, gid, home, workdir, hostname, env: {..}, languages: [..], warm: [..], warmup: "python source" | null,
-             nproc, nofile, address_space: bytes | null, python_path: [..]} -> done {}
+             nproc, nofile, memory: bytes | null, python_path: [..]} -> done {}
             Sent once before any other request but ping and sync. Starts the Python zygote and the warm languages.
 ping        {} -> done {}
 sync        {nonce} -> done {nonce}
