@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NO_CORE_FILES = 0
-STACK_SIZE = 8 << 20
-"""Of a thread: room that is taken and hardly ever used. It comes on top of what a program may allocate, so that one
-absurd allocation fails with an error of its own. What is really used is for the memory watch (memory.py) to limit."""
 UNLIMITED = resource.RLIM_INFINITY
 
 
@@ -74,7 +71,9 @@ def restrict(settings: Settings) -> None:
     if settings.nproc >= 0:
         lower(resource.RLIMIT_NPROC, settings.nproc)
     if settings.memory >= 0:
-        lower(resource.RLIMIT_DATA, settings.memory + max(0, settings.nproc) * STACK_SIZE)
+        # What a program may allocate, not what it may map: one absurd allocation fails with an error of its own, where
+        # the kernel counts them. What all of them use is for the memory watch to limit.
+        lower(resource.RLIMIT_DATA, settings.memory)
     become_user(settings)
 
 

@@ -47,9 +47,9 @@ def shell() -> Iterator[subprocess.Popen[str]]:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def watch(loop: Loop, limit: int, running: list[Any], *, needed: bool | None = True) -> MemoryWatch:
+def watch(loop: Loop, limit: int, running: list[Any]) -> MemoryWatch:
     settings: Any = SimpleNamespace(uid=os.getuid(), memory=limit)
-    return MemoryWatch(loop, settings, lambda: running, needed=needed)
+    return MemoryWatch(loop, settings, lambda: running)
 
 
 def test_the_largest_process_of_what_runs_is_killed_and_then_the_rest(
@@ -63,10 +63,10 @@ def test_the_largest_process_of_what_runs_is_killed_and_then_the_rest(
     looked = watch(loop, limit, [running])
     while resident(child) < SIZE:
         pass
-    monkeypatch.setattr(memory, "used", lambda: limit - 1)
+    monkeypatch.setattr(memory, "left", lambda *_, **__: 1)
     looked._look()
     assert not running.starved, "there is some left"
-    monkeypatch.setattr(memory, "used", lambda: limit + 1)
+    monkeypatch.setattr(memory, "left", lambda *_, **__: -1)
     looked._look()
     lines = iter(shell.stdout.readline, "")
     assert str(128 + signal.SIGKILL) in (line.strip() for line in lines)
@@ -90,8 +90,7 @@ def test_it_looks_only_while_something_runs() -> None:
     assert looked._timer is None
 
 
-@pytest.mark.skipif(memory.out_of_memory_kills() is None, reason="this kernel does not say what it kills")
-def test_a_kernel_that_kills_by_itself_needs_no_watch() -> None:
+def test_without_a_limit_it_never_looks() -> None:
     loop = Loop()
-    watch(loop, 1, [], needed=None).begin()
+    watch(loop, -1, []).begin()
     assert not loop._timers
