@@ -159,7 +159,7 @@ def test_names_of_builtins_can_be_declared_and_break_nothing(agent: Client) -> N
         outcome = agent.code(code, "javascript", context=ident)
         assert outcome.final["error"] is None, outcome.final["error"]
         assert outcome.final["exit_code"] == 0
-        return outcome.stdout + (outcome.main or {}).get("text/plain", "")
+        return str(outcome.stdout + (outcome.main or {}).get("text/plain", ""))
 
     declare = "class Set { constructor() { this.items = []; } add(x) { this.items.push(x); return this; } }\n"
     assert shown(declare + "new Set().add(1).items.length") == "1"
