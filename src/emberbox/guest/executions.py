@@ -152,6 +152,8 @@ class CodeRun(Execution):
         self.is_code, self.context_ident = True, context.ident
         self.kernel: KernelProcess | None = None
         """The one that does the work; its context may have got another one meanwhile."""
+        self.late = b""
+        """What earlier executions of the context have left running and that printed since."""
         context.count += 1
         self._room = results_limit
         self._results_truncated = False
@@ -233,4 +235,5 @@ class CodeRun(Execution):
             execution_count=context.count,
             error=error,
             results_truncated=self._results_truncated,
+            **({"late": self.late.decode("utf-8", "replace")} if self.late else {}),
         )

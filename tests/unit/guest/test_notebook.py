@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from .conftest import Client
@@ -198,3 +200,46 @@ def test_a_last_value_that_cannot_be_shown_says_why(
     assert value in outcome.final["error"]["value"]
     assert "kernels" not in outcome.final["error"]["traceback"]
     assert agent.code("1", context=context).main == {"text/plain": "1"}
+
+
+def test_what_is_printed_after_an_execution_is_kept_apart_from_the_next_one(agent: Client, context: str) -> None:
+    for name in ("go", "said"):
+        os.mkfifo(agent.workdir / name)
+    code = (
+        "import os, threading\n"
+        "def late():\n"
+        "    open('go').read()\n"
+        "    os.write(1, b'from the thread')\n"
+        "    open('said', 'w').close()\n"
+        "threading.Thread(target=late).start()"
+    )
+    agent.code(code, context=context)
+    (agent.workdir / "go").write_text("now: no execution is under way")
+    (agent.workdir / "said").read_text()
+    following = agent.code("print('mine')", context=context)
+    assert following.stdout == "mine\n"
+    assert following.final["late"] == "from the thread"
+    assert "late" not in agent.code("print('mine')", context=context).final
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("import os\nos._exit(3)", "exit code 3"),
+    ],
+)
+def test_an_interpreter_that_died_says_why(agent: Client, context: str, code: str, words: str) -> None:
+    outcome = agent.code(code, context=context)
+    assert outcome.final["context_survived"] is False
+    error = outcome.final["error"]
+    assert error["name"] == "InterpreterDied"
+    assert words in error["value"]
+    assert "python" in error["value"]
+
+
+def test_a_time_out_that_needed_force_says_so(agent: Client, context: str) -> None:
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+    outcome = agent.code(code, context=context, timeout=0.3)
+    assert outcome.reason == "timeout"
+    assert "did not stop when its time was over" in outcome.final["error"]["value"]
