@@ -6,6 +6,7 @@ import pytest
 
 from emberbox import MachineLimits, Sandbox, TerminationReason
 from emberbox.errors import SessionNotFound, VmNotAvailable
+from emberbox.models import Language
 
 CONTRACT = True
 """On every back end, and against a server as well (conftest.py)."""
@@ -19,6 +20,36 @@ def test_memory_of_one_program(sandbox: Sandbox) -> None:
     assert run.error is not None
     assert run.error.name == "MemoryError"
     assert sandbox.run_code("1").text == "1"
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("python", "data = [bytes([n % 250]) * (50 << 20) for n in range(40)]"),
+        ("bash", "python3 -c 'data = [bytes([n % 250]) * (50 << 20) for n in range(40)]'"),
+    ],
+)
+def test_what_takes_too_much_memory_ends_and_the_sandbox_goes_on(
+    sandbox: Sandbox, language: Language, code: str
+) -> None:
+    sandbox.run_code("kept = 1")
+    run = sandbox.run_code(code, language)
+    assert run.termination_reason is TerminationReason.MEMORY
+    assert not run.succeeded
+    if not sandbox.is_running():
+        return  # a microVM whose cap on the host was faster
+    if language == "python":
+        assert run.error is not None
+        assert run.error.name == "MemoryError"
+    else:
+        assert run.context_survived, "the shell did not take it"
+        assert sandbox.run_code("kept").text == "1"
+    assert sandbox.run_code("1").text == "1"
+
+
+def test_memory_that_is_only_reserved_does_not_count(sandbox: Sandbox) -> None:
+    code = "import mmap\nmaps = [mmap.mmap(-1, 1 << 28, mmap.MAP_PRIVATE, mmap.PROT_READ) for _ in range(8)]\nlen(maps)"
+    assert sandbox.run_code(code).text == "8"
 
 
 def test_memory_of_the_whole_machine(sandbox: Sandbox) -> None:

@@ -43,7 +43,7 @@ def test_defaults(home: Path) -> None:
     assert settings.cache_dir == home / ".cache" / "emberbox"
     assert settings.backend == "auto"
     assert settings.vm_execution.enabled
-    assert settings.vm_execution.max_code_length == 10_000
+    assert settings.vm_execution.max_code_length == 100_000
     assert settings.auto_execute_threshold == 0.7
 
 

@@ -59,7 +59,7 @@ def test_assignments_are_checked() -> None:
     config = VmExecutionConfig()
     with pytest.raises(ValidationError, match="max_code_length"):
         config.max_code_length = 0
-    assert config.max_code_length == 10_000
+    assert config.max_code_length == 100_000
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_defaults_of_the_execution_settings() -> None:
         "allowed_languages": ["python", "javascript", "bash", "rust"],
         "auto_provision": True,
         "code_validation": True,
-        "max_code_length": 10000,
+        "max_code_length": 100000,
         "policy": {
             "profile": "standard",
             "disabled": [],

@@ -18,6 +18,7 @@ from .file_operations import FileOperations
 from .kernels.freshness import SIGNAL as COPIED
 from .limits import AsUser, Settings, is_privileged
 from .loop import Loop
+from .memory import MemoryWatch, used
 from .processes import kill_tree, out_of_memory_kills, processes_of, send_signal, thread_count
 from .programs import Program
 from .protocol import PROTOCOL_VERSION, ProtocolError
@@ -48,6 +49,7 @@ class Agent:
         self._settings: Settings | None = None
         self._changes: Changes | None = None
         self._zygote: Zygote | None = None
+        self._watch: MemoryWatch | None = None
         self._lingering: List[Pipe] = []
         self._held = False
         self._quiet = False
@@ -114,7 +116,7 @@ class Agent:
         if number == errno.EAGAIN:
             program.done(exit_code=126, reason="processes")
             return
-        self.executions.pop(program.ident, None)
+        self.forget(program.ident)
         name = program.cwd if step == "cwd" else program.argv[0]
         self.fail(program.ident, files.os_error(OSError(number, os.strerror(number), name)))
 
@@ -154,9 +156,21 @@ class Agent:
         except (ProtocolError, MemoryError, RecursionError, ValueError) as exc:
             self.fail(ident, RequestError("internal", f"{type(exc).__name__}: {exc}"))
 
+    def remember(self, ident: int, execution: Execution) -> None:
+        """Something is under way."""
+        self.executions[ident] = execution
+        if self._watch is not None:
+            self._watch.begin()
+
+    def forget(self, ident: int) -> None:
+        """It has ended, or come to nothing."""
+        self.executions.pop(ident, None)
+        if self._watch is not None and not self.executions:
+            self._watch.end()
+
     def fail(self, ident: int, exc: RequestError) -> None:
         """Answer a request with an error."""
-        self.executions.pop(ident, None)
+        self.forget(ident)
         header: Header = {"id": ident, "ev": "error", "kind": exc.kind, "message": exc.message}
         if exc.errno is not None:
             header["errno"] = exc.errno
@@ -183,6 +197,7 @@ class Agent:
             raise RequestError("unsupported", "unknown languages: " + ", ".join(unknown))
         _prepare_machine(settings)
         self._settings = settings
+        self._watch = MemoryWatch(self.loop, settings, self.executions.values)
         self._offer_programs(settings)
         if "python" not in settings.languages:
             self._warm_languages(ident, None)
@@ -267,7 +282,7 @@ class Agent:
         self.done(
             ident,
             processes=thread_count(self.settings.uid),
-            memory_used=_memory_used(),
+            memory_used=used(),
             disk_used=(disk.f_blocks - disk.f_bfree) * disk.f_frsize,
             disk_total=disk.f_blocks * disk.f_frsize,
             contexts=len(self.contexts),
@@ -311,7 +326,7 @@ class Agent:
         kernel = self.contexts.kernel_of(context)
         run = context.run = CodeRun(self, ident, context, *limits)
         run.kernel, run.tracked = kernel, tracked
-        self.executions[ident] = run
+        self.remember(ident, run)
         run.started()
         request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2]}
         run.set_timeout(timeout)
@@ -350,7 +365,7 @@ class Agent:
             stdout_limit=fields.integer("stdout_limit"),
             stderr_limit=fields.integer("stderr_limit"),
         )
-        self.executions[ident] = program
+        self.remember(ident, program)
         program.set_timeout(fields.seconds("timeout"))
 
     def _program(self, fields: Fields) -> Program:
@@ -400,12 +415,3 @@ def _prepare_machine(settings: Settings) -> None:
         os.makedirs(path, exist_ok=True)
         if is_privileged() and os.stat(path).st_uid != settings.uid:
             os.chown(path, settings.uid, settings.gid)
-
-
-def _memory_used() -> int:
-    sizes: Dict[str, int] = {}
-    with open("/proc/meminfo") as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            sizes[name] = int(rest.split()[0]) * 1024
-    return sizes["MemTotal"] - sizes.get("MemAvailable", sizes.get("MemFree", 0))

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .protocol import Header
 
-HIDDEN = "200>&- 201>&- 202<&- 203<&- 204>&- 205>&-"
 # All of it in the first line, so that the line numbers in Bash's messages are those of the user's code.
+# While a group has another 3, Bash keeps the true one as 10, with close-on-exec, and what is copied from there has that
+# too: no program that user code starts gets the kernel's descriptors, and the shell has them whatever ends it.
+# What the user has set for errors or for every command ends here, outside of functions: in one it would come back.
 LOOP = (
-    "exec 200<&3 201>&4 202<&5 3>&- 4>&- 5<&-; . %s; "
-    "while { __kernel_status=$?; set +x; } 2>/dev/null; __kernel_end && __kernel_next; do "
-    'eval "$__kernel_prelude"; eval "$__kernel_code" ' + HIDDEN + "; done"
+    "{ exec 200<&10 201>&11 202<&12; } 3>&- 4>&- 5>&-; { exec 203<&10 204>&11 205>&12; } 0>&- 1>&- 2>&-; "
+    "exec 3>&- 4>&- 5<&-; IFS= read -r -d '' __kernel_code <%s; eval \"$__kernel_code\"; "
+    "while { __kernel_status=$?; builtin trap - DEBUG ERR RETURN; builtin set +exuET; } >/dev/null 2>&1; "
+    "__kernel_end && __kernel_next; do "
+    'eval "$__kernel_prelude"; eval "$__kernel_code"; done'
 )
 COMPLETE = b"# complete\n"
 STATE_LIMIT = 16 << 20

@@ -43,6 +43,8 @@ class Execution:
         self.is_code = False
         """A `run_code`, and not an `exec`."""
         self.context_ident: str | None = None
+        self.starved = False
+        """Something of it was killed because the machine's memory was used up."""
         self.tracked = False
         """The host wants to know which files it changed."""
         self._timer: int | None = None
@@ -101,7 +103,8 @@ class Execution:
         ending.cause = "processes" if self.crowded else None
         ending.stderr = self.stderr.tail
         ending.truncated = self.stdout.truncated or self.stderr.truncated
-        if died:
+        ending.starved = self.starved
+        if died or code:
             kills = out_of_memory_kills()
             ending.memory_kill = kills is not None and kills > (self._memory_kills or 0)
             self.agent.memory_kills = kills
@@ -113,7 +116,7 @@ class Execution:
 
     def done(self, **fields: Any) -> None:
         """Send the final event."""
-        self.agent.executions.pop(self.ident, None)
+        self.agent.forget(self.ident)
         duration = self.seconds() * 1000
         if self.tracked:
             fields["changes"] = self.agent.changes.look()
@@ -149,6 +152,8 @@ class CodeRun(Execution):
         self.is_code, self.context_ident = True, context.ident
         self.kernel: KernelProcess | None = None
         """The one that does the work; its context may have got another one meanwhile."""
+        self.late = b""
+        """What earlier executions of the context have left running and that printed since."""
         context.count += 1
         self._room = results_limit
         self._results_truncated = False
@@ -214,7 +219,8 @@ class CodeRun(Execution):
         ending.interrupted = self.interrupted and not self.killed
         if status is None:
             ending.cause = "processes"
-        self._end(ending, None, survived=False)
+        language = self._context.language
+        self._end(ending, outcome.death(ending, language, self.agent.settings.memory), survived=False)
 
     def _end(self, ending: outcome.Ending, error: Dict[str, str] | None, *, survived: bool) -> None:
         ending.truncated = ending.truncated or self._results_truncated
@@ -229,4 +235,5 @@ class CodeRun(Execution):
             execution_count=context.count,
             error=error,
             results_truncated=self._results_truncated,
+            **({"late": self.late.decode("utf-8", "replace")} if self.late else {}),
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
         stdout: Capture
         stderr: Capture
+        late: bytes
 
         def on_result(self, header: Header, payload: bytes) -> None:
             """The kernel has published a result."""
@@ -143,9 +144,12 @@ class KernelProcess:
 
     def execute(self, run: Run, request: Dict[str, Any], code: bytes, stdin: bytes) -> None:
         """Begin an execution; `run` hears of its results and its end."""
-        # What an earlier execution left running wrote this; it belongs to nobody.
+        # What an earlier execution left running wrote this: it is none of this one's output.
         self.stdout.drain()
         self.stderr.drain()
+        late = self.stdout.take_late() + self.stderr.take_late()
+        if late:
+            run.late = late
         self._sequence += 1
         self._run = run
         self._began = self._loop.time()

@@ -33,7 +33,7 @@ class Settings:
         self.warmup = fields.optional_text("warmup")
         self.nproc = fields.integer("nproc", -1, low=-1)
         self.nofile = fields.integer("nofile", 1024, low=64)
-        self.address_space = fields.integer("address_space", -1, low=-1)
+        self.memory = fields.integer("memory", -1, low=-1)
         self.writable: List[str] = fields.texts("writable")
         self.python_path: List[str] = fields.texts("python_path")
         self.env: Dict[str, str] = {
@@ -61,7 +61,7 @@ def lower(what: int, value: int) -> None:
     resource.setrlimit(what, (value, value))
 
 
-def restrict(settings: Settings, address_space: int) -> None:
+def restrict(settings: Settings) -> None:
     """Turn this process, a fresh fork, into one of the user's: own session, limits, identity, umask. No way back."""
     signal.set_wakeup_fd(-1)
     os.setsid()
@@ -70,8 +70,10 @@ def restrict(settings: Settings, address_space: int) -> None:
     lower(resource.RLIMIT_NOFILE, settings.nofile)
     if settings.nproc >= 0:
         lower(resource.RLIMIT_NPROC, settings.nproc)
-    if address_space >= 0:
-        lower(resource.RLIMIT_AS, address_space)
+    if settings.memory >= 0:
+        # What a program may allocate, not what it may map: one absurd allocation fails with an error of its own, where
+        # the kernel counts them. What all of them use is for the memory watch to limit.
+        lower(resource.RLIMIT_DATA, settings.memory)
     become_user(settings)
 
 

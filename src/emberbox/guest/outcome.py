@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict
@@ -31,6 +33,7 @@ class Ending:
         "interrupted",
         "killed",
         "memory_kill",
+        "starved",
         "stderr",
         "timed_out",
         "truncated",
@@ -47,6 +50,8 @@ class Ending:
         """The process died in a way that is no ordinary exit."""
         self.memory_kill = False
         """The kernel of the machine killed something for want of memory."""
+        self.starved = False
+        """The agent killed something of it for want of memory."""
         self.cause: str | None = None
         """What the language kernel says about it."""
         self.stderr = b""
@@ -54,8 +59,10 @@ class Ending:
         self.truncated = False
 
 
-def reason(ending: Ending) -> str:
+def reason(ending: Ending) -> str:  # noqa: PLR0911 - one for each
     """The `reason` field for this ending."""
+    if ending.starved and (ending.exit_code or ending.timed_out):
+        return "memory"
     if ending.timed_out:
         return "processes" if ending.cause == "processes" else "timeout"
     if ending.killed:
@@ -69,6 +76,35 @@ def reason(ending: Ending) -> str:
     if ending.died:
         return "crashed"
     return "output-truncated" if ending.truncated else "completed"
+
+
+def death(ending: Ending, language: str, memory: int) -> Dict[str, str]:
+    """The `error` of code whose interpreter has died with it; `memory` is what programs may use, in bytes."""
+    why, signalled = reason(ending), ending.exit_code - 128
+    name = "InterpreterDied"
+    if why == "memory":
+        name = "MemoryError"
+        limit = f" than {memory >> 20} MiB of memory" if memory > 0 else " memory than there is"
+        text = f"the program used more{limit} and was killed"
+    elif why == "timeout":
+        text = "the program did not stop when its time was over, and was killed"
+    elif why == "processes":
+        text = "no process could be started: too many are running"
+    elif why in ("killed", "interrupted"):
+        text = "the program was killed on request"
+    elif signalled > 0:
+        text = f"the program was ended by signal {signalled} ({_signal_name(signalled)})"
+    else:
+        text = f"the program ended its interpreter with exit code {ending.exit_code}"
+    text += f"; what it had defined in this context is gone, and the next {language} code begins anew"
+    return {"name": name, "value": text, "traceback": f"{name}: {text}"}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
 
 
 def _cause_in(ending: Ending) -> str | None:

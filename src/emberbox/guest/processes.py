@@ -28,17 +28,15 @@ def spawn(
     cwd: str,
     env: Dict[str, str],
     stdio: List[int],
-    address_space: int,
 ) -> tuple[int, int]:
     """Start `argv` as the user with `stdio` as its descriptors 0, 1, 2, ... and no other.
 
-    `address_space` is the limit for it in bytes, -1 for none.
     Answers the pid and a descriptor that ends when the program runs, or gives the errno and the step that failed.
     """
     report, child_report = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if not pid:
-        _become(settings, argv, cwd, env, stdio, child_report, address_space=address_space)
+        _become(settings, argv, cwd, env, stdio, child_report)
     os.close(child_report)
     os.set_blocking(report, False)
     return pid, report
@@ -51,8 +49,6 @@ def _become(
     env: Dict[str, str],
     stdio: List[int],
     report: int,
-    *,
-    address_space: int,
 ) -> NoReturn:
     step = "start"
     try:
@@ -63,7 +59,7 @@ def _become(
         copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(stdio) + 3) for fd in stdio]
         for target, fd in enumerate(copies):
             os.dup2(fd, target, inheritable=True)
-        restrict(settings, address_space)
+        restrict(settings)
         default_signals()
         step = "cwd"
         os.chdir(cwd)
@@ -137,10 +133,9 @@ def kill_tree(uid: int, root: int, *, since: float | None, others: Iterable[int]
     cannot outrun this.
     """
     foreign = set(others)
-    ticks = None if since is None else int(since * CLOCK_TICKS)
     stopped: Set[int] = set()
     for _ in range(KILL_ROUNDS):
-        found = {pid for pid in _family(processes_of(uid), root, ticks, foreign) if pid not in stopped}
+        found = {pid for pid in family(processes_of(uid), root, since, foreign) if pid not in stopped}
         if not found:
             break
         for pid in found:
@@ -154,14 +149,16 @@ def kill_tree(uid: int, root: int, *, since: float | None, others: Iterable[int]
         pass
 
 
-def _family(table: Dict[int, Process], root: int, since: int | None, others: Set[int]) -> Set[int]:
+def family(table: Dict[int, Process], root: int, since: float | None, others: Set[int]) -> Set[int]:
+    """What `kill_tree` means by these arguments, of a process table."""
     init = os.getpid()
+    ticks = None if since is None else int(since * CLOCK_TICKS)
     family = {root} if root in table else set()
     for process in table.values():
         ours = root in (process.group, process.session)
         if process.pid in others or process.session in others or process.group in others:
             continue
-        orphan = since is not None and init == 1 and process.parent == 1 and process.started >= since
+        orphan = ticks is not None and init == 1 and process.parent == 1 and process.started >= ticks
         if ours or orphan:
             family.add(process.pid)
     grown = True

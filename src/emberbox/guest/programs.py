@@ -35,7 +35,6 @@ class Program(Execution):
         stdin: bool,
         stdout_limit: int,
         stderr_limit: int,
-        address_space: int | None = None,
     ) -> None:
         super().__init__(agent, ident, stdout_limit, stderr_limit)
         self.argv = argv
@@ -57,7 +56,6 @@ class Program(Execution):
                 cwd=cwd,
                 env=env,
                 stdio=[child_in, child_out, child_err],
-                address_space=agent.settings.address_space if address_space is None else address_space,
             )
         except OSError:
             for fd in {out, err} | ({self._stdin} if stdin else set()):

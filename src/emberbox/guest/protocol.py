@@ -17,7 +17,7 @@ Operations (absent optional fields mean their default; "secs" are floats; paths 
 the work directory):
 
 configure   {uid, gid, home, workdir, hostname, env: {..}, languages: [..], warm: [..], warmup: "python source" | null,
-             nproc, nofile, address_space: bytes | null, python_path: [..]} -> done {}
+             nproc, nofile, memory: bytes | null, python_path: [..]} -> done {}
             Sent once before any other request but ping and sync. Starts the Python zygote and the warm languages.
 ping        {} -> done {}
 sync        {nonce} -> done {nonce}
@@ -31,7 +31,7 @@ run_code    {language, context: id | null, cwd: path | null, env: {..}, args: [.
             -> result {main: bool} payload: JSON object {MIME type: value}; binary formats are base64 strings, JSON
                                    formats are JSON values
             -> done {exit_code, reason, context, context_survived, execution_count, error: {name, value, traceback} |
-                     null, stdout_truncated, stderr_truncated, results_truncated, duration_ms,
+                     null, stdout_truncated, stderr_truncated, results_truncated, duration_ms, late?: str,
                      changes: {created: [path], changed: [path], deleted: [path], more: n} | null}
             With `track`, `changes` names the files that are other than before, as far as they fit (`more` counts the
             rest); null when there are too many files to look at.

@@ -97,7 +97,6 @@ class RustRun:
             stdin=False,
             stdout_limit=self._job.limits[0],
             stderr_limit=self._job.limits[1],
-            address_space=-1,
         )
         self._compiling = stage
         stage.on_exit = self._compiled
@@ -159,7 +158,7 @@ class RustRun:
 
     def _begin(self, stage: _Stage, timeout: float | None) -> None:
         stage.is_code = True
-        self._agent.executions[self._ident] = stage
+        self._agent.remember(self._ident, stage)
         stage.set_timeout(timeout)
 
     def _report(self, stage: _Stage, ending: outcome.Ending, error: Dict[str, str] | None) -> None:

@@ -20,8 +20,6 @@ KERNELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernels")
 MEBIBYTE = 1 << 20
 HEAP_SHARE = 0.75
 SMALLEST_HEAP = 64
-NODE_RESERVE = 640 << 20
-"""Address space that V8 takes at its start without using it. Its heap has a limit of its own; buffers have none."""
 ACORN = "acorn/package.json"
 
 
@@ -46,7 +44,6 @@ class SpawnedKernel(KernelProcess):
                 cwd=self._settings.workdir,
                 env=self._settings.env,
                 stdio=[*fds[1:], fds[0], *self.extra_fds()],
-                address_space=self.address_space(),
             )
         except OSError:
             self._loop.later(0, lambda: self.born(None))
@@ -58,10 +55,6 @@ class SpawnedKernel(KernelProcess):
     def extra_fds(self) -> List[int]:
         """What the process gets beside the usual descriptors, from 4 on."""
         return []
-
-    def address_space(self) -> int:
-        """Bytes of address space for it, -1 for no limit."""
-        return self._settings.address_space
 
     def command(self) -> List[str]:
         """The program and its arguments."""
@@ -76,16 +69,11 @@ class SpawnedKernel(KernelProcess):
 class JavaScriptKernel(SpawnedKernel):
     """A node process."""
 
-    def address_space(self) -> int:
-        """Bytes of address space for it, -1 for no limit."""
-        limit = self._settings.address_space
-        return limit if limit < 0 else limit + NODE_RESERVE
-
     def command(self) -> List[str]:
         """The program and its arguments."""
         options = registers.node_options()
-        if self._settings.address_space > 0:
-            heap = max(SMALLEST_HEAP, int(self._settings.address_space * HEAP_SHARE) // MEBIBYTE)
+        if self._settings.memory > 0:
+            heap = max(SMALLEST_HEAP, int(self._settings.memory * HEAP_SHARE) // MEBIBYTE)
             options.append(f"--max-old-space-size={heap}")
         return ["node", *options, os.path.join(KERNELS, "javascript.js")]
 

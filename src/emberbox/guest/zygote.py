@@ -217,7 +217,7 @@ def _fork_kernel(settings: Settings, fds: List[int]) -> int | None:
         for target, fd in enumerate(fds[1:]):
             os.dup2(fd, target, inheritable=True)
         control = fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, CONTROL_FD)
-        restrict(settings, settings.address_space)
+        restrict(settings)
         os.closerange(FIRST_FREE_FD, control)
         os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

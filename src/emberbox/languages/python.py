@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from emberbox.languages import _python_names as names
+from emberbox.languages._python_cells import commands_in, python_of
 from emberbox.languages._python_dangers import DANGERS, Dangers
 from emberbox.languages._tree import Source, generic_syntax_findings, walk
 from emberbox.languages.spec import Hit, LanguageSpec, Restriction
@@ -150,6 +152,8 @@ def _syntax(source: Source) -> list[Finding]:
             warnings.simplefilter("ignore")  # an invalid escape sequence is the author's business
             compile(source.code, "<code>", "exec", flags=flags, dont_inherit=True)
     except SyntaxError as error:
+        if _valid_in_notebook(source.code, flags):
+            return []
         if _valid_in_newer_python(source, error):
             return []
         return [_finding(source, error)]
@@ -158,6 +162,19 @@ def _syntax(source: Source) -> list[Finding]:
         found = generic_syntax_findings(source)
         return found or [source.finding(_bad_character(source), f"cannot be compiled: {_plain(error)}")]
     return []
+
+
+def _valid_in_notebook(code: str, flags: int) -> bool:
+    """Whether it is valid with its magics hidden, or without an indent that all lines share; the guest takes both."""
+    text = python_of(code)
+    attempts = [text] if text != code else []
+    if text.lstrip("\r\n")[:1].isspace():
+        attempts.append("if 1:\n" + text)
+    for attempt in attempts:
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+            compile(attempt, "<code>", "exec", flags=flags, dont_inherit=True)
+            return True
+    return False
 
 
 def _valid_in_newer_python(source: Source, error: SyntaxError) -> bool:
@@ -193,4 +210,4 @@ def _plain(error: BaseException) -> str:
     return str(error)
 
 
-SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_python", _check, _syntax)
+SPEC = LanguageSpec(CONFIG, RESTRICTIONS, DANGERS, "tree_sitter_python", _check, _syntax, commands_in, python_of)

@@ -89,6 +89,7 @@ class LanguageSpec:
         checker: finds the places where restrictions and dangers are.
         embedded: finds code of other languages, such as that of `python3 -c`.
         syntax: a syntax check that is better than the grammar's own error nodes, if there is one.
+        visible: the code with blanks in place of what its parsers do not know, each byte where it was.
     """
 
     config: LanguageConfig
@@ -98,6 +99,7 @@ class LanguageSpec:
     checker: Checker
     syntax: SyntaxChecker | None = None
     embedded: Callable[[Source], Iterable[Embedded]] | None = None
+    visible: Callable[[str], str] | None = None
 
     @property
     def name(self) -> str:
@@ -111,7 +113,8 @@ class LanguageSpec:
 
     def parse(self, code: str) -> Tree:
         """The syntax tree. Never fails: what does not fit the grammar is an ERROR node in the tree."""
-        return _parser(self.grammar).parse(Source.encode(code))
+        text = code if self.visible is None else self.visible(code)
+        return _parser(self.grammar).parse(Source.encode(text))
 
     def source(self, code: str) -> Source:
         """The code with its syntax tree and its positions."""

@@ -96,7 +96,9 @@ class VmExecutionConfig(Model):
         default=True, description="build the image of a template when it is first used; false: only by hand"
     )
     code_validation: bool = Field(default=True, description="check syntax and rules before code runs")
-    max_code_length: int = Field(default=10_000, ge=1, description="characters that the code of one execution may have")
+    max_code_length: int = Field(
+        default=100_000, ge=1, description="characters that the code of one execution may have"
+    )
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="which rules are in force for whom")
     history: HistoryConfig = Field(default=HistoryConfig(), description="what is recorded, when snapshots are taken")
     security_settings: SecuritySettings = Field(default=SecuritySettings(), description="checks and limits")

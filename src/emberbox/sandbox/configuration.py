@@ -10,9 +10,9 @@ from emberbox.models import MachineLimits
 GUEST_HOME = "/home/user"
 GUEST_PATH = "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin"
 _UID = 1000
-_ADDRESS_SPACE_SHARE = 0.85
-"""Of the machine's memory that one process may map: a large allocation then fails in the program that made it, with an
-error of its own, before the kernel has to kill the machine."""
+_MEMORY_SHARE = 0.85
+"""Of the machine's memory that user code may use: the agent ends the program that takes more, before the machine's cap
+has to kill all of them."""
 
 
 def configuration(image: Image, limits: MachineLimits) -> dict[str, Any]:
@@ -31,6 +31,6 @@ def configuration(image: Image, limits: MachineLimits) -> dict[str, Any]:
         "warmup": template.warmup,
         "nproc": limits.processes,
         "nofile": limits.open_files,
-        "address_space": int((limits.memory_mb << 20) * _ADDRESS_SPACE_SHARE),
+        "memory": int((limits.memory_mb << 20) * _MEMORY_SHARE),
         "python_path": [],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -43,6 +44,17 @@ _FIELD_OF_MIME = {
     "application/json": "json",
     "application/javascript": "javascript",
 }
+_MAX_LATE = 4096
+_LAST = 20
+_MAX_SEARCHED = 20_000
+_NO_NETWORK = re.compile(
+    r"(?i)name resolution|could not resolve host|temporary failure resolving|name or service not known|EAI_AGAIN"
+    r"|ENOTFOUND|network is unreachable|ENETUNREACH|unable to resolve host|no address associated with hostname"
+)
+NO_NETWORK = (
+    "The sandbox has no network: nothing can be downloaded or installed in it. Use what the template has"
+    " (`emberbox image show`), put packages into a template of your own, or bring files in with `files.write`."
+)
 _LONGEST_MS = 1e12
 """No execution takes that long; infinity and not-a-number are no durations either."""
 DEAD_EXIT_CODE = 137
@@ -161,8 +173,21 @@ class ExecutionCollector(OutputCollector):
             stderr_truncated=_flag(done, "stderr_truncated"),
             results_truncated=_flag(done, "results_truncated"),
             duration_ms=_number(done, "duration_ms"),
-            **_changed_files(done.get("changes")),
+            **self._changes_and_notes(done),
         )
+
+    def _changes_and_notes(self, done: Header) -> dict[str, Any]:
+        fields = _changed_files(done.get("changes"))
+        notes = fields.pop("notes", [])
+        late = done.get("late")
+        if late is not None:
+            if not isinstance(late, str):
+                raise ProtocolError("late output that is no text")
+            text = _text(late[:_MAX_LATE])
+            notes.append(f"Before it began, what earlier code of this context had left running printed: {text!r}")
+        if _NO_NETWORK.search("".join(self.stderr.parts[-_LAST:] + self.stdout.parts[-_LAST:])[-_MAX_SEARCHED:]):
+            notes.append(NO_NETWORK)
+        return {**fields, "notes": notes}
 
     def dead(self, reason: TerminationReason, message: str) -> Execution:
         """The Execution of code whose machine died under it."""

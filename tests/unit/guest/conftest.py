@@ -187,7 +187,7 @@ def configuration(home: Path, **changes: Any) -> dict[str, Any]:
         "warmup": None,
         "nproc": -1,
         "nofile": 512,
-        "address_space": None,
+        "memory": None,
         "python_path": [],
         **changes,
     }

@@ -150,3 +150,57 @@ def test_a_dead_kernel_is_reported_and_replaced(agent: Client) -> None:
     outcome = agent.code("process.kill(process.pid, 'SIGKILL')", "javascript")
     assert (outcome.reason, outcome.final["context_survived"]) == ("crashed", False)
     assert agent.code("typeof kept", "javascript").main == {"text/plain": "'undefined'"}
+
+
+def test_names_of_builtins_can_be_declared_and_break_nothing(agent: Client) -> None:
+    ident = agent.call("context_create", language="javascript").final["context"]
+
+    def shown(code: str) -> str:
+        outcome = agent.code(code, "javascript", context=ident)
+        assert outcome.final["error"] is None, outcome.final["error"]
+        assert outcome.final["exit_code"] == 0
+        return str(outcome.stdout + (outcome.main or {}).get("text/plain", ""))
+
+    declare = "class Set { constructor() { this.items = []; } add(x) { this.items.push(x); return this; } }\n"
+    assert shown(declare + "new Set().add(1).items.length") == "1"
+    assert shown("[1, 2].map((n) => n * 2)") == "[ 2, 4 ]"
+    assert shown("new Set().add(7).items[0]") == "7", "later cells have it too"
+    for name in (
+        "Number",
+        "JSON",
+        "Promise",
+        "Object",
+        "Map",
+        "Error",
+        "Array",
+        "String",
+        "Symbol",
+        "Buffer",
+        "process",
+    ):
+        assert shown(f"const {name} = (text) => text + 1; console.log({name}(2))") == "3\n", name
+        assert shown("const { a, ...rest } = { a: 1, b: [2] }; rest") == "{ b: [ 2 ] }", name
+        assert shown(f"{name}(3)") == "4", name
+    assert shown("const crypto = require('crypto'); crypto.createHash('md5').update('').digest('hex').length") == "32"
+    assert shown("crypto.createHash('md5').update('').digest('hex').length") == "32"
+    assert agent.code("throw new TypeError('x')", "javascript", context=ident).final["error"]["name"] == "TypeError"
+    assert shown("const Set = 5; Set") == "5", "and can be declared once more"
+    assert shown("globalThis.Set.name + require('vm').runInNewContext('1')") == "'Set1'"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'import data from "./data.json" with { type: "json" };\nconsole.log(data);',
+        "import data from './data.json' assert { type: 'json' }\nconsole.log(data)",
+        'import { default as data } from "./data.json" with {\n  "type": "json"\n};\nconsole.log(data);',
+        'const { default: data } = await import("./data.json", { with: { type: "json" } });\nconsole.log(data);',
+        'const data = (await import("./data.json", { assert: { type: "json" } })).default;\nconsole.log(data);',
+    ],
+)
+def test_import_attributes(agent: Client, code: str) -> None:
+    (agent.workdir / "data.json").write_text('{"a": 1}')
+    outcome = agent.code(code + '\nconsole.log("import(1) with { type }")', "javascript")
+    assert outcome.stdout == "{ a: 1 }\nimport(1) with { type }\n", outcome.final["error"]
+    failed = agent.code(code + "\nnull.x", "javascript").final["error"]
+    assert f":{code.count(chr(10)) + 2}:" in failed["traceback"]

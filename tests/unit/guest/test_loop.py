@@ -148,6 +148,7 @@ class Heard:
     def __init__(self) -> None:
         self.said: list[object] = []
         self.stdout = self.stderr = Capture(1 << 20, self.said.append)
+        self.late = b""
 
     def on_result(self, _header: Header, payload: bytes) -> None:
         self.said.append(payload)

@@ -266,9 +266,7 @@ def test_rich_results(agent: Client, context: str) -> None:
 @pytest.mark.parametrize(
     ("code", "begin"),
     [
-        ("class B:\n  def __repr__(self): raise ValueError\nB()", "<B object: its repr raised ValueError>"),
         ("'x' * 10**6", "'xxx"),
-        ("10**5000", "<int object: its repr raised ValueError>"),
         ("'\\udc80'", "'\\udc80'"),
     ],
 )
@@ -399,10 +397,10 @@ def test_memory_errors_have_their_reason(agent: Client, context: str) -> None:
     assert agent.code('raise RuntimeError("can\'t start new thread")', context=context).reason == "processes"
 
 
-def test_the_address_space_is_limited(tmp_path: Path) -> None:
+def test_one_absurd_allocation_fails_by_itself(tmp_path: Path) -> None:
     client = Client(agent_argv(), PACKAGE_PARENT)
     client.wait(0, "hello")
-    client.call("configure", **configuration(tmp_path, address_space=1 << 30, warm=["python"]))
+    client.call("configure", **configuration(tmp_path, memory=1 << 30, warm=["python"]))
     assert client.code("x = bytearray(1 << 31)").reason == "memory"
     assert client.code("1 + 1").main == {"text/plain": "2"}
     client.close()

@@ -60,3 +60,43 @@ def test_exactly_the_limit_is_not_truncated() -> None:
     capture = Capture(4, parts.append)
     capture.feed(b"1234")
     assert (parts, capture.truncated) == ([b"1234"], False)
+
+
+def captured(limit: int, *pieces: bytes) -> tuple[bytes, Capture]:
+    parts: list[bytes] = []
+    capture = Capture(limit, parts.append)
+    for piece in pieces:
+        capture.feed(piece)
+    capture.finish()
+    return b"".join(parts), capture
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 100_000])
+def test_output_over_the_limit_keeps_its_beginning_and_its_end(size: int) -> None:
+    data = b"".join(b"line %d\n" % number for number in range(20_000)) + "RESULT 42 é\n".encode()
+    kept, capture = captured(4096, *[data[at : at + size] for at in range(0, len(data), size)])
+    assert capture.truncated
+    assert len(kept) <= 4096
+    beginning, _, rest = kept.partition(b"\n[... ")
+    missing, _, end = rest.partition(b" bytes left out ...]\n")
+    assert data.startswith(beginning)
+    assert data.endswith(end)
+    assert len(end) > 900
+    assert len(beginning) > 3000
+    assert len(beginning) + int(missing.replace(b",", b"")) + len(end) == len(data)
+
+
+def test_output_up_to_the_limit_is_whole() -> None:
+    for size in (3000, 3071, 3072, 3073, 4000, 4095, 4096):
+        data = bytes(n % 251 for n in range(size))
+        kept, capture = captured(4096, data[:100], data[100:])
+        assert (kept, capture.truncated) == (data, False)
+    kept, capture = captured(4096, b"x" * 4097)
+    assert capture.truncated
+    assert b" bytes left out " in kept
+
+
+def test_characters_are_whole_on_both_sides_of_the_mark() -> None:
+    for shift in range(4):
+        kept, _ = captured(4096, b"a" * shift + "😀".encode() * 5000)
+        assert "�" not in kept.decode("utf-8", "replace")

@@ -334,3 +334,34 @@ def test_a_command_whose_machine_died_keeps_what_it_printed() -> None:
     done = made.dead_command(TerminationReason.KILLED, "why")
     assert (done.exit_code, done.stderr, done.error, done.termination_reason) == (137, "before", "why", "killed")
     assert done.duration_ms >= 0
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "ERROR: Could not find a version (NewConnectionError: [Errno -3] Temporary failure in name resolution)",
+        "fatal: unable to access 'https://github.com/a/b/': Could not resolve host: github.com",
+        "npm error code EAI_AGAIN",
+        "E: Temporary failure resolving 'deb.debian.org'",
+        "getaddrinfo ENOTFOUND example.org",
+    ],
+)
+def test_who_needs_a_network_is_told_what_to_do(stderr: str) -> None:
+    made = collector()
+    made.output({"id": 1, "ev": "stderr"}, stderr.encode())
+    (note,) = made.execution({**DONE, "exit_code": 1}).notes
+    assert "no network" in note
+    assert "template" in note
+
+
+def test_ordinary_output_gets_no_note() -> None:
+    made = collector()
+    made.output({"id": 1, "ev": "stdout"}, b"hello")
+    assert made.execution(DONE).notes == []
+
+
+def test_late_output_is_a_note() -> None:
+    (note,) = collector().execution({**DONE, "late": "tick\n"}).notes
+    assert "'tick\\n'" in note
+    with pytest.raises(ProtocolError, match="late"):
+        collector().execution({**DONE, "late": 1})

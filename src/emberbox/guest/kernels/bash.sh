@@ -1,10 +1,9 @@
 # The Bash kernel: read by a lasting shell whose loop (see bash.py) evaluates one execution after the other.
 #
-# Descriptors, hidden from user code while it runs: 200 the agent's channel, 201 where the state goes when the shell
-# ends, 202 the code, 203-205 the true stdin, stdout and stderr. Everything here must bear whatever the user has set or
+# Descriptors, which no program gets: 200 the agent's channel, 201 where the state goes when the shell ends, 202 the code,
+# 203-205 the true stdin, stdout and stderr. Everything here must bear whatever the user has set or
 # redefined, hence `builtin` and no word splitting.
 
-exec 203<&0 204>&1 205>&2
 __kernel_id=
 __kernel_restore=
 __kernel_exit_trap=
@@ -48,7 +47,7 @@ __kernel_run_exit_trap() {
 # The end of an execution, and nothing before the first one: undo what must not reach the next one, and tell the agent.
 __kernel_end() {
   if [[ -z $__kernel_id ]]; then builtin return 0; fi
-  __kernel_run_exit_trap "$__kernel_status" 200>&- 201>&- 202<&- 203<&- 204>&- 205>&-
+  __kernel_run_exit_trap "$__kernel_status"
   builtin eval "$__kernel_options"
   builtin trap - TERM HUP QUIT PIPE USR1 USR2 DEBUG ERR RETURN
   builtin trap __kernel_save EXIT
@@ -73,12 +72,13 @@ __kernel_next() {
 # The shell ends, by `exit`, an error under `set -e`, or a signal: leave the state to the next one.
 __kernel_save() {
   __kernel_status=$?
-  { builtin set +eux; } 2>/dev/null
-  __kernel_run_exit_trap "$__kernel_status" 200>&- 201>&- 202<&- 203<&- 204>&- 205>&-
+  { builtin trap - DEBUG ERR RETURN; builtin set +exuET; } >/dev/null 2>&1
+  __kernel_run_exit_trap "$__kernel_status"
   builtin eval "$__kernel_restore"
   {
     builtin local __kernel_name
     # Through a file: this must work where no process can be made any more.
+    builtin set +o posix +o noclobber
     builtin compgen -v >/proc/self/fd/202
     while IFS= builtin read -r __kernel_name; do
       case $__kernel_name in

@@ -26,6 +26,10 @@ class Sources:
         self._cells: List[tuple[str, int]] = []
         self._size = 0
 
+    def texts(self) -> List[tuple[str, str]]:
+        """Names and texts of the cells that are known, the oldest first."""
+        return [(name, "".join(linecache.getlines(name))) for name, _ in self._cells]
+
     def add(self, name: str, source: str) -> None:
         """Remember the text of a cell."""
         # A modification time of None keeps linecache from looking for the file.

@@ -2,7 +2,8 @@
 //
 // A cell becomes the body of an async function, so that it can await. What it declares at its top level stays in that
 // function's scope, where it is as fast and as constant as in a file, and is bound to accessors of the global object,
-// through which later cells reach it and may declare it anew.
+// through which later cells reach it and may declare it anew. Where it has the name of something that comes with node
+// (`Set`, `crypto`), the global object stays as it is, for modules and for this kernel: later cells get it as a parameter.
 "use strict";
 
 const { Buffer, Map, Object, Promise, Set, Symbol, process, globalThis: world } = globalThis;
@@ -135,13 +136,13 @@ function execute(header, source) {
 
 async function start(run, source) {
   remember(run.cell, source, []);
-  const cell = transform.transform(source, run.cell);
+  const cell = transform.transform(source, run.cell, [...shadows.keys()]);
   remember(run.cell, source, cell.edits);
   const script = new vm.Script(cell.code, {
     filename: run.cell,
     columnOffset: -cell.prefix,
   });
-  const names = { bind, importModule, importNames, meta: meta() };
+  const names = { bind, importModule, importNames, meta: meta(), shadow: (name) => shadows.get(name)() };
   Object.defineProperty(world, transform.HELPER, { value: names, configurable: true, enumerable: false });
   let promise;
   try {
@@ -168,8 +169,16 @@ function listenAgain(signal) {
   for (const listener of listeners) process.on(signal, listener);
 }
 
+const builtin = new Set(Object.getOwnPropertyNames(world));
+/** What cells have declared under the name of a builtin: name to getter. */
+const shadows = new Map();
+
 function bind(accessors) {
   for (const [name, accessor] of Object.entries(Object.getOwnPropertyDescriptors(accessors))) {
+    if (builtin.has(name)) {
+      shadows.set(name, accessor.get);
+      continue;
+    }
     Object.defineProperty(world, name, { get: accessor.get, set: accessor.set, configurable: true, enumerable: true });
   }
 }
@@ -285,12 +294,15 @@ process.on("beforeExit", () => {
 
 // ---- modules, stdin -------------------------------------------------------------------------------------------------
 
-async function importModule(specifier) {
-  return import(resolve(String(specifier)));
+/** `options`: `{ with: { type: "json" } }`, also as `assert`, the older word. */
+async function importModule(specifier, options = undefined) {
+  const attributes = options && (options.with || options.assert);
+  const target = resolve(String(specifier));
+  return attributes ? import(target, { with: attributes }) : import(target);
 }
 
-async function importNames(specifier, names) {
-  const module = await importModule(specifier);
+async function importNames(specifier, names, attributes = undefined) {
+  const module = await importModule(specifier, { with: attributes });
   for (const name of names) {
     if (!(name in module)) {
       throw new SyntaxError(`The requested module '${specifier}' does not provide an export named '${name}'`);

@@ -31,16 +31,33 @@ const OPTIONS = {
   allowImportExportEverywhere: true,
 };
 
+/** An identifier as long as `import`, which may be called with any number of arguments. */
+const IMPORT = "imp0rt";
+const ATTRIBUTES = /(\b(?:from|import)\s*(?:"[^"\n]*"|'[^'\n]*'))(\s*\b(?:with|assert)\s*(\{[^{}]*\}))/g;
+
+/** The tree, and by the end of its specifier the attributes of each import that has some. */
 function parse(source, name) {
   const { parse: parseWith } = loadAcorn();
+  const attributes = new Map();
+  const options = [{ ...OPTIONS, sourceType: "script" }, { ...OPTIONS, sourceType: "module" }];
   try {
-    return parseWith(source, { ...OPTIONS, sourceType: "script" });
+    return { program: parseWith(source, options[0]), attributes };
   } catch (failure) {
-    try {
-      return parseWith(source, { ...OPTIONS, sourceType: "module" });
-    } catch {
-      throw syntaxError(source, name, failure);
+    // acorn may be older than import attributes: it gets the text without them, in which every place is the same.
+    const older = source
+      .replace(ATTRIBUTES, (whole, head, tail, braces, start) => {
+        attributes.set(start + head.length, { braces, end: start + whole.length });
+        return head + tail.replace(/[^\n]/g, " ");
+      })
+      .replace(/\bimport(?=\s*\()/g, IMPORT);
+    for (const [text, how] of [[source, options[1]], [older, options[0]], [older, options[1]]]) {
+      try {
+        return { program: parseWith(text, how), attributes };
+      } catch {
+        // The next way, then.
+      }
     }
+    throw syntaxError(source, name, failure);
   }
 }
 
@@ -81,8 +98,9 @@ function walk(node, visit) {
 }
 
 class Cell {
-  constructor(source) {
+  constructor(source, attributes) {
     this.source = source;
+    this.attributes = attributes;
     this.changes = [];
     this.names = new Set();
     this.constants = new Set();
@@ -128,12 +146,17 @@ class Cell {
       wanted.push(imported);
       patterns.push(`${imported}:${local}`);
     }
-    const load = `await ${HELPER}.importNames(${node.source.raw},[${wanted}])`;
+    const given = node.attributes && node.attributes.map(({ key, value }) => `${key.raw || key.name}:${value.raw}`);
+    const { braces, end } = this.attributes.get(node.source.end) || { braces: null, end: 0 };
+    const attributes = given && given.length ? `{${given}}` : braces;
+    const whole = { start: node.start, end: Math.max(node.end, end) };
+    const more = attributes ? `,${attributes.replace(/\s+/g, " ")}` : "";
+    const load = `await ${HELPER}.importNames(${node.source.raw},[${wanted}]${more})`;
     if (space !== null) {
       const rest = patterns.length ? `,{${patterns}}=${space}` : "";
-      this.replace(node, `const ${space}=${load}${rest};`);
+      this.replace(whole, `const ${space}=${load}${rest};`);
     } else {
-      this.replace(node, patterns.length ? `const {${patterns}}=${load};` : `${load};`);
+      this.replace(whole, patterns.length ? `const {${patterns}}=${load};` : `${load};`);
     }
   }
 
@@ -167,15 +190,19 @@ class Cell {
   }
 }
 
-function transform(source, name = "<cell>") {
-  const program = parse(source, name);
-  const cell = new Cell(source);
+/** `shadows`: names that earlier cells have declared and that the global object has another meaning for. */
+function transform(source, name = "<cell>", shadows = []) {
+  const { program, attributes } = parse(source, name);
+  const cell = new Cell(source, attributes);
   if (source.startsWith("#!")) cell.replace({ start: 0, end: 2 }, "//");
   program.body.forEach((node) => cell.statement(node));
   walk(program.body, (node) => {
     if (node.type === "MetaProperty" && node.meta.name === "import") cell.replace(node, `${HELPER}.meta`);
     if (node.type === "ImportExpression") {
       cell.replace({ start: node.start, end: node.start + "import".length }, `${HELPER}.importModule`);
+    }
+    if (node.type === "CallExpression" && node.callee.name === IMPORT && source.startsWith("import", node.start)) {
+      cell.replace(node.callee, `${HELPER}.importModule`);
     }
     return undefined;
   });
@@ -195,8 +222,10 @@ function transform(source, name = "<cell>") {
     .filter((declared) => declared !== HELPER)
     .map((declared) => `get ${declared}(){return ${declared}},set ${declared}(__value__){${declared}=__value__}`)
     .join(",");
-  const head = `(async(${HELPER})=>{${strict ? '"use strict";' : ""}${HELPER}.bind({${accessors}});`;
-  return cell.build(head, `\n})(${HELPER})`);
+  const given = shadows.filter((shadow) => !cell.names.has(shadow));
+  const values = given.map((shadow) => `,${HELPER}.shadow("${shadow}")`).join("");
+  const head = `(async(${[HELPER, ...given]})=>{${strict ? '"use strict";' : ""}${HELPER}.bind({${accessors}});`;
+  return cell.build(head, `\n})(${HELPER}${values})`);
 }
 
 module.exports = { HELPER, transform };

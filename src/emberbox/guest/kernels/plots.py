@@ -8,7 +8,9 @@ from .results import add, safe_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Sequence
+    from typing import Any, Callable, Dict, List
+
+    from .modules import Watcher
 
 PYPLOT = "matplotlib.pyplot"
 
@@ -16,26 +18,10 @@ PYPLOT = "matplotlib.pyplot"
 class Plots:
     """Shows every figure once: when `plt.show()` is called, or at the end of the execution."""
 
-    def __init__(self, publish: Callable[[Dict[str, Any]], None]) -> None:
+    def __init__(self, publish: Callable[[Dict[str, Any]], None], modules: Watcher) -> None:
         self._publish = publish
         self._shown: List[Any] = []
-        if PYPLOT in sys.modules:
-            self._patch(sys.modules[PYPLOT])
-        else:
-            sys.meta_path.insert(0, self)
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        """Import hook: lets the others find pyplot, then patches it as soon as it has been loaded."""
-        if name != PYPLOT:
-            return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
-            if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader, self._patch)
-                return spec
-        return None
+        modules.want(PYPLOT, self._patch)
 
     def is_figure(self, value: Any) -> bool:
         """Whether `value` is a matplotlib figure."""
@@ -71,20 +57,6 @@ class Plots:
             self.show()
 
         pyplot.show = show
-
-
-class _Loader:
-    def __init__(self, loader: Any, loaded: Callable[[Any], None]) -> None:
-        self._loader = loader
-        self._loaded = loaded
-
-    def create_module(self, spec: Any) -> Any:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: Any) -> None:
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        self._loaded(module)
 
 
 def _png(figure: Any) -> bytes:

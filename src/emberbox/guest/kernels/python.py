@@ -5,6 +5,8 @@ from __future__ import annotations
 import _socket
 import ast
 import builtins
+import errno
+import fcntl
 import io
 import os
 import signal
@@ -12,9 +14,15 @@ import sys
 import types
 
 from ..protocol import FrameDecoder, encode  # noqa: TID252 - the package has another name in a machine
+from . import notebook, origins
 from .added import MARKER, Added
+from .cells import compiled, silenced
 from .errors import Sources, cause_of, describe
+from .eventloop import LastingLoop
 from .freshness import freshen, listen
+from .magic_lines import cell_magic
+from .magics import Magics
+from .modules import Watcher
 from .plots import Plots
 from .results import add, bundle, fit
 
@@ -31,6 +39,11 @@ FUTURE_FLAGS = 0
 for _name in __import__("__future__").all_feature_names:
     FUTURE_FLAGS |= getattr(__import__("__future__"), _name).compiler_flag
 INTERRUPTED = 130
+CO_COROUTINE = 0x80
+SAVED_FDS = 32
+"""Where the kernel keeps its own stdin, stdout and stderr: above what user code opens."""
+MAIN = "main.py"
+"""The name of the code's own file, which is not there."""
 RESULT_ROOM = 7 << 20
 KEPT_MODULES: list[Any] = []
 
@@ -60,7 +73,7 @@ def _prepare_interpreter() -> None:
     if os.path.isdir(user_packages):
         site.ENABLE_USER_SITE = True
         site.addsitedir(user_packages)
-    sys.argv = ["main.py"]
+    sys.argv = [MAIN]
     sys.orig_argv = [sys.executable]
     freshen()  # all kernels are forks of one process
     listen()
@@ -82,12 +95,17 @@ class Kernel:
         self._decoder = FrameDecoder()
         self._module = types.ModuleType("__main__")
         self._module.__dict__["__builtins__"] = builtins
+        self._module.__dict__["__file__"] = os.path.join(os.getcwd(), MAIN)
         self._fresh = dict(self._module.__dict__)
         sys.modules["__main__"] = self._module
         self._count = 0
         self._flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         self._sources = Sources()
-        self._event_loop: Any = None
+        modules = Watcher()
+        self._event_loop = LastingLoop()
+        modules.want("asyncio", self._event_loop.patch)
+        origins.listen(modules, self._sources)
+        notebook.listen(modules, self._display, self._show)
         self._running = False
         self._in_child = False
         self._request = 0
@@ -95,10 +113,12 @@ class Kernel:
         """The last expression's value, which travels with the end: one wake-up instead of two."""
         self._room = 0
         self._truncated = False
-        self._plots = Plots(lambda data: self._publish(data, main=False))
+        self._plots = Plots(self._show, modules)
+        self._magics = Magics(self._run_text, self._module.__dict__, self._show)
         self._stdin: Any = None
         self._stdout: Any = None
         self._stderr: Any = None
+        self._saved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SAVED_FDS) for fd in range(3)]
         self._open_streams()
         builtins.display = self._display  # type: ignore[attr-defined]
         os.register_at_fork(after_in_child=self._become_child)
@@ -117,6 +137,7 @@ class Kernel:
             elif frame[0]["op"] == "setup":
                 os.environ.update(frame[0]["env"])
                 os.chdir(frame[0]["cwd"] or ".")
+                self._module.__dict__["__file__"] = os.path.join(os.getcwd(), MAIN)
             elif frame[0]["op"] == "warm":
                 self._warm(frame[0])
             elif frame[0]["op"] == "forget":
@@ -174,10 +195,14 @@ class Kernel:
         self._truncated = False
         self._plots.reset()
         if header["stdin"] or sys.stdin is not self._stdin or self._stdin.closed:
+            self._stdin = sys.stdin = sys.__stdin__ = None  # type: ignore[misc]
+            self._renew_descriptors()
             self._stdin = sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
-        if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
-            self._flush()
-            self._open_streams()
+        for stream, ours in ((sys.stdout, self._stdout), (sys.stderr, self._stderr)):
+            if stream is not ours or ours.closed:
+                self._flush()
+                self._open_streams()
+                break
         if signal.getsignal(signal.SIGINT) is not self._handler:
             signal.signal(signal.SIGINT, self._handler)
 
@@ -190,6 +215,7 @@ class Kernel:
             os.environ.update(env)
             if header["cwd"]:
                 os.chdir(header["cwd"])
+                self._module.__dict__["__file__"] = os.path.join(os.getcwd(), MAIN)
             return self._run_cell(source)
         finally:
             for name, value in before.items():
@@ -199,11 +225,12 @@ class Kernel:
                     os.environ[name] = value
             if folder is not None and not self._in_child:
                 os.chdir(folder)
+                self._module.__dict__["__file__"] = os.path.join(folder, MAIN)
 
     def _run_cell(self, source: str) -> Dict[str, Any]:
         cell = f"<cell {self._count}>"
         added = Added(source) if MARKER in source else None
-        source = source if added is None else added.rest
+        source = source.lstrip("\ufeff") if added is None else added.rest
         self._sources.add(cell, source)
         code = 0
         error: Dict[str, str] | None = None
@@ -220,48 +247,56 @@ class Kernel:
         return {"exit_code": code, "error": error, "cause": cause}
 
     def _evaluate(self, source: str, cell: str, added: Added | None) -> None:
+        magic = cell_magic(source) if "%%" in source else None
+        if magic is None:
+            value = self._value(source, cell, added)
+        else:
+            value = self._magics.cell(magic, source.count("\n", 0, magic.start))
+        if value is None or self._in_child:
+            return
+        builtins._ = value  # type: ignore[attr-defined]
+        if self._plots.is_figure(value):
+            self._publish(self._plots.figure_bundle(value), main=True)
+        else:
+            self._publish(bundle(value, strict=True), main=True)
+
+    def _run_text(self, source: str) -> Any:
+        """The value of code that a magic runs."""
+        return self._value(source, f"<cell {self._count}>", None)
+
+    def _value(self, source: str, cell: str, added: Added | None) -> Any:
+        """Execute a cell; the value of its last expression, unless a semicolon follows it."""
         flags = self._flags | ast.PyCF_ONLY_AST
-        tree = compile(source, cell, "exec", flags, dont_inherit=True)
-        if added is not None:
+        if added is None:
+            tree = compiled(source, cell, flags, self._magics.translate)
+        else:
+            compile(source, cell, "exec", flags, dont_inherit=True)  # errors have the lines that its author knows
             tree = added.parse(cell, flags, self._module.__dict__)
         last = tree.body[-1] if tree.body else None
-        if not isinstance(last, ast.Expr) or _silenced(source, last):
-            self._call(compile(tree, cell, "exec", self._flags, dont_inherit=True))
-            return
-        tree.body.pop()
+        codes = []
+        if isinstance(last, ast.Expr) and not silenced(source, last):
+            tree.body.pop()
+            codes = [compile(ast.Expression(last.value), cell, "eval", self._flags, dont_inherit=True)]
         if tree.body:
-            self._call(compile(tree, cell, "exec", self._flags, dont_inherit=True))
-        value = self._call(compile(ast.Expression(last.value), cell, "eval", self._flags, dont_inherit=True))
-        if value is not None and not self._in_child:
-            builtins._ = value  # type: ignore[attr-defined]
-            if self._plots.is_figure(value):
-                self._publish(self._plots.figure_bundle(value), main=True)
-            else:
-                self._publish(bundle(value), main=True)
-
-    def _call(self, code: types.CodeType) -> Any:
-        self._flags |= code.co_flags & FUTURE_FLAGS
-        value = eval(code, self._module.__dict__)
-        if code.co_flags & 0x80:  # CO_COROUTINE: the code awaits at its top level
-            return self._await(value)
+            code = compile(tree, cell, "exec", self._flags, dont_inherit=True)
+            self._flags |= code.co_flags & FUTURE_FLAGS
+            codes.insert(0, code)
+        if any(code.co_flags & CO_COROUTINE for code in codes):
+            return self._event_loop.run(self._awaiting(codes))
+        value = None
+        for code in codes:
+            value = eval(code, self._module.__dict__)
+        self._event_loop.advance()
         return value
 
-    def _await(self, coroutine: Any) -> Any:
-        import asyncio
-
-        if self._event_loop is None or self._event_loop.is_closed():
-            self._event_loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(self._event_loop)
-        task = self._event_loop.create_task(coroutine)
-        try:
-            return self._event_loop.run_until_complete(task)
-        except KeyboardInterrupt:
-            task.cancel()
-            try:
-                self._event_loop.run_until_complete(task)
-            except asyncio.CancelledError:
-                pass
-            raise
+    async def _awaiting(self, codes: list[types.CodeType]) -> Any:
+        """A cell that awaits somewhere: all of it runs in the loop."""
+        value = None
+        for code in codes:
+            value = eval(code, self._module.__dict__)
+            if code.co_flags & CO_COROUTINE:
+                value = await value
+        return value
 
     def _failure(self, exc: BaseException, cell: str = "") -> Dict[str, Any]:
         code = INTERRUPTED if isinstance(exc, KeyboardInterrupt) else 1
@@ -289,6 +324,9 @@ class Kernel:
             else:
                 self._publish(bundle(value), main=False)
 
+    def _show(self, data: Dict[str, Any]) -> None:
+        self._publish(data, main=False)
+
     def _publish(self, data: Dict[str, Any], *, main: bool) -> None:
         if self._in_child or not self._request:
             return
@@ -308,7 +346,20 @@ class Kernel:
         header = {"id": self._request, "ev": "result", "main": True, "last": last}
         return encode(header, payload) if payload else b""
 
+    def _renew_descriptors(self) -> None:
+        """Give 0, 1 and 2 back what user code has closed, be it through a stream of its own."""
+        for fd, saved in enumerate(self._saved):
+            try:
+                same = os.path.sameopenfile(fd, saved)
+            except OSError:
+                same = False
+            if not same:
+                os.dup2(saved, fd)
+
     def _open_streams(self) -> None:
+        sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = None  # type: ignore[misc]
+        self._stdout = self._stderr = None  # what closes its descriptor when it goes, is to do so now
+        self._renew_descriptors()
         self._stdin = sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
         self._stdout = sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[misc]
         self._stderr = sys.stderr = sys.__stderr__ = _stream(2, "w")  # type: ignore[misc]
@@ -317,8 +368,17 @@ class Kernel:
         for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
             try:
                 stream.flush()
-            except Exception:  # noqa: BLE001, S110 - the user may have closed or replaced it
-                pass
+            except Exception as problem:  # noqa: BLE001 - the user may have closed or replaced it
+                if isinstance(problem, OSError) and problem.errno == errno.EBADF and not self._in_child:
+                    self._renew_descriptors()
+                    self._flush_again(stream)
+
+    @staticmethod
+    def _flush_again(stream: Any) -> None:
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S110 - it is on another descriptor
+            pass
 
     def _on_interrupt(self, _number: int, _frame: Any) -> None:
         if self._running or self._in_child:
@@ -328,11 +388,3 @@ class Kernel:
         """A fork of this process is no kernel: it must neither read nor write the agent's channel."""
         self._in_child = True
         self._socket.close()
-
-
-def _silenced(source: str, last: ast.Expr) -> bool:
-    """Whether a semicolon follows the last expression. Only brackets, comments and space can stand there else."""
-    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")[(last.end_lineno or 1) - 1 :]
-    if lines:
-        lines[0] = lines[0].encode()[last.end_col_offset or 0 :].decode("utf-8", "replace")
-    return any(";" in line.split("#", 1)[0] for line in lines)

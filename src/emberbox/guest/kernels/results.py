@@ -29,9 +29,9 @@ FORMATS = {
 PLAIN = frozenset({int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset, range, type(None)})
 
 
-def bundle(value: Any) -> Bundle:
-    """Every representation that `value` has; at least text/plain."""
-    data: Bundle = {"text/plain": safe_repr(value)}
+def bundle(value: Any, *, strict: bool = False) -> Bundle:
+    """Every representation that `value` has; at least text/plain. `strict`: raises what its `repr` raises."""
+    data: Bundle = {"text/plain": bounded(repr(value)) if strict else safe_repr(value)}
     kind = type(value)
     if kind in PLAIN or isinstance(value, type):
         return data
@@ -61,11 +61,15 @@ def attempt(make: Callable[[], Any] | None) -> Any:
 def safe_repr(value: Any) -> str:
     """`repr(value)`, bounded, even where it raises."""
     try:
-        text = repr(value)
-        if type(text) is not str:
-            text = str(text)
+        return bounded(repr(value))
     except Exception as exc:  # noqa: BLE001 - a __repr__ of the user may raise anything
-        text = f"<{type(value).__name__} object: its repr raised {type(exc).__name__}>"
+        return f"<{type(value).__name__} object: its repr raised {type(exc).__name__}>"
+
+
+def bounded(text: str) -> str:
+    """`text`, cut where it is very long."""
+    if type(text) is not str:
+        text = str(text)
     if len(text) > TEXT_LIMIT:
         text = f"{text[:TEXT_LIMIT]}... ({len(text)} characters in all)"
     return text
