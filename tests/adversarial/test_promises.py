@@ -1,4 +1,4 @@
-"""Sentences of SECURITY.md that no other test holds, tried by code in real sandboxes and by looking at their processes."""
+"""Promises of SECURITY.md that no other test holds: tried by code in real sandboxes, by a look at their processes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,12 @@ from websockets.sync.client import connect
 from emberbox import Engine, MachineLimits, Sandbox, TerminationReason, load_settings
 from emberbox.host.rundir import processes_of
 from emberbox.machines.gvisor.machine import GvisorMachine
-from handles import session_of
 from served import Served
 from waiting import until
 
 NOBODY = 65534
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-TRY = (
-    "def tried(what):\n"
-    "    try: what()\n"
-    "    except OSError as error: return error.strerror\n"
-    "    return 'POSSIBLE'\n"
-)
+TRY = "def tried(what):\n    try: what()\n    except OSError as error: return error.strerror\n    return 'POSSIBLE'\n"
 
 
 @pytest.fixture
@@ -58,20 +52,22 @@ def test_the_agent_is_neither_traced_nor_read_nor_written_to(sandbox: Sandbox) -
         "    if getattr(libc, name)(*args) < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))\n"
         "here = ctypes.create_string_buffer(8)\n"
         "mine, theirs = Part(ctypes.addressof(here), 8), Part(0x400000, 8)\n"
+        "parts = ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0\n"
         "found = {}\n"
         "for pid in [int(name) for name in os.listdir('/proc') if name.isdigit()]:\n"
         "    if os.stat(f'/proc/{pid}').st_uid: continue\n"
         "    answers = found[pid] = {\n"
         "        'attach': tried(lambda: call('ptrace', 16, pid, 0, 0)),\n"
         "        'seize': tried(lambda: call('ptrace', 0x4206, pid, 0, 0)),\n"
-        "        'read': tried(lambda: call('process_vm_readv', pid, ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0)),\n"
-        "        'write': tried(lambda: call('process_vm_writev', pid, ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0)),\n"
+        "        'read': tried(lambda: call('process_vm_readv', pid, *parts)),\n"
+        "        'write': tried(lambda: call('process_vm_writev', pid, *parts)),\n"
         "        'limit': tried(lambda: __import__('resource').prlimit(pid, 7, (9, 9))),\n"
         "    }\n"
-        "    for number in (0, 2, 9, 15, 19): answers[f'signal {number}'] = tried(lambda: os.kill(pid, number))\n"
+        "    for number in (0, 2, 9, 15, 19): answers[number] = tried(lambda: os.kill(pid, number))\n"
         "    for name in ('cwd', 'root', 'exe'): answers[name] = tried(lambda: os.readlink(f'/proc/{pid}/{name}'))\n"
         "    for name in ('mem', 'comm', 'oom_score_adj', 'uid_map'):\n"
-        "        answers[f'write {name}'] = tried(lambda: open(f'/proc/{pid}/{name}', 'r+b', buffering=0).write(b'1'))\n"
+        "        place = f'/proc/{pid}/{name}'\n"
+        "        answers[f'write {name}'] = tried(lambda: open(place, 'r+b', buffering=0).write(b'1'))\n"
         "    for fd in os.listdir(f'/proc/{pid}/fd'):\n"
         "        path = f'/proc/{pid}/fd/{fd}'\n"
         "        try:\n"
@@ -85,7 +81,9 @@ def test_the_agent_is_neither_traced_nor_read_nor_written_to(sandbox: Sandbox) -
     assert "1" in found, "the agent"
     assert len(found) >= 2, "and the zygote"
     assert sum(" host:" in name for name in found["1"]) >= 6, "both ends of the channel, each way"
-    possible = [(pid, what) for pid, answers in found.items() for what, answer in answers.items() if answer == "POSSIBLE"]
+    possible = [
+        (pid, what) for pid, answers in found.items() for what, answer in answers.items() if answer == "POSSIBLE"
+    ]
     assert possible == []
     assert sandbox.run_code("40 + 2").text == "42"
 
@@ -142,7 +140,12 @@ def test_folders_that_can_be_written_are_small_memory_file_systems(sandbox: Sand
         "print(json.dumps([sizes, sorted(can), tried(fill), mounts['/'][1].split(',')[0]]))\n",
     )
     sizes, can, full, root = found
-    assert sizes == {"/tmp": ["tmpfs", 16], "/run": ["tmpfs", 16], "/dev/shm": ["tmpfs", 16], "/home/user": ["tmpfs", 16]}
+    assert sizes == {
+        "/tmp": ["tmpfs", 16],
+        "/run": ["tmpfs", 16],
+        "/dev/shm": ["tmpfs", 16],
+        "/home/user": ["tmpfs", 16],
+    }
     assert can == ["/dev/shm", "/home/user", "/tmp"]
     assert (full, root) == ("No space left on device", "ro")
 
@@ -248,9 +251,7 @@ async def test_memory_processor_and_processes_are_capped_by_the_kernel(engine: E
     assert all(wanted <= pids for pids in members.values())
 
 
-async def test_whoever_is_not_this_user_cannot_take_machines_over(
-    nothing_left: None, run_dir: Path
-) -> None:
+async def test_whoever_is_not_this_user_cannot_take_machines_over(nothing_left: None, run_dir: Path) -> None:
     """The socket of a spawner that lingers, where everybody may look into the base."""
     if os.getuid() != 0:
         pytest.skip("only root can be somebody else")
@@ -291,7 +292,8 @@ def test_with_no_time_for_adoption_nothing_runs_without_its_engine(nothing_left:
     environment = {**os.environ, "EMBERBOX_ADOPTION_SECONDS": "0"}
     done = subprocess.run([sys.executable, "-c", LINGERS], env=environment, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
-    until(lambda: not processes_of(f"{run_dir}/"), "the end of the machine and its spawner")
+    # less than the time that machines are kept for by default
+    until(lambda: not processes_of(f"{run_dir}/"), "the end of the machine and its spawner", 30)
     until(lambda: not list(run_dir.iterdir()), "its files are gone")
 
 
@@ -313,7 +315,7 @@ def test_files_of_snapshots_are_private_where_new_files_are_for_the_group(
             assert len(memories) >= 3, "of the template, of one, of two"
             open_ones = [path for path in files if not _shut_away(path, tmp_path)]
             assert open_ones == []
-            records = [path for path in folders[1].rglob("snapshot.json")]
+            records = list(folders[1].rglob("snapshot.json"))
             assert [path.stat().st_mode & 0o777 for path in records] == [0o600]
             target = tmp_path / "out.tar"
             argv = [sys.executable, "-m", "emberbox.cli.app", "snapshot", "export", kept.snapshot_id, str(target)]
@@ -349,7 +351,9 @@ def test_the_log_holds_no_code_no_output_and_no_token(nothing_left: None, tmp_pa
             answers = [client.post("/api/llm/execute", json={"language": "python", "code": code}) for code in codes]
             assert {answer.status_code for answer in answers} >= {200, 422}
             vm = client.get("/api/vms").json()["vms"][0]["id"]
-            client.post("/api/llm/execute", content=b'{"code": "codesesame"', headers={"content-type": "application/json"})
+            client.post(
+                "/api/llm/execute", content=b'{"code": "codesesame"', headers={"content-type": "application/json"}
+            )
             client.post("/api/llm/execute", json={"language": "codesesame", "code": 5, "codesesame": 1})
             client.post("/api/llm/parse-execute", json={"llm_response": "Run:\n```python\nprint('codesesame')\n```\n"})
             client.get("/api/vms", params={"token": wrong, "access_token": secret})

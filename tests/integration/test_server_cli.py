@@ -110,7 +110,8 @@ def test_a_terminal_gets_no_control_codes_of_a_session(served: Served, api: http
     assert done.returncode == 0
     assert b"a\xef\xbf\xbd]0;t\xef\xbf\xbdb" in shown
     assert b"c\xef\xbf\xbd[2Jd" in shown
-    assert not {b"\x1b]0", b"\x07", b"\x1b[2J"} & {shown[at : at + size] for at in range(len(shown)) for size in (1, 3, 4)}
+    assert b"\x1b" not in shown
+    assert b"\x07" not in shown
     cli(served, "sessions", "close", "build")
 
 
