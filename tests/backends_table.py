@@ -29,7 +29,8 @@ def table_of(reports: dict[str, list[TestReport]]) -> list[str]:
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for outcome, mark in _MARKS.items():
         for report in reports.get(outcome, []):
-            backend = next((str(value) for name, value in report.user_properties if name == _PROPERTY), None)
+            properties = getattr(report, "user_properties", ())  # a file that cannot be collected has none
+            backend = next((str(value) for name, value in properties if name == _PROPERTY), None)
             if backend is None:
                 continue
             cells = rows[report.nodeid.partition("[")[0].rpartition("/")[2].replace(".py::", " ")]

@@ -95,6 +95,26 @@ def test_sessions(served: Served, api: httpx.Client) -> None:
     assert "no session" in cli(served, "sessions", "close", "build", code=2)
 
 
+def test_a_terminal_gets_no_control_codes_of_a_session(served: Served, api: httpx.Client) -> None:
+    api.post("/sessions", json={"name": "build", "vm_type": "minimal"})
+    argv = [*served.program, "sessions", "run", "build", r"printf 'a\033]0;t\007b\n'; printf 'c\033[2Jd\n' >&2"]
+    piped = subprocess.run([*argv, "--server", served.url], capture_output=True, timeout=60, check=False)
+    assert (piped.stdout, piped.stderr) == (b"a\x1b]0;t\x07b\n", b"c\x1b[2Jd\n"), "a program gets what was written"
+    here, there = pty.openpty()
+    try:
+        done = subprocess.run([*argv, "--server", served.url], stdout=there, stderr=there, timeout=60, check=False)
+        os.close(there)
+        shown = os.read(here, 1 << 16)
+    finally:
+        os.close(here)
+    assert done.returncode == 0
+    assert b"a\xef\xbf\xbd]0;t\xef\xbf\xbdb" in shown
+    assert b"c\xef\xbf\xbd[2Jd" in shown
+    assert b"\x1b" not in shown
+    assert b"\x07" not in shown
+    cli(served, "sessions", "close", "build")
+
+
 def test_a_server_that_is_not_there(served: Served) -> None:
     done = served.cli("vms", "list", "--server", "http://127.0.0.1:9")
     assert done.returncode == 5

@@ -11,7 +11,7 @@ from rich.console import Console
 from emberbox.cli.approve import terminal_approver
 from emberbox.cli.exits import Exit, run_async
 from emberbox.cli.inputs import language_of, read_input, read_piped, with_hooks
-from emberbox.cli.printing import printable
+from emberbox.cli.printing import write_output
 from emberbox.cli.progress import build_progress
 from emberbox.config import load_settings
 from emberbox.engine import Engine, ExecuteRequest
@@ -68,13 +68,11 @@ async def _execute(options: ExecOptions) -> int:
 
 
 def _out(text: str) -> None:
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    write_output(text, sys.stdout)
 
 
 def _err(text: str) -> None:
-    sys.stderr.write(printable(text) if sys.stderr.isatty() else text)
-    sys.stderr.flush()
+    write_output(text, sys.stderr)
 
 
 def _epilogue(execution: Execution) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
+from emberbox.cli.printing import printable
 from emberbox.errors import (
     ApiError,
     ConfigError,
@@ -84,8 +85,8 @@ def fail(error: VmExecutionError, *, as_json: bool) -> NoReturn:
         print(json.dumps({"error": error.to_dict()}, indent=2))
     else:
         console = Console(stderr=True, highlight=False)
-        console.print(f"[bold red]✗[/] {escape(error.message)}")
-        console.print(f"  [cyan]→[/] {escape(error.remediation)}")
+        console.print(f"[bold red]✗[/] {escape(printable(error.message))}")
+        console.print(f"  [cyan]→[/] {escape(printable(error.remediation))}")
     sys.exit(int(exit_of_error(error)))
 
 

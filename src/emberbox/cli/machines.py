@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emberbox._http import EXECUTION_SECONDS, HttpServer, made
-from emberbox.cli.printing import printable
+from emberbox.cli.printing import printable, write_output
 from emberbox.cli.remote import on_server, part
 from emberbox.cli.target import Target
 from emberbox.languages import resolve
@@ -254,8 +255,8 @@ def run_in_session(target: Target, name: str, command: str, *, as_json: bool) ->
         if as_json:
             print(done.model_dump_json(indent=2))
         else:
-            print(done.stdout, end="")
-            Console(stderr=True, highlight=False).print(Text(done.stderr), end="", soft_wrap=True)
+            write_output(done.stdout, sys.stdout)
+            write_output(done.stderr, sys.stderr)
         return done.exit_code
 
     on_server(target, work, as_json=as_json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TextIO
+
 
 def printable(text: str) -> str:
     """Text from a sandbox, without what could control the terminal: of the C0 and C1 codes only tab and line end."""
@@ -10,3 +12,9 @@ def printable(text: str) -> str:
     return "".join(
         c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\N{REPLACEMENT CHARACTER}" for c in text
     )
+
+
+def write_output(text: str, stream: TextIO) -> None:
+    """Write what a program in a sandbox wrote: as it is to a file or a pipe, `printable` to a terminal."""
+    stream.write(printable(text) if stream.isatty() else text)
+    stream.flush()

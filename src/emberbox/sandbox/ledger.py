@@ -12,7 +12,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from emberbox.errors import ConfigError
 from emberbox.images.template import Template
@@ -25,6 +25,9 @@ _UNREADABLE = ".unreadable"
 
 class SandboxRecord(Model):
     """A sandbox, as far as it must be known to find it again."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+    """What is wrong with one is told to users and logged; an environment may be secret."""
 
     format: int = FORMAT
     sandbox_id: str

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from emberbox.errors import ImageError, SnapshotFailed, SnapshotNotFound
 from emberbox.images.store import Image, ImageStore
@@ -47,6 +47,9 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 class SnapshotRecord(Model):
     """What `snapshot.json` holds."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+    """What is wrong with one is told to users and logged; an environment may be secret."""
 
     format: int = FORMAT
     info: SnapshotInfo

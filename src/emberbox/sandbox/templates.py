@@ -80,7 +80,8 @@ class TemplateSnapshots:
 
     def place(self, image: Image, limits: MachineLimits) -> Path:
         """A directory of a name of its own for a snapshot that is about to be taken; raises OSError."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._folder.parent, self._folder):  # `parents` would make the first one as the umask has it
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_old()
         return self._folder / f"{self.key(image, limits)}.{secrets.token_hex(4)}"
 

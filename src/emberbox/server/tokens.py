@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
 from emberbox._text import check_agent
 from emberbox.config import Settings
@@ -37,6 +37,8 @@ _DUMMY = hashlib.sha256(b"").hexdigest()
 
 class TokenRecord(Model):
     """A token, as it is kept. The hash is SHA-256: the secret has 256 random bits, so that a slow hash adds nothing."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     id: str
     name: str
@@ -61,6 +63,8 @@ class TokenRecord(Model):
 
 
 class _File(Model):
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     version: Literal[1] = 1
     tokens: list[TokenRecord] = Field(default_factory=list)
 
@@ -133,6 +137,10 @@ class TokenStore:
             self._bad = seen
             if not stat.S_ISREG(now.st_mode):
                 raise ConfigError(f"{self.path} is no file.", remediation="Set server.token_file.")
+            if now.st_uid != os.geteuid():
+                raise ConfigError(
+                    f"The tokens in {self.path} are another user's.", remediation=f"chown {os.geteuid()} {self.path}"
+                )
             if now.st_mode & 0o077:
                 raise ConfigError(
                     f"Others may read or write the tokens in {self.path}.", remediation=f"chmod 600 {self.path}"

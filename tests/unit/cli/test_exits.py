@@ -107,6 +107,14 @@ def test_a_person_reads_message_and_remedy_on_stderr(capsys: pytest.CaptureFixtu
     assert "→ Run [setup]." in err
 
 
+def test_words_of_a_machine_in_an_error_control_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    error = VmNotAvailable("it said \x1b]0;title\x07\x9b2J", remediation="see \x1b[31mthere")
+    _, _, err = leaves(capsys, error, as_json=False)
+    assert not {"\x1b", "\x07", "\x9b"} & set(err)
+    assert "title" in err
+    assert "there" in err
+
+
 def test_a_program_reads_one_json_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     error = PolicyBlocked("m", details={"findings": []})
     code, out, err = leaves(capsys, error, as_json=True)

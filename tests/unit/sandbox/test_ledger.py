@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from emberbox import Settings, load_settings
 from emberbox.errors import ConfigError
@@ -100,6 +101,16 @@ def test_what_cannot_be_read_is_put_aside_and_spares_the_others(
     assert (folder / "sb-bad.unreadable").read_text() == text, "it is somebody's"
     assert ledger.unreadable() == {"sb-bad"}
     assert ledger.records() == [good]
+
+
+def test_what_is_told_of_a_damaged_record_holds_nothing_of_its_environment(ledger: Ledger, folder: Path) -> None:
+    for text in ('{"envs": {"PASSWORD": "s3cret"', '{"envs": {"PASSWORD": "s3cret"}}', '{"envs": "s3cret"}'):
+        (folder / "sb-bad.json").write_text(text)
+        with capture_logs() as logs:
+            assert ledger.records() == []
+        (told,) = logs
+        assert "sb-bad" in told["file"]
+        assert "s3cret" not in str(told)
 
 
 def test_records_of_another_version_or_name_are_put_aside(ledger: Ledger, image: Image, folder: Path) -> None:

@@ -102,6 +102,15 @@ def test_a_record_that_cannot_be_read_spares_the_others(store: SnapshotStore, im
     assert names(store) == [good]
 
 
+def test_what_is_told_of_a_damaged_record_holds_nothing_of_its_environment(store: SnapshotStore, image: Image) -> None:
+    name = sealed(store, image)
+    for text in ('{"envs": {"PASSWORD": "s3cret"', '{"envs": {"PASSWORD": "s3cret"}}', '{"envs": "s3cret"}'):
+        (store.folder / name / "snapshot.json").write_text(text)
+        with pytest.raises(SnapshotFailed, match="cannot be read") as error:
+            store.record(name)
+        assert "s3cret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"format": 2}, "no snapshot of this version"), ({"info": "another"}, "no snapshot of this version")],

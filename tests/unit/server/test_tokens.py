@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -54,6 +55,32 @@ def test_the_secret_is_not_kept_and_the_file_is_private(store: TokenStore) -> No
     assert store.path.stat().st_mode & 0o777 == 0o600
     assert store.path.parent.stat().st_mode & 0o077 == 0
     assert secret not in repr(store.records())
+
+
+def test_the_secret_has_256_random_bits(store: TokenStore) -> None:
+    secrets = {make(store, str(number)).split("_", 2)[2] for number in range(20)}
+    assert len(secrets) == 20
+    assert {len(base64.urlsafe_b64decode(secret + "=")) for secret in secrets} == {32}
+    hashes = {record.hash for record in store.records()}
+    assert {len(bytes.fromhex(one)) for one in hashes} == {32}, "SHA-256"
+
+
+def test_tokens_are_compared_in_constant_time_also_where_there_is_none(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = make(store)
+    compared: list[tuple[str, str]] = []
+
+    def compare(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("emberbox.server.tokens.hmac.compare_digest", compare)
+    assert store.check(token) is not None
+    for wrong in (token[:-4] + "AAAA", "ebx_000000000000_" + "A" * 43, "nonsense"):
+        assert store.check(wrong) is None
+    assert len(compared) == 4, "each is compared"
+    assert all(len(one) == len(other) == 64 for one, other in compared), "what is compared are hashes"
 
 
 def test_a_token_expires(store: TokenStore) -> None:
@@ -210,6 +237,32 @@ def _large(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
     path.chmod(0o600)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_lets_nobody_in(store: TokenStore) -> None:
+    """Its owner may read it, and write tokens of his own into it."""
+    token = make(store)
+    os.chown(store.path, 12345, 12345)
+    with pytest.raises(ConfigError, match="another user's") as error:
+        store.check(token)
+    assert error.value.remediation == f"chown 0 {store.path}"
+    os.chown(store.path, 0, 0)
+    assert store.check(token) is not None
+
+
+def test_what_is_wrong_with_a_file_is_told_without_what_stands_there(store: TokenStore) -> None:
+    """The message goes into the server's log."""
+    token = make(store)
+    hashed = store.records()[0].hash
+    for text in (f'{{"tokens": [{{"hash": "{hashed}", "token": "{token}"}}]}}', f'{{"{token}", "{hashed}"'):
+        store.path.write_text(text)
+        with pytest.raises(ConfigError) as error:
+            TokenStore(store.path).records()
+        told = f"{error.value.message} {error.value.remediation}"
+        assert token[:30] not in told
+        assert hashed[:12] not in told
+        assert hashed[-12:] not in told
 
 
 ODD = [_fifo, _directory, _socket, _link_to_a_fifo, _link_to_nothing, _link_to_itself, _link_to_a_device, _large]
