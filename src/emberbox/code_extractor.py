@@ -46,9 +46,10 @@ class CodeBlockExtractor:
         block's own indent and quote marks. `text[start_pos:end_pos]` is the block with its fences.
 
         `metadata`: `kind` (fence, indented, inline, tag, tool-call), `line`, `info`, `closed`, `why` (rule, weight,
-        reason, cap), and where they apply `attributes`, `looks_like` (json, diff, transcript, output, edit, tree), `tool` (name of
-        the tool that is called), `file` (the relative name under which the text says to save the block), `defines` and
-        `makes` (names and files that exist once it has run), `code_start` and `code_end` (where the code is one slice of the text).
+        reason, cap), and where they apply `attributes`, `looks_like` (json, diff, transcript, output, edit, tree),
+        `tool` (name of the tool that is called), `file` (the relative name under which the text says to save the
+        block), `defines` and `makes` (names and files that exist once it has run), `code_start` and `code_end` (where
+        the code is one slice of the text).
         """
         return sorted(self._judged(text), key=lambda block: (-block.execution_confidence, block.start_pos))
 

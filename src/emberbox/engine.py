@@ -328,8 +328,8 @@ class Engine(Fleet):
         Blocks below `threshold` are left out. A block that fails or is refused does not stop the ones after it.
         `open_sandbox` is called once, for the first block that passes the checks: an answer that is refused as a whole
         needs no machine. What the text says to save under a name is written under that name, in the work directory,
-        before anything runs, and again when its turn comes. `agent_id` and `role` say for whom the policy is asked. `execute` runs each block, if it is
-        not this engine's own.
+        before anything runs, and again when its turn comes. `agent_id` and `role` say for whom the policy is asked.
+        `execute` runs each block, if it is not this engine's own.
         """
         results: list[VmExecuteResponse] = []
         errors: list[BlockError] = []

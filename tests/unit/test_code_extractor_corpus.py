@@ -105,14 +105,15 @@ def test_precision_and_recall_of_what_would_run(capsys: pytest.CaptureFixture[st
     assert whole.right / (whole.right + len(whole.missed)) >= 0.97, whole.missed
 
 
+@pytest.mark.parametrize("cuts", [3, 60, 900])
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_stream_gives_the_same_blocks_as_the_whole(name: str) -> None:
+def test_a_stream_gives_the_same_blocks_as_the_whole(name: str, cuts: int) -> None:
     text, pick = read(name), random.Random(name)
     stream = CodeBlockExtractor(THRESHOLD)
     given: list[CodeBlock] = []
     position = 0
     while position < len(text):
-        size = pick.randint(1, 60)
+        size = pick.randint(1, cuts)
         given += stream.feed(text[position : position + size])
         position += size
     given += stream.finish()

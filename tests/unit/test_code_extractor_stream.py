@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emberbox._extraction import judge
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.models import CodeBlock
 
@@ -90,9 +92,25 @@ LINES = st.sampled_from(
         "</tool_call>\n",
         "```md\n",
         "1. one\n",
+        "```bash\n",
+        "cat <<'E'\n",
+        "E\n",
+        'x = """\n',
+        '<invoke name="bash">\n',
+        "</invoke>\n",
         "\t\n",
     ]
 )
+
+
+def test_what_was_given_out_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    look = judge.Judge._look
+    monkeypatch.setattr(judge.Judge, "_look", lambda self, raw: looked.append(raw.code) or look(self, raw))
+    extractor = CodeBlockExtractor()
+    texts = [f"```python\nprint({number})\n```\n" for number in range(300)]
+    given = [block.code for text in texts for block in extractor.feed(text)] + extractor.finish()
+    assert looked == given == [f"print({number})\n" for number in range(300)]
 
 
 def places(blocks: list[CodeBlock]) -> list[tuple[int, int, str, str]]:

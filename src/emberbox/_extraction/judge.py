@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emberbox._extraction import evidence, introductions, phrases, relations
@@ -39,6 +39,8 @@ class Earlier:
         first: the continuation has the first block of the whole.
         blocks: blocks that there were.
         known: what they define.
+        reasons: the rules that applied to the last of them.
+        since: blocks that begin before this offset of the continuation have been judged.
     """
 
     forbidden: bool = False
@@ -46,13 +48,16 @@ class Earlier:
     first: bool = True
     blocks: int = 0
     known: Known = field(default_factory=Known)
+    reasons: frozenset[str] = frozenset()
+    since: int = 0
 
     def after(self, text: str, intro: str) -> Earlier:
         """What is to be kept of a text, whose first block, if it has one, stands behind `intro`."""
         marks = [match[0] for match in _THOUGHT.finditer(text)]
         thinking = not marks[-1].startswith(_THOUGHT_OVER) if marks else self.thinking
         forbidden = self.forbidden or (self.first and phrases.forbids_everything(intro))
-        return Earlier(forbidden, thinking, self.first and len(intro) >= len(text), self.blocks, self.known)
+        first = self.first and len(intro) >= len(text)
+        return replace(self, forbidden=forbidden, thinking=thinking, first=first)
 
 
 @dataclass
@@ -86,6 +91,9 @@ class Look:
             "makes": sorted(self.needs.makes),
         }
         return {key: value for key, value in found.items() if value}
+
+
+NOT_LOOKED_AT = Look(evidence.NO_INFO, None, None, "")
 
 
 def _info(raw: RawBlock) -> evidence.Info:
@@ -122,17 +130,19 @@ class Judge:
         self._comments = self._spans(_COMMENT, ("--",), to_end=True) if "<!--" in text else []
         self._thoughts = self._find_thoughts(earlier.thinking)
         self._most = max(0, MAX_EXAMINED - earlier.blocks)
+        self._begin = sum(1 for block in blocks if block.start < earlier.since)
+        self._most = min(len(blocks), self._begin + self._most)
         self._retracted = self._find_retracted()
-        self._looks = [self._look(raw) for raw in blocks[: self._most]]
+        self._looks = [NOT_LOOKED_AT] * self._begin + [self._look(raw) for raw in blocks[self._begin : self._most]]
         self._drafts = relations.find_drafts([(look.known or "", look.needs) for look in self._looks], self._replaces)
-        self._reasons: set[str] = set()
+        self._reasons = set(earlier.reasons)
         self._unexamined = Score(BLOCK_RULES)
         self._unexamined.add("not-examined")
         self._unexamined_value = self._unexamined.value  # of very many blocks, perhaps
 
     def judge(self) -> list[CodeBlock]:
-        """All blocks, in the order of the text."""
-        judged = (self._block(index, raw) for index, raw in enumerate(self._blocks))
+        """All blocks that were not judged before, in the order of the text."""
+        judged = (self._block(index, self._blocks[index]) for index in range(self._begin, len(self._blocks)))
         return [block for block in judged if block is not None]
 
     def _block(self, index: int, raw: RawBlock) -> CodeBlock | None:
@@ -322,7 +332,8 @@ class Judge:
     def _find_retracted(self) -> set[int]:
         """Blocks that a later paragraph takes back."""
         found: set[int] = set()
-        for index, block in enumerate(self._blocks[: self._most]):
+        for index in range(self._begin, self._most):
+            block = self._blocks[index]
             following = self._blocks[index + 1].start if index + 1 < len(self._blocks) else len(self._text)
             match = phrases.RETRACTED.search(self._text[block.end : min(following, block.end + 2_000)])
             if match is not None:

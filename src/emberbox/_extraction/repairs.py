@@ -145,16 +145,20 @@ def _meant_end(lines: Lines, first: int, run: str, *, nested: bool) -> int | Non
 def _not_quite_closed(lines: Lines, raw: RawBlock, prefix: str, run: str) -> tuple[RawBlock, int] | None:
     first, last = raw.line, min(lines.number(max(raw.end - 1, 0)), raw.line + _LOOKAHEAD)
     inner = [index for index in range(first, last + 1) if lines.line(index).lstrip().startswith(run)]
+    # A stop word ends it whatever comes later, so that a text that is still being written gives the same.
+    stopped = next((index for index in inner if ends_with_a_slip(lines.line(index), run, closed=True)), None)
+    closed = raw.closed or stopped is not None
+    inner = [index for index in inner if stopped is None or index <= stopped]
     for index in range(first, last + 1):
         line = lines.line(index)
-        if ends_with_a_slip(line, run, closed=raw.closed):
+        if ends_with_a_slip(line, run, closed=closed):
             block = _block(lines, raw, prefix, index)
             block.end = lines.starts[index] + len(line) - len(line.lstrip()) + len(run)
             return block, index + 1
         text = line.strip()
         glued = text.endswith(run) and not text.startswith(run) and text.count(run[0]) == len(run)
         # A template string may end so as well; but then no other fence follows within the block.
-        if glued and (not raw.closed or any(other > index and _opens(lines.line(other), run) for other in inner)):
+        if glued and (not closed or any(other > index and _opens(lines.line(other), run) for other in inner)):
             return _unglued(lines, raw, prefix, index, run), index + 1
     return None
 

@@ -22,7 +22,6 @@ _CLOSING_TAG = re.compile(
     r"|tool[\u2581_]call[\u2581_]end"
 )
 _CLOSING = frozenset({"fence", "tag", "tool-call"})
-_CONTEXT = 2_000  # characters before a block that may say something about it
 _CONTEXT_LINES = 50  # that are looked back through for where a list or quote begins
 _TOP_LEVEL = re.compile(r"(?![ \t>]|[-+*][ \t]|\d{1,9}[.)][ \t])\S")
 
@@ -47,6 +46,8 @@ class BlockStream:
         """How far the lines of `_text` have been followed."""
         self._given = 0
         """Blocks that begin before this offset of the whole have been given out."""
+        self._last = (0, 0)
+        """Where the block that was given out last stands in `_text`."""
         self._earlier = Earlier()
         self._fence: str | None = None
         self._markdown = False
@@ -72,7 +73,7 @@ class BlockStream:
 
     def finish(self) -> list[CodeBlock]:
         """The text has ended: the blocks that are left, those that were never closed included."""
-        return [self._placed(block) for block in self._extract(self._text, self._earlier) if self._is_new(block)]
+        return [self._placed(block) for block in self._extract(self._text, self._since_given())]
 
     def _follow(self, line: str) -> bool:
         """Take one line; whether something closed."""
@@ -106,13 +107,13 @@ class BlockStream:
             self._texts.take(line)
         return inside
 
-    def _is_new(self, block: CodeBlock) -> bool:
-        return block.start_pos + self._offset >= self._given
+    def _since_given(self) -> Earlier:
+        """What is known of the text so far; blocks that were given out are not judged again."""
+        return replace(self._earlier, since=max(0, self._given - self._offset))
 
     def _closed_blocks(self) -> list[CodeBlock]:
         """What is certain by now: the blocks that are closed, and those that stand before one that is."""
-        every = self._extract(self._text[: self._read], self._earlier)
-        found = [block for block in every if self._is_new(block)]
+        found = self._extract(self._text[: self._read], self._since_given())
         closed = [block.metadata["closed"] and block.metadata["kind"] in _CLOSING for block in found]
         certain = found[: len(found) - closed[::-1].index(True)] if True in closed else []
         placed = [self._placed(block) for block in certain]
@@ -121,9 +122,11 @@ class BlockStream:
             known.remember(block, self._threshold)
         self._earlier = replace(self._earlier, blocks=self._earlier.blocks + len(placed), known=known)
         if placed:
+            reasons = frozenset(entry["rule"] for entry in placed[-1].metadata["why"])
+            self._earlier = replace(self._earlier, reasons=reasons)
             self._given = placed[-1].end_pos
-        last = certain[-1].start_pos if certain else self._read
-        self._forget(max(0, last - _CONTEXT), every[0].start_pos if every else self._read)
+        if certain:
+            self._forget(certain)
         return placed
 
     def _placed(self, block: CodeBlock) -> CodeBlock:
@@ -135,13 +138,20 @@ class BlockStream:
         places = {"start_pos": block.start_pos + self._offset, "end_pos": block.end_pos + self._offset}
         return block.model_copy(update={**places, "metadata": metadata})
 
-    def _forget(self, start: int, intro: int) -> None:
-        """Drop what is before the list, quote or paragraph that holds an offset, but for what it said of all blocks."""
-        keep = self._text.rfind("\n", 0, start) + 1
+    def _forget(self, given: list[CodeBlock]) -> None:
+        """Drop what is before the list, quote or paragraph that holds the last block, but for what it said of all
+        blocks. Nothing is cut within a block: its closing fence would open another one."""
+        intro = given[0].start_pos
+        spans = [self._last, *((block.start_pos, block.end_pos) for block in given)]
+        keep = self._text.rfind("\n", 0, given[-1].start_pos) + 1
         for _ in range(_CONTEXT_LINES):
             if keep == 0 or _TOP_LEVEL.match(self._text, keep):
                 break
             keep = self._text.rfind("\n", 0, keep - 1) + 1
+            for start, end in reversed(spans):
+                if start < keep < end:
+                    keep = self._text.rfind("\n", 0, start) + 1
+        self._last = spans[-1]
         if keep == 0:
             return
         self._earlier = self._earlier.after(self._text[:keep], self._text[:intro])
@@ -149,3 +159,4 @@ class BlockStream:
         self._text = self._text[keep:]
         self._offset += keep
         self._read -= keep
+        self._last = (self._last[0] - keep, self._last[1] - keep)
