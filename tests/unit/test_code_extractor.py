@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emberbox import code_extractor
-from emberbox._extraction import markdown
+from emberbox._extraction import evidence, markdown
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.errors import UnsupportedLanguage, ValidationFailed
-from emberbox.models import CodeBlock, PolicyConfig, SecuritySettings, VmExecutionConfig
+from emberbox.models import CodeBlock, Language, PolicyConfig, SecuritySettings, VmExecutionConfig
 
 SCRIPT = "import math\n\nfor i in range(3):\n    print(math.sqrt(i))\n"
 EXTRACTOR = CodeBlockExtractor()
@@ -321,12 +320,17 @@ def test_intent_names_the_words_that_ask_for_it() -> None:
 
 
 def test_blocks_and_intent_come_from_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts: list[str] = []
-    find = code_extractor.find_blocks
-    monkeypatch.setattr(code_extractor, "find_blocks", lambda lines: texts.append(lines.text) or find(lines))
+    read: list[str] = []
+    structure = evidence.structure
+
+    def counted(language: Language, code: str) -> evidence.Structure:
+        read.append(code)
+        return structure(language, code)
+
+    monkeypatch.setattr(evidence, "structure", counted)
     text = f"Please run this script:\n```python\n{SCRIPT}```"
     blocks, intent = EXTRACTOR.read(text)
-    assert texts == [text]
+    assert read == [SCRIPT]
     assert blocks == EXTRACTOR.extract_code_blocks(text)
     assert intent == EXTRACTOR.detect_execution_intent(text)
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emberbox._extraction import judge
+from emberbox._extraction import evidence
+from emberbox._extraction.blocks import MAX_BLOCKS
 from emberbox.code_extractor import CodeBlockExtractor
-from emberbox.models import CodeBlock
+from emberbox.models import CodeBlock, Language
 
 
 def test_a_block_is_given_as_soon_as_its_fence_closes() -> None:
@@ -105,12 +106,27 @@ LINES = st.sampled_from(
 
 def test_what_was_given_out_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    look = judge.Judge._look
-    monkeypatch.setattr(judge.Judge, "_look", lambda self, raw: looked.append(raw.code) or look(self, raw))
+    structure = evidence.structure
+
+    def counted(language: Language, code: str) -> evidence.Structure:
+        looked.append(code)
+        return structure(language, code)
+
+    monkeypatch.setattr(evidence, "structure", counted)
     extractor = CodeBlockExtractor()
     texts = [f"```python\nprint({number})\n```\n" for number in range(300)]
     given = [block.code for text in texts for block in extractor.feed(text)] + extractor.finish()
     assert looked == given == [f"print({number})\n" for number in range(300)]
+
+
+def test_a_stream_ends_at_the_same_block_as_the_whole() -> None:
+    text = "```\nx\n```\n" * (MAX_BLOCKS + 500)
+    extractor = CodeBlockExtractor()
+    fed = [block for at in range(0, len(text), 50_000) for block in extractor.feed(text[at : at + 50_000])]
+    fed += extractor.finish()
+    whole = sorted(CodeBlockExtractor().extract_code_blocks(text), key=lambda block: block.start_pos)
+    assert len(whole) == MAX_BLOCKS
+    assert places(fed) == places(whole)
 
 
 def places(blocks: list[CodeBlock]) -> list[tuple[int, int, str, str]]:

@@ -73,7 +73,8 @@ class BlockStream:
 
     def finish(self) -> list[CodeBlock]:
         """The text has ended: the blocks that are left, those that were never closed included."""
-        return [self._placed(block) for block in self._extract(self._text, self._since_given())]
+        left = max(0, MAX_BLOCKS - self._earlier.blocks)
+        return [self._placed(block) for block in self._extract(self._text, self._since_given())[:left]]
 
     def _follow(self, line: str) -> bool:
         """Take one line; whether something closed."""
@@ -116,6 +117,7 @@ class BlockStream:
         found = self._extract(self._text[: self._read], self._since_given())
         closed = [block.metadata["closed"] and block.metadata["kind"] in _CLOSING for block in found]
         certain = found[: len(found) - closed[::-1].index(True)] if True in closed else []
+        certain = certain[: max(0, MAX_BLOCKS - self._earlier.blocks)]
         placed = [self._placed(block) for block in certain]
         known = self._earlier.known
         for block in placed:
