@@ -11,7 +11,10 @@ TEMPLATE = "default"
 
 
 def test_types_are_taken_away_and_variables_are_shared(sandbox: Sandbox) -> None:
-    code = "interface Point { x: number }\nconst p: Point = { x: 6 };\nfunction twice<T>(v: T): T[] { return [v, v]; }\np.x * 7"
+    code = (
+        "interface Point { x: number }\nconst p: Point = { x: 6 };\n"
+        "function twice<T>(v: T): T[] { return [v, v]; }\np.x * 7"
+    )
     run = sandbox.run_code(code, "typescript")
     assert (run.text, run.stderr, run.error) == ("42", "", None)
     assert sandbox.run_code("twice(p.x)", "javascript").text == "[ 6, 6 ]"

@@ -49,7 +49,8 @@ _LAST = 20
 _MAX_SEARCHED = 20_000
 _NO_NETWORK = re.compile(
     r"(?i)name resolution|could not resolve host|temporary failure resolving|name or service not known|EAI_AGAIN"
-    r"|ENOTFOUND|No matching distribution found|idealTree|ENOTCACHED|network is unreachable|ENETUNREACH|unable to resolve host|no address associated with hostname"
+    r"|ENOTFOUND|No matching distribution found|idealTree|ENOTCACHED"
+    r"|network is unreachable|ENETUNREACH|unable to resolve host|no address associated with hostname"
 )
 NO_NETWORK = (
     "The sandbox has no network: nothing can be downloaded or installed in it. Use what the template has"
