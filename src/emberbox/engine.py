@@ -251,7 +251,7 @@ class Engine(Fleet):
             raise UnsupportedLanguage(
                 f"{language} is not allowed here.", remediation="Add it to vm_execution.allowed_languages."
             )
-        if language not in sandbox.image.template.languages:
+        if (language if language != "typescript" else "javascript") not in sandbox.image.template.languages:
             raise UnsupportedLanguage(
                 f"Template {sandbox.image.name!r} has no {language}.",
                 remediation=f"It has {', '.join(sandbox.image.template.languages)}; choose another template.",

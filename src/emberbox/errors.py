@@ -99,7 +99,9 @@ class UnsupportedLanguage(ValidationFailed):
     """The language is unknown, or not allowed by the configuration."""
 
     code = "unsupported_language"
-    default_remediation = "Use one of: python, javascript, bash, rust (or their aliases), and allow it in the settings."
+    default_remediation = (
+        "Use one of: python, javascript, typescript, bash, rust (or their aliases), and allow it in the settings."
+    )
 
 
 class PolicyBlocked(ValidationFailed):

@@ -72,7 +72,8 @@ def test_data_frames_come_as_text_html_and_json(sandbox: Sandbox) -> None:
 def test_a_broken_repr_is_an_error_not_a_crash(sandbox: Sandbox) -> None:
     run = sandbox.run_code("class Bad:\n    def __repr__(self): raise RuntimeError('no repr')\nBad()")
     assert run.context_survived
-    assert "RuntimeError" in str(run.text)
+    assert run.error is not None
+    assert (run.error.name, run.error.value) == ("RuntimeError", "no repr")
     assert sandbox.run_code("1").text == "1"
 
 

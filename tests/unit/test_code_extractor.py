@@ -111,7 +111,7 @@ def test_a_markdown_file_in_a_fence_of_the_same_length_is_one_block() -> None:
         ("sh {1,3}", "bash", None),
         ("Go", "Go", None),
         ("c++", "c++", None),
-        ("TypeScript", "TypeScript", None),
+        ("TypeScript", "typescript", None),
     ],
 )
 def test_info_strings(info: str, language: str, attributes: dict[str, str] | None) -> None:
@@ -268,7 +268,7 @@ def test_a_prohibition_of_everything_holds_for_every_block() -> None:
     assert [block.execution_confidence <= 0.2 for block in extract(text)] == [True, True]
 
 
-@pytest.mark.parametrize("language", ["go", "TypeScript", "sql", "java", "pseudocode"])
+@pytest.mark.parametrize("language", ["go", "Kotlin", "sql", "java", "pseudocode"])
 def test_other_languages_stay_low_and_keep_their_name(language: str) -> None:
     block = only(f"Run this:\n```{language}\nprint(1)\n```")
     assert block.language == language

@@ -72,7 +72,7 @@ def test_defaults_of_the_execution_settings() -> None:
         "vm_pool_size": 1,
         "default_vm_type": "default",
         "execution_timeout_ms": 30000,
-        "allowed_languages": ["python", "javascript", "bash", "rust"],
+        "allowed_languages": ["python", "javascript", "bash", "rust", "typescript"],
         "auto_provision": True,
         "code_validation": True,
         "max_code_length": 100000,
@@ -114,7 +114,7 @@ def test_defaults_of_requests() -> None:
 
 
 def test_languages_and_reasons() -> None:
-    assert ALL_LANGUAGES == ("python", "javascript", "bash", "rust")
+    assert ALL_LANGUAGES == ("python", "javascript", "bash", "rust", "typescript")
     assert {str(reason) for reason in TerminationReason} == {
         "completed", "timeout", "memory", "processes", "disk", "output-truncated", "killed", "crashed", "interrupted",
     }  # fmt: skip

@@ -136,7 +136,7 @@ def test_everything_is_explained() -> None:
         ("adoption_seconds", "Seconds, at least 0."),
         ("boot_timeout_seconds", "Seconds, more than 0."),
         ("vm_execution.execution_timeout_ms", "Milliseconds, at least 1."),
-        ("vm_execution.allowed_languages", "Any of python, javascript, bash, rust."),
+        ("vm_execution.allowed_languages", "Any of python, javascript, bash, rust, typescript."),
         ("max_input_bytes", "Bytes, at least 1024; the default is 16 MiB."),
         ("auto_execute_threshold", "0 to 1."),
         ("runsc", "Not set by default; for example:"),

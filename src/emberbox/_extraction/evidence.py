@@ -232,6 +232,7 @@ _DEFINING = {
     "bash": {"function_definition", "variable_assignment", "declaration_command"},
     "rust": {"function_item", "use_declaration", "struct_item", "enum_item", "impl_item", "mod_item", "trait_item"},
 }
+_DEFINING["typescript"] = _DEFINING["javascript"]
 
 
 def structure(language: Language, code: str) -> Structure:

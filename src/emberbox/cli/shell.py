@@ -162,7 +162,7 @@ class Shell:
             "rollback": self._rollback,
             "info": self._info,
         }
-        if name in {"python", "py", "javascript", "js", "node", "bash", "sh", "rust", "rs"}:
+        if name in {"python", "py", "javascript", "js", "node", "typescript", "ts", "bash", "sh", "rust", "rs"}:
             name, args = "language", [name]
         if name not in commands:
             raise ValidationFailed(f"There is no command %{name}.", remediation="%help shows what there is.")

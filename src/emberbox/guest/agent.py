@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from .streams import Pipe
 
 LINGERING_PIPES = 256
-CODE_LANGUAGES = ("python", "javascript", "bash", "rust")
+TYPESCRIPT = "typescript"
+"""Runs in the contexts of JavaScript, once its types are taken away."""
+CODE_LANGUAGES = ("python", "javascript", "bash", "rust", TYPESCRIPT)
 
 
 class Agent:
@@ -316,6 +318,8 @@ class Agent:
             rust = RustRun(self, ident, RustJob(code, stdin, cwd, env, args, timeout, limits, tracked=tracked))
             rust.start()
             return
+        typed = language == TYPESCRIPT
+        language = "javascript" if typed else language
         rehearsal = fields.flag("rehearsal")
         if rehearsal:
             context = self.contexts.rehearsal(language)
@@ -328,14 +332,16 @@ class Agent:
         run.kernel, run.tracked = kernel, tracked
         self.remember(ident, run)
         run.started()
-        request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2]}
+        request = {"cwd": cwd, "env": env, "args": args, "results_limit": limits[2], "typed": typed}
         run.set_timeout(timeout)
         kernel.execute(run, request, code, stdin)
         if rehearsal:
             kernel.forget()
 
     def _op_context_create(self, ident: int, fields: Fields, _payload: bytes) -> None:
-        context = self.contexts.create(fields.text("language"), self._folder(fields), fields.environment("env"))
+        language = fields.text("language")
+        language = "javascript" if language == TYPESCRIPT else language
+        context = self.contexts.create(language, self._folder(fields), fields.environment("env"))
         self.done(ident, context=context.ident)
 
     def _op_context_list(self, ident: int, _fields: Fields, _payload: bytes) -> None:

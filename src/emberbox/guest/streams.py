@@ -105,7 +105,7 @@ class Capture:
         """The mark and the end."""
         if not self._room:
             return b""
-        size = self._room - len(_mark(self._over))
+        size = self._room - len(_mark(self._over - self._room))
         end = bytes(self._end[-size:])
         end = end[next((n for n in range(min(4, len(end))) if end[n] & 0xC0 != 0x80), 0) :]
         return _mark(self._over - len(end)) + end

@@ -23,7 +23,7 @@ def check_requirements(requirements: Sequence[str], language: Language, manifest
     if language == "python":
         problems = [p for r in requirements if (p := _python_problem(r, manifest)) is not None]
         where = "pip"
-    elif language == "javascript":
+    elif language in {"javascript", "typescript"}:
         problems = [p for r in requirements if (p := _npm_problem(r, manifest)) is not None]
         where = "npm"
     else:

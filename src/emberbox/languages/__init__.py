@@ -1,4 +1,4 @@
-"""The four languages: how each is named, run, parsed, and what its code may not do by default.
+"""The languages: how each is named, run, parsed, and what its code may not do by default.
 
 Importing this package is cheap: the tree-sitter parsers are loaded when the first piece of code is parsed.
 """
@@ -6,14 +6,14 @@ Importing this package is cheap: the tree-sitter parsers are loaded when the fir
 from __future__ import annotations
 
 from emberbox.errors import UnsupportedLanguage
-from emberbox.languages import bash, javascript, python, rust
+from emberbox.languages import bash, javascript, python, rust, typescript
 from emberbox.languages.spec import LanguageSpec, Restriction
 from emberbox.models import Language
 
 __all__ = ["LANGUAGES", "RULES", "LanguageSpec", "Restriction", "get_language", "resolve"]
 
 LANGUAGES: dict[Language, LanguageSpec] = {
-    spec.config.name: spec for spec in (python.SPEC, javascript.SPEC, bash.SPEC, rust.SPEC)
+    spec.config.name: spec for spec in (python.SPEC, javascript.SPEC, bash.SPEC, rust.SPEC, typescript.SPEC)
 }
 
 RULES: dict[str, Restriction] = {rule.id: rule for spec in LANGUAGES.values() for rule in spec.rules}

@@ -97,4 +97,5 @@ _FINDERS: dict[Language, Callable[[Source, str, Sequence[str]], Iterator[Hit]]] 
     "javascript": _javascript,
     "bash": _bash,
     "rust": _rust,
+    "typescript": _javascript,
 }

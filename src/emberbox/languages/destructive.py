@@ -65,7 +65,7 @@ def _of_other(language: Language, source: Source) -> Iterable[bool]:
     if language == "python":
         scope = _python_names.Scope(source, _PYTHON.__contains__)
         return (path in _PYTHON for _, path in scope.references())
-    if language == "javascript":
+    if language in {"javascript", "typescript"}:
         return (path.startswith(_JAVASCRIPT) for _, path in _javascript_names.Scope(source).references())
     return (path.endswith("fs::remove_dir_all") for _, path in used_paths(source, lambda _: False))
 

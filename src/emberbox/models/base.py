@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 RESERVED = "emberbox:"
 """Names that begin so are of Emberbox itself: agents, and words of a sandbox's metadata."""
 TEMPLATE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-Language = Literal["python", "javascript", "bash", "rust"]
+Language = Literal["python", "javascript", "bash", "rust", "typescript"]
 ALL_LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 

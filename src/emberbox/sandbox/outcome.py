@@ -49,7 +49,8 @@ _LAST = 20
 _MAX_SEARCHED = 20_000
 _NO_NETWORK = re.compile(
     r"(?i)name resolution|could not resolve host|temporary failure resolving|name or service not known|EAI_AGAIN"
-    r"|ENOTFOUND|network is unreachable|ENETUNREACH|unable to resolve host|no address associated with hostname"
+    r"|ENOTFOUND|No matching distribution found|idealTree|ENOTCACHED"
+    r"|network is unreachable|ENETUNREACH|unable to resolve host|no address associated with hostname"
 )
 NO_NETWORK = (
     "The sandbox has no network: nothing can be downloaded or installed in it. Use what the template has"
@@ -185,7 +186,10 @@ class ExecutionCollector(OutputCollector):
                 raise ProtocolError("late output that is no text")
             text = _text(late[:_MAX_LATE])
             notes.append(f"Before it began, what earlier code of this context had left running printed: {text!r}")
-        if _NO_NETWORK.search("".join(self.stderr.parts[-_LAST:] + self.stdout.parts[-_LAST:])[-_MAX_SEARCHED:]):
+        error = done.get("error")
+        value = str(error.get("value", "")) if isinstance(error, dict) else ""
+        said = "".join([*self.stderr.parts[-_LAST:], *self.stdout.parts[-_LAST:], value])
+        if _NO_NETWORK.search(said[-_MAX_SEARCHED:]):
             notes.append(NO_NETWORK)
         return {**fields, "notes": notes}
 

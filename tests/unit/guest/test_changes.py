@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def looker(home: Path) -> Changes:
-    settings: Any = SimpleNamespace(home=str(home), workdir=str(home / "work"), uid=0, gid=0)
+    settings: Any = SimpleNamespace(home=str(home), workdir=str(home / "work"), uid=0, gid=0, writable=[])
     looker = Changes(settings)
     assert looker.look() is None, "there is nothing to compare the first look with"
     return looker

@@ -11,7 +11,7 @@ from emberbox.languages.destructive import is_destructive
 from emberbox.languages.policy import Policy
 from emberbox.models import Language, PolicyConfig, RuleConfig
 
-USES = {"python": "open", "javascript": "fetch", "bash": "curl", "rust": "std::net"}
+USES = {"python": "open", "javascript": "fetch", "typescript": "fetch", "bash": "curl", "rust": "std::net"}
 OWN = Policy(
     PolicyConfig(
         rules=[RuleConfig(id=f"own.{name}", language=name, message="m", uses=[USES[name]]) for name in LANGUAGES]

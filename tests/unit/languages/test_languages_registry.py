@@ -49,6 +49,7 @@ def test_configurations_are_those_of_the_reference() -> None:
         "javascript": (".js", "node", 1.0),
         "bash": (".sh", "bash", 1.0),
         "rust": (".rs", "rustc", 3.0),
+        "typescript": (".ts", "node", 1.0),
     }
 
 

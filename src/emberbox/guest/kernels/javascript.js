@@ -12,7 +12,7 @@ const net = require("net");
 const path = require("path");
 const util = require("util");
 const vm = require("vm");
-const { builtinModules, createRequire } = require("module");
+const { builtinModules, createRequire, stripTypeScriptTypes } = require("module");
 const { pathToFileURL } = require("url");
 const { causeOf, describe, failureOf, remember } = require("./javascript_errors.js");
 const { bundle, isBusywork, render } = require("./javascript_results.js");
@@ -125,12 +125,29 @@ function execute(header, source) {
   const run = current;
   try {
     run.restore = prepare(header);
-    start(run, source).then(
+    start(run, header.typed ? withoutTypes(source) : source).then(
       () => { run.pending = false; },
       (error) => { fail(run, error); },
     );
   } catch (error) {
     fail(run, error);
+  }
+}
+
+/** TypeScript as JavaScript: types become blanks, so that places stay; `enum` and the like need a rewrite. */
+function withoutTypes(source) {
+  if (stripTypeScriptTypes === undefined) {
+    throw new Error(`node ${process.version} is too old for TypeScript: it takes 22.13 or newer`);
+  }
+  const { emitWarning } = process;
+  process.emitWarning = () => {}; // that this is an experiment is nothing that its author could change
+  try {
+    return stripTypeScriptTypes(source, { mode: "strip" });
+  } catch (error) {
+    if (error.code !== "ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX") throw error;
+    return stripTypeScriptTypes(source, { mode: "transform" });
+  } finally {
+    process.emitWarning = emitWarning;
   }
 }
 

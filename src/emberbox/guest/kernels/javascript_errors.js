@@ -1,6 +1,7 @@
 // Errors of user code as text: only the user's frames, the user's lines and columns.
 "use strict";
 
+const path = require("path");
 const util = require("util");
 const { inspect } = require("./javascript_results.js");
 
@@ -44,6 +45,11 @@ function userLines(text) {
   });
 }
 
+/** A module that is missing is missed by the code, not by the kernel's file that imports it. */
+function hidden(text) {
+  return text.split(path.join(__dirname, "javascript.js")).join(path.join(process.cwd(), "main.js"));
+}
+
 function failureOf(error) {
   if (!(util.types.isNativeError(error) || error instanceof Error)) {
     const text = inspect(error);
@@ -53,11 +59,11 @@ function failureOf(error) {
   let value = "";
   try {
     name = String(error.name);
-    value = String(error.message);
+    value = hidden(String(error.message));
   } catch {
     // Getters of the user may throw.
   }
-  const text = userLines(inspect(error)).map((line) => line.replace(FRAME, original)).join("\n");
+  const text = hidden(userLines(inspect(error)).map((line) => line.replace(FRAME, original)).join("\n"));
   return { name, value, traceback: text.startsWith("<cell") ? text : excerpt(text) + text };
 }
 
