@@ -47,7 +47,6 @@ class Manifest(Model):
     python_packages: dict[str, str] = Field(default_factory=dict)
     npm_packages: dict[str, str] = Field(default_factory=dict)
 
-
     def version_of(self, language: Language) -> str:
         """The version of a language's interpreter or compiler, without the packager's part; empty where it has none."""
         debian = {"python": f"python{self.python_version}", "javascript": "nodejs", "bash": "bash", "rust": "rustc"}
