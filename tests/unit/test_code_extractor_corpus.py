@@ -13,12 +13,14 @@ import pytest
 
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.languages import RULES, resolve
-from emberbox.models import CodeBlock
+from emberbox.languages.policy import Policy
+from emberbox.models import CodeBlock, PolicyConfig
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 EXPECTED: dict[str, dict[str, Any]] = tomllib.loads((CORPUS / "expected.toml").read_text(encoding="utf-8"))
 THRESHOLD = 0.7
 EXTRACTOR = CodeBlockExtractor(THRESHOLD)
+STRICT = Policy(PolicyConfig(profile="strict"))
 
 
 def read(name: str) -> str:
@@ -49,7 +51,7 @@ def test_reads_the_intent_of_the_answer(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_policy_finds_what_it_must_and_nothing_else(name: str) -> None:
     found = {
-        index: sorted({finding.rule for finding in EXTRACTOR.policy.check(block.code, language)})
+        index: sorted({finding.rule for finding in STRICT.check(block.code, language)})
         for index, block in enumerate(in_order(EXTRACTOR.extract_code_blocks(read(name))))
         if (language := resolve(block.language)) is not None
     }
