@@ -359,7 +359,7 @@ def _copy(snapshot: Snapshot, target: Path) -> Snapshot:
             os.link(path, target / path.name)
         else:
             shutil.copyfile(path, target / path.name)
-    return replace(snapshot, directory=target)
+    return replace(snapshot, directory=target, written=None)
 
 
 async def test_a_damaged_snapshot_is_refused(world: World, factory: FirecrackerFactory, tmp_path: Path) -> None:

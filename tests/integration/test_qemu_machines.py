@@ -412,7 +412,7 @@ async def test_a_memory_stays_open_while_it_is_written_down_whatever_becomes_of_
 
 def _copy(snapshot: Snapshot, target: Path) -> Snapshot:
     shutil.copytree(snapshot.directory, target)
-    return replace(snapshot, directory=target)
+    return replace(snapshot, directory=target, written=None)
 
 
 @pytest.mark.parametrize("name", [BASE, STATE, PAGES])
