@@ -12,6 +12,7 @@ from emberbox._extraction.inline import find_inline
 from emberbox._extraction.intent import judge_intent
 from emberbox._extraction.judge import Earlier, Judge
 from emberbox._extraction.markdown import find_blocks
+from emberbox._extraction.needs import Known
 from emberbox._extraction.stream import BlockStream
 from emberbox.errors import PolicyBlocked, ValidationFailed
 from emberbox.languages import get_language, resolve
@@ -51,11 +52,18 @@ class CodeBlockExtractor:
         block), `defines` and `makes` (names and files that exist once it has run), `code_start` and `code_end` (where
         the code is one slice of the text).
         """
-        return sorted(self._judged(text), key=lambda block: (-block.execution_confidence, block.start_pos))
+        return self.read(text)[0]
 
-    def read(self, text: str) -> tuple[list[CodeBlock], ExecutionIntent]:
-        """The blocks of a text, as `extract_code_blocks` gives them, and its intent; the text is read once for both."""
-        blocks = self.extract_code_blocks(text)
+    def read(self, text: str, *, continues: bool = False) -> tuple[list[CodeBlock], ExecutionIntent]:
+        """The blocks of a text, as `extract_code_blocks` gives them, and its intent; the text is read once for both.
+
+        Args:
+            text: of the model.
+            continues: it is for a sandbox that was used before: names and files that the text does not make may be
+                there all the same.
+        """
+        earlier = Earlier(known=Known(continues=True)) if continues else None
+        blocks = sorted(self._judged(text, earlier), key=lambda block: (-block.execution_confidence, block.start_pos))
         return blocks, judge_intent(text, blocks, self.threshold)
 
     def feed(self, chunk: str) -> list[CodeBlock]:

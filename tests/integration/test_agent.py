@@ -89,7 +89,7 @@ async def test_a_role_that_switches_execution_off_runs_nothing(agents: Agents) -
 
 
 async def test_the_threshold_of_the_role_counts(agents: Agents) -> None:
-    output = await execute(agents.make({**ALONE, "auto_execute_threshold": 0.95}), fenced("print(1)"))
+    output = await execute(agents.make({**ALONE, "auto_execute_threshold": 0.95}), fenced("print(1)", ""))
     assert output.status is CommandStatus.NOTHING_RUN
     assert "sure enough" in output.notes[0]
 

@@ -584,3 +584,20 @@ def test_a_megabyte_of_anything_is_read_to_its_end(unit: str) -> None:
     blocks = EXTRACTOR.extract_code_blocks(text)
     assert all(0 <= block.start_pos <= block.end_pos <= len(text) for block in blocks)
     assert EXTRACTOR.detect_execution_intent(text).confidence >= 0
+
+
+def test_a_sandbox_that_was_used_before_may_have_what_a_text_does_not_make() -> None:
+    text = "Run this:\n\n```python\nprint(open('f').read(), x + 1)\n```\n"
+    (alone,), _ = EXTRACTOR.read(text)
+    (later,), intent = EXTRACTOR.read(text, continues=True)
+    assert alone.execution_confidence < EXTRACTOR.threshold <= later.execution_confidence
+    assert intent.suggested_action == "auto-execute"
+
+
+def test_who_says_i_run_this_asks_and_who_says_i_ran_this_reports() -> None:
+    def confidence(words: str) -> float:
+        return EXTRACTOR.extract_code_blocks(f"{words}\n\n```python\nprint(6 * 7)\n```\n")[0].execution_confidence
+
+    assert confidence("I run this:") >= 0.9
+    assert confidence("I ran this:") <= 0.5
+    assert confidence("I have run this:") <= 0.5

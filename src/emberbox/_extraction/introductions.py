@@ -77,7 +77,8 @@ _HALF_SENTENCE = _any(
 _REPORT = _any(
     r"\b(?:verified|validated|tested|checked|confirmed|reproduced|ran|run so far|executed|ran successfully)"
     r" (?:this |it |that |everything |the \w+ )?(?:with|using|by|via|through)\b[^.\n]{0,40}:?\W{0,4}$",
-    r"^\W{0,4}(?:i|we) (?:have |had |already )*(?:ran|run|executed|used|tested)\b[^.\n]{0,60}:\W{0,4}$",
+    r"^\W{0,4}(?:i|we) (?:(?:have |had |already )+run|(?:have |had |already )*(?:ran|executed|used|tested))\b"
+    r"[^.\n]{0,60}:\W{0,4}$",
     r"^\W{0,4}(?:verification|commands? (?:run|used|executed)|what i ran|tests? run|checks? run)\W{0,4}$",
 )
 FIRST_PERSON = _any(

@@ -63,11 +63,13 @@ class Known:
         runnable: (language, name) of what blocks that run define.
         held: the same of those that do not.
         files: files that blocks make, or that are written because the text names them.
+        continues: there is more than the text tells: the sandbox was used before.
     """
 
     runnable: set[tuple[str, str]] = field(default_factory=set)
     held: set[tuple[str, str]] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
+    continues: bool = False
 
     def remember(self, block: CodeBlock, threshold: float) -> None:
         """Takes note of one block, which runs if it reaches the threshold."""
@@ -83,4 +85,4 @@ class Known:
 
     def copy(self) -> Known:
         """The same, to be added to."""
-        return Known(set(self.runnable), set(self.held), set(self.files))
+        return Known(set(self.runnable), set(self.held), set(self.files), self.continues)

@@ -47,7 +47,8 @@ def judge_needs(language: Language, needs: Needs, known: Known, score: Score, *,
     if needs.packages:
         score.add("project", _list(needs.packages))
     if to_a_person:
-        files = [name for name in needs.files if name.removeprefix("./") not in known.files and not _made(name, known)]
+        lacking = (name for name in needs.files if name.removeprefix("./") not in known.files)
+        files = [name for name in lacking if not known.continues and not _made(name, known)]
         if files:
             score.add("files", _list(files))
         if needs.machine and not (needs.machine.startswith("git ") and ".git" in known.files):
@@ -95,6 +96,8 @@ def _judge_names(language: Language, needs: Needs, known: Known, score: Score) -
         return
     missing = [name for key in asked for name in key[1:] if key not in known.runnable and key not in known.held]
     held = [name for key in asked for name in key[1:] if key in known.held]
+    if missing and known.continues:
+        return
     if missing:
         score.add("undefined", _list(missing))
     elif held:

@@ -116,7 +116,7 @@ class Command:
     async def _execute(self) -> str | None:
         """Run the code of the command's own text. What to tell the model then; None: nothing."""
         text, extractor = self._given.text, self._place.extractor
-        blocks, intent = extractor.read(text)
+        blocks, intent = extractor.read(text, continues=True)
         self._output.intent = intent
         if not blocks:
             return text
@@ -256,7 +256,7 @@ class Command:
         if answer.tool_calls or not self._role.vm_execution.enabled:
             return []
         extractor = self._place.extractor
-        blocks, intent = extractor.read(answer.text)
+        blocks, intent = extractor.read(answer.text, continues=True)
         if not blocks:
             return []
         self._executions.found(blocks, self._output.rounds)

@@ -119,6 +119,11 @@ def prepare(options: Dict[str, str]) -> None:
 
     os.umask(0)
     mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    try:  # memory is limited by what is used: V8 reserves half a GiB of addresses, more than a small machine has
+        with open("/proc/sys/vm/overcommit_memory", "wb") as file:
+            file.write(b"1")
+    except OSError:
+        pass  # a kernel without sysctl(2)
     mount("sysfs", "/sys", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, optional=True)
     mount("tmpfs", "/dev", MS_NOSUID | MS_NOEXEC, "size=64k,mode=0755")
     for name, (major, minor) in DEVICES.items():

@@ -67,7 +67,7 @@ async def parse_execute(
         raise ValidationFailed("The answer is longer than max_input_bytes.", remediation="Give less at once.")
     extractor = service.engine.extractor
     text = body.llm_response  # a long one takes a while: others are served meanwhile
-    blocks, intent = await asyncio.to_thread(extractor.read, text)
+    blocks, intent = await asyncio.to_thread(extractor.read, text, continues=True)
     found = ParseExecuteResponse(code_blocks=blocks, intent=intent)
     if not body.auto_execute:
         return found
