@@ -100,7 +100,8 @@ def test_descriptors_of_the_channel_do_not_reach_user_code(sandbox: Sandbox) -> 
     assert "pipe" in listed or "0 ->" in listed
     code = "import os\nprint(sorted(int(n) for n in os.listdir('/proc/self/fd')))"
     descriptors = sandbox.run_code(f"import sys\n{code}").stdout
-    assert len(eval(descriptors)) <= 6, descriptors  # noqa: S307 (a list of numbers that this test printed)
+    # the streams, copies of them in case that code closes them, the kernel's own channel, and the folder that is listed
+    assert len(eval(descriptors)) <= 8, descriptors  # noqa: S307 (a list of numbers that this test printed)
 
 
 def test_garbage_on_every_descriptor_only_loses_the_context(sandbox: Sandbox) -> None:
