@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 from emberbox._extraction.needs import NOTHING, Known, Needs
 from emberbox._extraction.needs_bash import bash_needs
@@ -16,6 +18,7 @@ _READERS: dict[Language, Callable[[str], Needs]] = {
     "javascript": javascript_needs,
     "bash": bash_needs,
 }
+_VARIABLE = re.compile(r"\$\{?\w+\}?")
 _NAMED = 4  # names that a reason lists
 
 
@@ -110,7 +113,8 @@ def _made(name: str, known: Known) -> bool:
     name = name.removeprefix("./")
     candidates = {name, name.partition("/")[0], name.rpartition("/")[2]}
     candidates |= {f"{one}.js" for one in candidates}
-    return bool(candidates & known.files)
+    patterns = [_VARIABLE.sub("*", one) for one in known.files if "$" in one][:_NAMED]
+    return bool(candidates & known.files) or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _list(names: Sequence[str]) -> str:
