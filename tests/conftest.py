@@ -55,13 +55,13 @@ def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None
     shared = params.get("sandbox") == "qemu" and hasattr(request.module, "SHARED")
     if shared:
         request.getfixturevalue("on_qemu")
-    before = _descriptors()
+    before, groups = _descriptors(), _groups(0)
     yield
     gc.collect()
     assert processes_of(f"{run_dir}/") == [], "processes are left"
     assert [p.cmdline() for p in psutil.Process().children(recursive=True) if _ours(p)] == [], "children are left"
     assert list(run_dir.iterdir()) == [], "files are left in the run directory"
-    assert _groups() == [], "cgroups are left"
+    assert sorted(_groups(3) - groups) == [], "cgroups are left"
     assert str(run_dir) not in Path("/proc/self/mounts").read_text(), "mounts are left"
     left = {n: t for n, t in _descriptors().items() if n not in before}
     assert shared or left == {}, "descriptors are left"  # an engine that goes on opens what it needs
@@ -80,18 +80,19 @@ _servers: set[int] = set()
 """Processes that outlive a test: servers, and the spawners of `on_qemu`."""
 
 
-def _groups() -> list[str]:
-    """Groups without members that stay. (Groups with members belong to sandboxes of somebody else on this host: ours
-    have no processes any more when this is asked. One that is just being made or removed is not there for long.)"""
+def _groups(seconds: float) -> set[str]:
+    """Groups without members that are still there after `seconds`. (Groups with members belong to sandboxes of somebody
+    else on this host: ours have no processes any more when this is asked. One that is just being made or removed is not
+    there for long.)"""
     root = find_cgroup_root()
     if root is None:
-        return []
+        return set()
     empty = {name for name in root.names("") if not root.group(name).pids()}
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + seconds
     while empty and time.monotonic() < deadline:
         time.sleep(0.02)
         empty &= {name for name in root.names("") if not root.group(name).pids()}
-    return sorted(f"{GROUP}/{name}" for name in empty)
+    return {f"{GROUP}/{name}" for name in empty}
 
 
 def _descriptors() -> dict[str, str]:

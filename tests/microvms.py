@@ -73,12 +73,13 @@ async def world(options: FirecrackerOptions, tmp_path_factory: pytest.TempPathFa
         run_dir=run_dir,
         snapshot_dir=folder / "snapshots",
         state_dir=folder / "state",
+        firecracker=options.firecracker,
+        jailer=options.jailer,
+        kernel=options.kernel,
         boot_timeout_seconds=BOOT_SECONDS,
         vm_execution={"enabled": True, "vm_pool_size": 0, "code_validation": False},
     )
     image = await ensure_image(load_template("minimal", settings), settings)
-    patch = pytest.MonkeyPatch()
-    patch.setattr("emberbox.fleet.BACKENDS", {"firecracker": lambda s: FirecrackerFactory(s, options)})
     try:
         started = time.monotonic()
         async with Engine(settings) as engine:
@@ -87,7 +88,6 @@ async def world(options: FirecrackerOptions, tmp_path_factory: pytest.TempPathFa
             snapshot = await session.checkpoint(folder / "template")
         yield World(settings, options, image, replace(snapshot, digests=digests_of(folder / "template")), seconds)
     finally:
-        patch.undo()
         shutil.rmtree(run_dir, ignore_errors=True)
         shutil.rmtree(cache, ignore_errors=True)
 
