@@ -5,20 +5,25 @@ What such rules can do and what not is in docs/policy.md; the security boundary 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from threading import Lock
 from typing import Literal
 
 from emberbox.errors import ConfigError
-from emberbox.languages import LANGUAGES, RULES
+from emberbox.languages import LANGUAGES
 from emberbox.languages._tree import Source
 from emberbox.languages.spec import Hit, Restriction, findings_of
 from emberbox.models import Finding, Language, PolicyConfig, PolicySwitches, RuleConfig
 
 Action = Literal["block", "ask", "off"]
+_REMEMBERED_CHARACTERS = 200_000
+"""Of code whose hits are remembered: twice what one execution may have by default."""
+_REMEMBERED_HITS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class Policy:
         if self._own:
             self._add_own(self._config.rules)
         self._verify()
+        self._remembered: OrderedDict[tuple[Language, str], tuple[Source, list[Hit]]] = OrderedDict()
+        self._lock = Lock()
         self._actions = lru_cache(maxsize=1024)(self._compute_actions)
         self._strict = lru_cache(maxsize=1024)(self._compute_strict)
 
@@ -147,22 +154,39 @@ class Policy:
         rules = {
             name: rule for name, (rule, _) in self._rules.items() if actions[name] != "off" and rule.group in groups
         }
-        spec = LANGUAGES[language]
-        source = spec.source(code)
+        if not rules:
+            return []
         strict = self._strict(agent_id, role)
-        found = spec.hits(source) if any(name in RULES for name in rules) else []
+        source, found = self._hits(code, language)
         hits = [hit for hit in found if not hit.strict or hit.rule in strict]
-        hits += self._own_hits(source, language, rules)
-        hits.sort(key=lambda hit: (hit.start, hit.rule))
         findings = findings_of(source, hits, rules)
         return [
             finding if actions[finding.rule] == "block" else finding.model_copy(update={"action": "ask"})
             for finding in findings
         ]
 
-    def _own_hits(self, source: Source, language: Language, rules: Collection[str]) -> list[Hit]:
+    def _hits(self, code: str, language: Language) -> tuple[Source, list[Hit]]:
+        """Everything that any rule has against the code, in order of position. The hits of the codes that were looked
+        at last are remembered: a block of an answer is looked at when it is chosen, by hooks, and when it runs."""
+        key = (language, code)
+        with self._lock:
+            if (known := self._remembered.get(key)) is not None:
+                self._remembered.move_to_end(key)
+                return known
+        spec = LANGUAGES[language]
+        source = spec.source(code)
+        hits = [*spec.hits(source), *self._own_hits(source, language)]
+        hits.sort(key=lambda hit: (hit.start, hit.rule))
+        if len(code) <= _REMEMBERED_CHARACTERS and len(hits) <= _REMEMBERED_HITS:
+            with self._lock:
+                self._remembered[key] = (source, hits)
+                while sum(len(text) for _, text in self._remembered) > _REMEMBERED_CHARACTERS:
+                    self._remembered.popitem(last=False)
+        return source, hits
+
+    def _own_hits(self, source: Source, language: Language) -> list[Hit]:
         found: list[Hit] = []
         for name, rule in self._own.items():
-            if rule.language == language and name in rules:
+            if rule.language == language:
                 found += self._finders[name](source)
         return found

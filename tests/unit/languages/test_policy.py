@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from emberbox.errors import ConfigError
 from emberbox.languages import RULES
+from emberbox.languages._tree import Source
 from emberbox.languages.policy import Policy
+from emberbox.languages.spec import Hit, LanguageSpec
 from emberbox.models import Language, PolicyConfig
 
 CODE = "import subprocess\neval('1')\n"
@@ -62,6 +64,22 @@ def test_a_switch_that_switches_nothing_is_an_error_with_the_nearest_name(where:
     assert "Did you mean python.eval?" in caught.value.remediation
     with pytest.raises(ConfigError, match=rf"policy\.agents\.a\.{where}: there is no rule 'x'"):
         policy(agents={"a": {where: ["x"]}})
+
+
+def test_code_is_read_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Source] = []
+    hits = LanguageSpec.hits
+
+    def counted(spec: LanguageSpec, source: Source) -> list[Hit]:
+        read.append(source)
+        return hits(spec, source)
+
+    monkeypatch.setattr(LanguageSpec, "hits", counted)
+    one = policy(agents={"bot": {"ask": ["python.eval"]}})
+    assert found(one) == [("python.subprocess", "block"), ("python.eval", "block")]
+    assert found(one, agent_id="bot") == [("python.subprocess", "block"), ("python.eval", "ask")]
+    assert len({id(source) for source in read if source.code == CODE}) == 1
+    assert one.check("eval(x)", "python") != one.check("x", "python") == []
 
 
 def test_a_finding_says_everything() -> None:
