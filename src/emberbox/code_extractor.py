@@ -1,24 +1,22 @@
 """Text of a language model → code blocks, how surely each is meant to be run, and whether it may be run.
 
 Blocks are found with a CommonMark parser; confidence and intent come from one scoring table
-(`emberbox._extraction.scoring`), and every block carries its reasons in `metadata["why"]`.
+(`emberbox._extraction.scoring`), and every block carries its reasons in `metadata["why"]`. What reads texts is imported
+with the first text: to run plain code needs none of it.
 """
 
 from __future__ import annotations
 
-from emberbox._extraction.blocks import Lines, RawBlock
-from emberbox._extraction.calls import find_calls, find_framed, quoted_call
-from emberbox._extraction.inline import find_inline
-from emberbox._extraction.intent import judge_intent
-from emberbox._extraction.judge import Earlier, Judge
-from emberbox._extraction.markdown import find_blocks
-from emberbox._extraction.needs import Known
-from emberbox._extraction.stream import BlockStream
+from typing import TYPE_CHECKING
+
 from emberbox.errors import PolicyBlocked, ValidationFailed
 from emberbox.languages import get_language, resolve
 from emberbox.languages.policy import Policy
 from emberbox.languages.validation import allowed_language, unfit
 from emberbox.models import CodeBlock, ExecutionIntent, Finding, LanguageConfig, VmExecutionConfig
+
+if TYPE_CHECKING:
+    from emberbox._extraction.stream import BlockStream
 
 __all__ = ["CodeBlockExtractor"]
 
@@ -62,9 +60,9 @@ class CodeBlockExtractor:
             continues: it is for a sandbox that was used before: names and files that the text does not make may be
                 there all the same.
         """
-        earlier = Earlier(known=Known(continues=True)) if continues else None
-        blocks = sorted(self._judged(text, earlier), key=lambda block: (-block.execution_confidence, block.start_pos))
-        return blocks, judge_intent(text, blocks, self.threshold)
+        from emberbox._extraction.reading import read
+
+        return read(text, self.threshold, continues=continues)
 
     def feed(self, chunk: str) -> list[CodeBlock]:
         """The next piece of a text that is still being written: the blocks that closed with it, in the order of the
@@ -73,7 +71,9 @@ class CodeBlockExtractor:
         What is said behind a block cannot count for it here. One extractor follows one text at a time.
         """
         if self._stream is None:
-            self._stream = BlockStream(self._judged, self.threshold)
+            from emberbox._extraction.stream import BlockStream
+
+            self._stream = BlockStream(self.threshold)
         return self._stream.feed(chunk)
 
     def finish(self) -> list[CodeBlock]:
@@ -81,23 +81,6 @@ class CodeBlockExtractor:
         begins another text."""
         stream, self._stream = self._stream, None
         return [] if stream is None else stream.finish()
-
-    def _judged(self, text: str, earlier: Earlier | None = None) -> list[CodeBlock]:
-        return Judge(text, self._find(text), earlier, self.threshold).judge()
-
-    def _find(self, text: str) -> list[RawBlock]:
-        lines = Lines(text)
-        found = [quoted_call(block) if block.kind == "fence" else block for block in find_blocks(lines)]
-        framed = find_framed(lines, [block for block in found if block.kind != "indented"])
-        if framed:
-            found = sorted(
-                [*(one for one in found if not _within(one, framed)), *framed], key=lambda block: block.start
-            )
-        calls = find_calls(lines, [block for block in found if block.kind != "indented"])
-        blocks = sorted([*found, *calls], key=lambda block: block.start)
-        if calls:
-            blocks = [block for block in blocks if block.kind != "indented" or not _within(block, calls)]
-        return sorted([*blocks, *find_inline(lines, blocks)], key=lambda block: block.start)
 
     def detect_execution_intent(self, text: str) -> ExecutionIntent:
         """How strongly a text asks for code to be run, and what to do about it."""
@@ -154,10 +137,6 @@ class CodeBlockExtractor:
         """Whether code of this language (a name or an alias) may be run under the configuration."""
         language = resolve(name)
         return language is not None and language in self.config.allowed_languages
-
-
-def _within(block: RawBlock, calls: list[RawBlock]) -> bool:
-    return any(call.start <= block.start < call.end for call in calls)
 
 
 def refusal(kind: type[ValidationFailed], language: str, findings: list[Finding]) -> ValidationFailed:

@@ -11,14 +11,11 @@ from emberbox._text import check_agent, check_texts
 from emberbox.config import Settings, load_settings
 from emberbox.errors import HistoryError, ImageError, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.history.recorder import HistoryRecorder
-from emberbox.images.builder import Progress, ensure_image, no_progress
-from emberbox.images.store import Image, ImageStore
+from emberbox.images.store import Image, ImageStore, Progress, no_progress
 from emberbox.images.template import Template, load_template
 from emberbox.machines.base import Capabilities, MachineFactory
-from emberbox.machines.firecracker import FirecrackerFactory
-from emberbox.machines.gvisor import GvisorFactory
+from emberbox.machines.processor import hardware_kvm
 from emberbox.machines.proof import note_proof
-from emberbox.machines.qemu import QemuFactory
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.models.configuration import LimitName
 from emberbox.sandbox.copies import Bounds
@@ -30,12 +27,34 @@ from emberbox.sandbox.session import Session
 from emberbox.sandbox.store import SnapshotStore
 from emberbox.undo import Undo
 
+
+def _firecracker(settings: Settings) -> MachineFactory:
+    from emberbox.machines.firecracker import FirecrackerFactory
+
+    return FirecrackerFactory(settings)
+
+
+def _qemu(settings: Settings) -> MachineFactory:
+    from emberbox.machines.qemu import QemuFactory
+
+    return QemuFactory(settings)
+
+
+def _gvisor(settings: Settings) -> MachineFactory:
+    from emberbox.machines.gvisor import GvisorFactory
+
+    return GvisorFactory(settings)
+
+
 BACKENDS: Mapping[str, Callable[[Settings], MachineFactory]] = {
-    "firecracker": FirecrackerFactory,
-    "qemu": QemuFactory,
-    "gvisor": GvisorFactory,
+    "firecracker": _firecracker,
+    "qemu": _qemu,
+    "gvisor": _gvisor,
 }
-"""Every back end. `auto` takes the first that is usable, has hardware and was proven on this host."""
+"""Every back end, imported when it is asked. `auto` takes the first that is usable, has hardware and was proven on this
+host."""
+_WANT_KVM = ("firecracker", "qemu")
+"""What `auto` takes only where KVM has the processor's help: elsewhere it need not be asked."""
 
 
 def _too_much(name: str, asked: float, most: float, *, caller: bool = False) -> ValidationFailed:
@@ -49,11 +68,13 @@ def _too_much(name: str, asked: float, most: float, *, caller: bool = False) -> 
     )
 
 
-def _not_automatic(found: Capabilities) -> str:
-    """Why `auto` does not take a back end that is usable."""
+def _why_not(found: Capabilities) -> str:
+    """Why a back end is not taken, and what to do."""
+    if not found.usable:
+        return f"{found.backend}: {found.why}. {found.remedy}"
     if found.for_tests:
-        return f"{found.why}; it is used where the settings say `backend = {found.backend}`"
-    return f"not tried on this host yet; `emberbox setup --backend {found.backend}` does"
+        return f"{found.backend}: {found.why}; it is used where the settings say `backend = {found.backend}`."
+    return f"{found.backend}: not tried on this host yet; `emberbox setup --backend {found.backend}` does."
 
 
 class Fleet:
@@ -166,18 +187,18 @@ class Fleet:
 
     def _choose(self) -> MachineFactory:
         automatic = self.settings.backend == "auto"
-        reasons = []
+        hopeless = _WANT_KVM if automatic and not hardware_kvm() else ()
         for name in BACKENDS if automatic else (self.settings.backend,):
+            if name in hopeless:
+                continue
             factory = BACKENDS[name](self.settings)
             found = factory.capabilities()
             if found.usable and not (automatic and (found.for_tests or found.unproven)):
                 return factory
-            if found.usable:
-                reasons.append(f"{name}: {_not_automatic(found)}.")
-                continue
-            reasons.append(f"{name}: {found.why}. {found.remedy}")
+        asked = self.capabilities() if automatic else [found]
         raise VmNotAvailable(
-            "No back end is usable. " + " ".join(reasons), remediation="Run `emberbox setup`, then `emberbox doctor`."
+            "No back end is usable. " + " ".join(_why_not(one) for one in asked),
+            remediation="Run `emberbox setup`, then `emberbox doctor`.",
         )
 
     # --- sandboxes ------------------------------------------------------------------------------------------------
@@ -267,9 +288,11 @@ class Fleet:
             name = template or self.settings.vm_execution.default_vm_type
             template = await asyncio.to_thread(load_template, name, self.settings)
         found = template
-        if self.settings.vm_execution.auto_provision:
-            return await ensure_image(found, self.settings, progress)
         image = await asyncio.to_thread(ImageStore(self.settings).find, found)
+        if image is None and self.settings.vm_execution.auto_provision:
+            from emberbox.images.builder import ensure_image
+
+            return await ensure_image(found, self.settings, progress)
         if image is None:
             raise ImageError(
                 f"The image of template {found.name!r} is not built.",

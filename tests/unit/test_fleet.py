@@ -44,6 +44,7 @@ def settings(tmp_path: Path) -> Settings:
 def chosen(settings: Settings, monkeypatch: pytest.MonkeyPatch, *found: Capabilities, identity: str = "one") -> str:
     made = {one.backend: (lambda s, one=one: Factory(s, one, identity)) for one in found}
     monkeypatch.setattr("emberbox.fleet.BACKENDS", made)
+    monkeypatch.setattr("emberbox.fleet.hardware_kvm", lambda: True)
     return Fleet(settings)._choose().backend
 
 

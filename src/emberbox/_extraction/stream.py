@@ -7,12 +7,12 @@ same code as in a whole text, from a little before the block that came before it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 from emberbox._extraction.blocks import MAX_BLOCKS
 from emberbox._extraction.judge import MAX_EXAMINED, Earlier
 from emberbox._extraction.open_text import OpenText
+from emberbox._extraction.reading import judged
 from emberbox._extraction.repairs import ends_with_a_slip, is_closing, is_markdown
 from emberbox.models import CodeBlock
 
@@ -30,12 +30,10 @@ class BlockStream:
     """One text, piece by piece.
 
     Args:
-        extract: finds and judges the blocks of a text in the order of the text, given what was said before it.
         threshold: confidence from which a block runs.
     """
 
-    def __init__(self, extract: Callable[[str, Earlier], list[CodeBlock]], threshold: float) -> None:
-        self._extract = extract
+    def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._text = ""
         self._offset = 0
@@ -74,7 +72,7 @@ class BlockStream:
     def finish(self) -> list[CodeBlock]:
         """The text has ended: the blocks that are left, those that were never closed included."""
         left = max(0, MAX_BLOCKS - self._earlier.blocks)
-        return [self._placed(block) for block in self._extract(self._text, self._since_given())[:left]]
+        return [self._placed(block) for block in judged(self._text, self._since_given(), self._threshold)[:left]]
 
     def _follow(self, line: str) -> bool:
         """Take one line; whether something closed."""
@@ -114,7 +112,7 @@ class BlockStream:
 
     def _closed_blocks(self) -> list[CodeBlock]:
         """What is certain by now: the blocks that are closed, and those that stand before one that is."""
-        found = self._extract(self._text[: self._read], self._since_given())
+        found = judged(self._text[: self._read], self._since_given(), self._threshold)
         closed = [block.metadata["closed"] and block.metadata["kind"] in _CLOSING for block in found]
         certain = found[: len(found) - closed[::-1].index(True)] if True in closed else []
         certain = certain[: max(0, MAX_BLOCKS - self._earlier.blocks)]

@@ -21,7 +21,7 @@ from emberbox.errors import ConfigError, ValidationFailed, VmNotAvailable
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook
 from emberbox.hooks.manager import HookManager
-from emberbox.images.builder import Progress, no_progress
+from emberbox.images.store import Progress, no_progress
 
 
 class TerraphimAgent:

@@ -21,7 +21,7 @@ from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook, PostLlmContext, PreLlmContext
 from emberbox.hooks.loading import manager_of
 from emberbox.hooks.manager import HookManager
-from emberbox.images.builder import Progress, no_progress
+from emberbox.images.store import Progress, no_progress
 from emberbox.languages import get_language
 from emberbox.local import LocalSandbox
 from emberbox.models import DecisionRecord, Execution

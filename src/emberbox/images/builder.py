@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,11 +25,8 @@ from emberbox.errors import ImageError
 from emberbox.host.rundir import RunDir, dead_owners, kill_processes_in, make_run_dir
 from emberbox.host.spawner import Spawner
 from emberbox.images import contents, randomness
-from emberbox.images.store import LOCK, MANIFEST, Image, ImageStore, Manifest
+from emberbox.images.store import LOCK, MANIFEST, Image, ImageStore, Manifest, Progress, no_progress
 from emberbox.images.template import Template
-
-Progress = Callable[[str, float | None], None]
-"""Called with what is being done now and, where it is known, the part of the whole that is done (0..1)."""
 
 _BUILD_TIMEOUT = 3600.0
 _ALWAYS = (
@@ -42,11 +39,6 @@ _ENV_PASSED = (
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
     "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
 )  # fmt: skip
-
-
-def no_progress(message: str, part: float | None) -> None:
-    """For callers that do not show progress."""
-    del message, part
 
 
 async def ensure_image(template: Template, settings: Settings, progress: Progress = no_progress) -> Image:

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emberbox.config import Settings
 from emberbox.errors import ImageError
-from emberbox.images.builder import Progress, no_progress
 from emberbox.images.bzimage import is_bzimage, is_vmlinux
+from emberbox.images.store import Progress, no_progress
 
 Origin = Literal["setting", "built", "debian"]
 VMLINUX, INITRD, MANIFEST = "vmlinux", "initrd", "kernel.json"

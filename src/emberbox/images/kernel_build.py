@@ -16,7 +16,7 @@ from emberbox.config import Settings
 from emberbox.errors import ConfigError, ImageError
 from emberbox.host.rundir import make_run_dir
 from emberbox.host.spawner import Spawner
-from emberbox.images.builder import Progress, clear_dead_builds, end_of_build, exclusively, no_progress
+from emberbox.images.builder import clear_dead_builds, end_of_build, exclusively
 from emberbox.images.kernel import (
     VMLINUX,
     GuestKernel,
@@ -27,6 +27,7 @@ from emberbox.images.kernel import (
     release_of,
     save,
 )
+from emberbox.images.store import Progress, no_progress
 
 SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 _SOURCE_PACKAGE = "linux-source-6.1"

@@ -11,7 +11,6 @@ from emberbox.config import Settings
 from emberbox.errors import ImageError, VmNotAvailable
 from emberbox.host.apt import download_packages, package_fields, unpack_package
 from emberbox.images import initramfs
-from emberbox.images.builder import Progress, no_progress
 from emberbox.images.bzimage import extract_vmlinux
 from emberbox.images.kernel import (
     INITRD,
@@ -26,6 +25,7 @@ from emberbox.images.kernel import (
     making,
     save,
 )
+from emberbox.images.store import Progress, no_progress
 
 _RECIPE = "1"
 """Of what is made from the packages; a new number makes new kernels of old packages."""

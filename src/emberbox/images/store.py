@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -28,6 +28,13 @@ from emberbox.models import Language, MachineLimits, Model
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done now and, where it is known, the part of the whole that is done (0..1)."""
+
+
+def no_progress(message: str, part: float | None) -> None:
+    """For callers that do not show progress."""
+    del message, part
 
 
 class Manifest(Model):

@@ -24,6 +24,11 @@ def emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return False
 
 
+def hardware_kvm() -> bool:
+    """Whether there is a KVM that has the processor's help. Whether we may open it is another question."""
+    return Path("/dev/kvm").exists() and not emulated()
+
+
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Vendor, family, model and stepping of the first processor (x86), or the architecture."""
     found: dict[str, str] = {}
