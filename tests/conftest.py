@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backends import ALL_ON_FIRECRACKER, environment_of
+from backends import ALL_ON_FIRECRACKER, LIFE_SECONDS, environment_of
 from backends_table import COLUMNS, pytest_terminal_summary, ran_on
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
@@ -55,16 +56,27 @@ def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None
     shared = params.get("sandbox") == "qemu" and hasattr(request.module, "SHARED")
     if shared:
         request.getfixturevalue("on_qemu")
-    before, groups = _descriptors(), _groups(0)
+    before, groups, children = _descriptors(), _groups(0), _children()
     yield
     gc.collect()
     assert processes_of(f"{run_dir}/") == [], "processes are left"
-    assert [p.cmdline() for p in psutil.Process().children(recursive=True) if _ours(p)] == [], "children are left"
+    assert sorted(line for pid, line in _children().items() if pid not in children) == [], "children are left"
     assert list(run_dir.iterdir()) == [], "files are left in the run directory"
     assert sorted(_groups(3) - groups) == [], "cgroups are left"
     assert str(run_dir) not in Path("/proc/self/mounts").read_text(), "mounts are left"
     left = {n: t for n, t in _descriptors().items() if n not in before}
     assert shared or left == {}, "descriptors are left"  # an engine that goes on opens what it needs
+
+
+def _children() -> dict[int, str]:
+    """Our own programs below this process, with their command lines. (What a test left that failed is not the fault of
+    the next one.)"""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        if _ours(process):
+            with contextlib.suppress(psutil.Error):
+                found[process.pid] = " ".join(process.cmdline())
+    return found
 
 
 def _ours(process: psutil.Process) -> bool:
@@ -134,7 +146,7 @@ def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pyt
     limits: MachineLimits | None = getattr(request.module, "LIMITS", None)
     if where == "remote":
         served: Served = request.getfixturevalue("served")
-        with Sandbox.create(template, base_url=served.url, limits=limits) as sandbox:
+        with Sandbox.create(template, base_url=served.url, limits=limits, timeout=LIFE_SECONDS) as sandbox:
             yield sandbox
         return
     if where == "qemu" and hasattr(request.module, "SHARED"):
@@ -145,7 +157,7 @@ def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pyt
     if where != "local":
         for name, value in environment_of(where).items():
             monkeypatch.setenv(name, value)
-    with Sandbox.create(template, limits=limits) as sandbox:
+    with Sandbox.create(template, limits=limits, timeout=LIFE_SECONDS) as sandbox:
         yield sandbox
 
 
@@ -170,7 +182,8 @@ def on_qemu(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
         settings = load_settings()
     spawners: set[int] = set()
     try:
-        with Sandbox.create(getattr(request.module, "TEMPLATE", None), settings=settings) as sandbox:
+        template: str | None = getattr(request.module, "TEMPLATE", None)
+        with Sandbox.create(template, settings=settings, timeout=LIFE_SECONDS) as sandbox:
             spawners.update(processes_of(f"{run_dir}/"))
             _servers.update(spawners)
             yield sandbox
