@@ -80,6 +80,10 @@ def test_without_a_network_one_line_says_what_to_do(shared: Sandbox) -> None:
     for code, language in (
         ("pip install no-such-package-here", "bash"),
         ("git clone https://example.org/a.git", "bash"),
+        ("uv pip install --system no-such-package-here", "bash"),
+        ("npm install no-such-package-here", "bash"),
+        ("apt-get install -y cowsay", "bash"),
+        ("cargo install no-such-package-here", "bash"),
         ("import urllib.request\nurllib.request.urlopen('http://example.org')", "python"),
     ):
         run = shared.run_code(code, language)

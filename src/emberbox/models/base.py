@@ -36,7 +36,7 @@ TemplateName = Annotated[str, StringConstraints(pattern=TEMPLATE_NAME)]
 class Model(BaseModel):
     """Base: unknown keys are an error that names the key."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
 class TerminationReason(StrEnum):

@@ -51,6 +51,7 @@ _NO_NETWORK = re.compile(
     r"(?i)name resolution|could not resolve host|temporary failure resolving|name or service not known|EAI_AGAIN"
     r"|ENOTFOUND|No matching distribution found|idealTree|ENOTCACHED"
     r"|network is unreachable|ENETUNREACH|unable to resolve host|no address associated with hostname"
+    r"|\bapt(?:-get)?: (?:command )?not found"
 )
 NO_NETWORK = (
     "The sandbox has no network: nothing can be downloaded or installed in it. Use what the template has"
