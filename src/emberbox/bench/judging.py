@@ -10,7 +10,7 @@ from typing import Any
 
 from emberbox.bench.lab import Lab, ours
 from emberbox.bench.measure import Clock, Contender, in_thread, interleave, summarise
-from emberbox.bench.results import COMPILER, LIBRARY, MARKDOWN, OURS, Aim, Figure, Row
+from emberbox.bench.results import COMPILER, MARKDOWN, OURS, Aim, Figure, Row
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.hooks import OutputSanitizerHook
 from emberbox.hooks.contract import PreToolContext
@@ -71,11 +71,8 @@ async def policy(lab: Lab) -> list[Row]:
 
 
 async def redaction(lab: Lab) -> list[Row]:
-    """Row `redact`: clean output through the sanitizer in pieces; the library's detectors line by line."""
+    """Row `redact`: clean output through the sanitizer in pieces."""
     text = _LOG * (4 * _MIB // len(_LOG))
-    detectors = [
-        getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), name)() for module, name in _PLUGINS
-    ]
     hook = OutputSanitizerHook()
 
     def stream() -> None:
@@ -87,31 +84,9 @@ async def redaction(lab: Lab) -> list[Row]:
         if shown != len(text):
             raise AssertionError("clean text was changed")
 
-    sample = text[: len(text) // 64]
-
-    def library() -> None:
-        for line in sample.splitlines():
-            for detector in detectors:
-                for _ in detector.analyze_string(line):
-                    pass
-
     rounds = lab.count("redactions", 10, 3)
-    contenders = [
-        Contender(OURS, partial(_speed, stream, len(text))),
-        Contender(LIBRARY, partial(_speed, library, len(sample))),
-    ]
-    samples = await interleave(contenders, rounds, tick=lab.tick)
-    title = "redaction of clean output"
-    others = [Figure(LIBRARY, summarise(samples[LIBRARY]))]
-    return [Row("redact", title, "MB/s", ours(samples[OURS]), Aim(least=50), others)]
-
-
-_PLUGINS = (
-    ("aws", "AWSKeyDetector"), ("basic_auth", "BasicAuthDetector"), ("github_token", "GitHubTokenDetector"),
-    ("jwt", "JwtTokenDetector"), ("keyword", "KeywordDetector"), ("private_key", "PrivateKeyDetector"),
-    ("slack", "SlackDetector"), ("stripe", "StripeDetector"),
-)  # fmt: skip
-"""Some of the library's detectors; all of them take longer still."""
+    samples = await interleave([Contender(OURS, partial(_speed, stream, len(text)))], rounds, tick=lab.tick)
+    return [Row("redact", "redaction of clean output", "MB/s", ours(samples[OURS]), Aim(least=50))]
 
 
 def _row(key: str, title: str, samples: dict[str, list[float]], other: str) -> Row:

@@ -21,7 +21,6 @@ JUPYTER = "Jupyter kernel"
 IN_PROCESS = "the same in process"
 MARKDOWN = "markdown-it alone"
 COMPILER = "ast.parse alone"
-LIBRARY = "detect-secrets alone, some detectors"
 
 _MORE_IS_BETTER = frozenset({"1/s", "MB/s"})
 

@@ -230,3 +230,24 @@ def values(text: str) -> Iterator[Found]:
     yield from _assigned(text)
     yield from _compared(text)
     yield from _flags_and_elements(text)
+
+
+# --- anchors (see _secrets) ----------------------------------------------------------------------------------------
+
+_IS = r"\w{0,40}[\]\"'`\\]{0,6}[ \t]{0,16}[=:!>]"
+_RUN = r"[\"'\]]{0,2}(?: {0,8}(?:=>?|::?=?) {0,8}| {1,9})[\"']?[a-z0-9_-]{24}"
+_PREFIXED = "|".join(f"(?<={word}key)|(?<={word}[_-]key)" for word in KEY_PREFIXES + MORE_PREFIXES)
+VALUE_ANCHORS = (
+    (
+        rf"pass(?:(?:word|wd|wort|phrase|code)(?:{_IS}|(?<=-password) |(?<=-passwd) |(?<=-passphrase) |(?<=-passcode) )"
+        rf"|(?:(?<=[_.-]pass)|(?<=dbpass)|(?<=basepass)|(?<=keypass))(?:{_IS}| )|(?:word)?{_RUN})"
+    ),
+    rf"pw(?:d(?:{_IS}|(?<=-pwd) )|d?{_RUN})",
+    rf"secret(?:{_IS}|(?<=-secret) )",
+    rf"contrase.a{_IS}",
+    rf"key(?:(?:{_PREFIXED})(?:{_IS}| )|{_RUN})",
+    rf"token(?:{_IS}|(?<=-token) |{_RUN})",
+    rf"==[ \t]{{0,16}}[\w.]{{0,64}}?{NAMES}",
+    rf"!=[ \t]{{0,16}}[\w.]{{0,64}}?{NAMES}",
+)
+"""One of these is in every text in which `values` finds something, in lower case."""

@@ -3,24 +3,19 @@
 Every detector has *anchors*: cheap expressions that begin with a literal, one of which matches in any text in which the
 detector finds something. Only lines with an anchor are looked at closely: that is what makes clean output cheap.
 
-The expressions of most formats are those of detect-secrets, read in another way. Positions are taken instead of texts
-(a password that is `a` must not take every `a` of its line with it), a token is taken to its end (the library stops
-after the 24th character of a Stripe key), and what is slower than linear sees a bounded slice. Four of its detectors
-(keywords, npm, OpenAI, JWT) have linear ones of ours in their place: those yield one match per line, take the rest of
-the line, or take minutes for a megabyte that was made for it.
+What has a format of its own is a row of `_formats`; here is what tokens with a structure, headers, addresses and keys
+over several lines need beyond an expression.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 from emberbox.hooks._finds import MAX_VALUE, Found
-from emberbox.hooks._named_values import KEY_PREFIXES, MORE_PREFIXES, NAMES, is_placeholder, is_random, values
+from emberbox.hooks._formats import COLON, FORMATS
+from emberbox.hooks._named_values import VALUE_ANCHORS, is_placeholder, is_random, values
 
 Finder = Callable[[str], Iterator[Found]]
 
@@ -41,87 +36,6 @@ def fold(text: str) -> str:
     """Lower case, of the same length: one letter of all becomes two in lower case."""
     low = text.lower()
     return low if len(low) == len(text) else text.replace("İ", "i").lower()
-
-
-@cache
-def library_patterns(module: str, name: str) -> tuple[re.Pattern[str], ...]:
-    """Expressions of one of detect-secrets' detectors. Imported when the first one is needed: it brings `requests`."""
-    plugin: Any = getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), name)
-    return tuple(plugin.denylist)
-
-
-def _spans(pattern: re.Pattern[str], text: str, *, groups: bool) -> Iterator[tuple[int, int, re.Match[str]]]:
-    """What the library takes for the secret: the groups where an expression has some, else all of the match."""
-    for match in pattern.finditer(text):
-        if not (groups and pattern.groups):
-            yield *match.span(), match
-            continue
-        for number in range(1, pattern.groups + 1):
-            if match.start(number) < match.end(number):
-                yield *match.span(number), match
-
-
-def _library(
-    slug: str,
-    plugin: str,
-    what: str,
-    *anchors: str,
-    folded: bool = False,
-    groups: bool = False,
-    inner: str = "",
-    tail: str = "",
-    near: str = "",
-) -> Detector:
-    """A detector of the library.
-
-    Args:
-        groups: the secret is the groups of the expression.
-        inner: the secret is what this finds in the match.
-        tail: what also belongs to the secret if it follows.
-        near: the expression sees only the surroundings of what this finds.
-    """
-    module, name = plugin.split(".")
-    within, after, around = re.compile(inner), re.compile(tail), re.compile(near, re.IGNORECASE)
-
-    def find_in(text: str, offset: int) -> Iterator[Found]:
-        for pattern in library_patterns(module, name):
-            for start, end, match in _spans(pattern, text, groups=groups):
-                part = within.search(text, start, end) if inner else None
-                if inner and part is None:
-                    continue
-                first, last = part.span() if part else (start, end)
-                if tail and (more := after.match(text, last)):
-                    last = more.end()
-                stop = max(last, match.end())
-                yield Found(first + offset, last + offset, slug, match.start() + offset, stop + offset)
-
-    def find(text: str) -> Iterator[Found]:
-        if not near:
-            yield from find_in(text, 0)
-            return
-        for match in around.finditer(text):
-            begin = max(0, match.start() - 48)
-            yield from find_in(text[begin : match.end() + 96], begin)
-
-    return Detector((slug,), f"detect-secrets: {name}", what, anchors, find, folded)
-
-
-def _ours(slug: str, what: str, pattern: str, *anchors: str, folded: bool = False, digit: bool = True) -> Detector:
-    """A format of ours; the secret is the group 1 of the expression, or all of it. `digit`: it has at least one."""
-    compiled = re.compile(pattern)
-    group = 1 if compiled.groups else 0
-
-    def find(text: str) -> Iterator[Found]:
-        for match in compiled.finditer(text):
-            if not digit or _DIGIT.search(text, *match.span(group)):
-                yield Found(*match.span(group), slug, *match.span())
-
-    return Detector((slug,), "ours", what, anchors, find, folded)
-
-
-_DIGIT = re.compile(r"\d")
-_EDGE = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrtbf])|(?<=[\d;]m))"
-"""Where a word begins: also behind a `\\n` of a string literal (JSON, repr), and behind a colour of a terminal."""
 
 
 # --- e-mail addresses, URLs, headers, tokens with a structure ---------------------------------------------------------
@@ -159,6 +73,7 @@ def _url_passwords(text: str) -> Iterator[Found]:
             yield Found(*match.span(1), "basic-auth", *match.span())
 
 
+_DIGIT = re.compile(r"\d")
 _HEADER_VALUE = re.compile(
     r"authorization[\]\"'`\\]{0,6}[ \t]{0,8}[:=][ \t]{0,8}\\{0,4}[\"'`]?"
     r"(?:(bearer|basic|token|digest|apikey)[ \t]{1,8})?"
@@ -243,106 +158,19 @@ def _end_of_key(text: str, start: int) -> int:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-# An anchor that several detectors share is looked for once. Each costs a pass over all output.
-_UPPER_A = r"A(?:(?:KIA|SIA|BIA|CCA|3T[A-Z0-9])[0-9A-Z]{16}|C[a-z0-9]{32}|KC[a-zA-Z0-9]{10}|P[0-9A-F][a-zA-Z0-9]{8})"
-_UPPER_S = r"S(?:K[a-z0-9]{32}|G\.[\w-]{22}\.)"
-_SK = r"sk-[A-Za-z0-9_-]{16}"
-_GL = r"gl(?:pat|dt|ft|soat|rt|cbt|imt|ptt|agent|oas)-"
-_COLON = r":(?:[0-9A-Za-z_-]{35}|(?://|\\/\\/)[^\s/\"'<>]{0,1024}@)"
-_XO = r"x(?:ox[a-z]|app-)"
-_RUN = r"[\"'\]]{0,2}(?: {0,8}(?:=>?|::?=?) {0,8}| {1,9})[\"']?[a-z0-9_-]{24}"
-_NEAR = rf"(?:key|password|pass|pwd|pw|token){_RUN}"
-_IS = r"\w{0,40}[\]\"'`\\]{0,6}[ \t]{0,16}[=:!>]"
-_PREFIXED = "|".join(f"(?<={word}key)|(?<={word}[_-]key)" for word in KEY_PREFIXES + MORE_PREFIXES)
-_VALUES = (
-    (
-        rf"pass(?:(?:word|wd|wort|phrase|code)(?:{_IS}|(?<=-password) |(?<=-passwd) |(?<=-passphrase) |(?<=-passcode) )"
-        rf"|(?:(?<=[_.-]pass)|(?<=dbpass)|(?<=basepass)|(?<=keypass))(?:{_IS}| )|(?:word)?{_RUN})"
-    ),
-    rf"pw(?:d(?:{_IS}|(?<=-pwd) )|d?{_RUN})",
-    rf"secret(?:{_IS}|(?<=-secret) )",
-    rf"contrase.a{_IS}",
-    rf"key(?:(?:{_PREFIXED})(?:{_IS}| )|{_RUN})",
-    rf"token(?:{_IS}|(?<=-token) |{_RUN})",
-    rf"==[ \t]{{0,16}}[\w.]{{0,64}}?{NAMES}",
-    rf"!=[ \t]{{0,16}}[\w.]{{0,64}}?{NAMES}",
-)
-
 DETECTORS: tuple[Detector, ...] = (
-    _library("aws-key", "aws.AWSKeyDetector", "AWS access key IDs", _UPPER_A),
-    _library(
-        "aws-key",
-        "aws.AWSKeyDetector",
-        "AWS secret keys in quotes",
-        r"aws[^\n\r]{0,64}[\"'][0-9a-z/+]{40}[\"']",
-        folded=True,
-        groups=True,
-        near=r"aws[^\n\r]{0,64}[\"'][0-9a-z/+]{40}[\"']",
-    ),
-    _library("github-token", "github_token.GitHubTokenDetector", "GitHub tokens", r"gh[pousr]_", tail=r"\w*"),
-    _ours("github-token", "GitHub fine-grained tokens", r"github_pat_\w{20,255}", "github_pat_"),
-    _library(
-        "gitlab-token",
-        "gitlab_token.GitLabTokenDetector",
-        "GitLab tokens",
-        _GL,
-        "GR1348941",
-        tail=r"(?:[\w-]|\.(?=\w))*",
-    ),
-    _ours(
-        "gitlab-token",
-        "GitLab tokens of any length",
-        _GL + r"[\w-]{20,1024}(?:\.\w{2,64})*",
-        _GL,
-    ),
-    _library("slack-token", "slack.SlackDetector", "Slack tokens and webhooks", _XO, r"hooks\.slack", folded=True,
-             tail=r"[\w-]*"),
-    _ours("slack-token", "Slack app and configuration tokens", r"(?:xapp|xox[a-z](?:\.xox[a-z])?)-\d[\w-]{16,255}",
-          _XO, folded=True),
-    _library("stripe-key", "stripe.StripeDetector", "Stripe live keys", "k_live_", tail="[0-9a-zA-Z]*"),
-    _ours("anthropic-key", "Anthropic keys", r"sk-ant-[\w-]{16,512}", _SK),
-    _ours("openai-key", "OpenAI keys", _EDGE + r"(sk-(?!ant-)[A-Za-z0-9_-]{20,512})", _SK),
-    _ours("google-key", "Google API keys", r"AIza[\w-]{35}", r"AIza[\w-]{35}", digit=False),
-    _ours("huggingface-token", "Hugging Face tokens", _EDGE + r"(hf_[A-Za-z0-9]{30,})", "hf_[A-Za-z0-9]{30}"),
-    _ours("npm-token", "npm tokens", _EDGE + r"(npm_[A-Za-z0-9]{30,})", "npm_[A-Za-z0-9]{30}"),
-    _ours("npm-token", "npm tokens in .npmrc", r"/:_authToken[ \t]{0,8}=[ \t]{0,8}[\"']?([^\s\"'\\,;$\x00]{8,512})",
-          "/:_authToken", digit=False),
-    _library("pypi-token", "pypi_token.PypiTokenDetector", "PyPI tokens", "pypi-Ag"),
-    _library("sendgrid-key", "sendgrid.SendGridDetector", "SendGrid keys", _UPPER_S),
-    _library("square-secret", "square_oauth.SquareOAuthDetector", "Square OAuth secrets", "sq0csp-",
-             inner=r"sq0csp-[\w-]+"),
-    _library("mailchimp-key", "mailchimp.MailchimpDetector", "Mailchimp keys", "-us[0-9]", near="[0-9a-z]{32}-us[0-9]"),
-    _library("twilio-key", "twilio.TwilioKeyDetector", "Twilio keys", _UPPER_A, _UPPER_S),
-    _library("telegram-token", "telegram_token.TelegramBotTokenDetector", "Telegram bot tokens",
-             _COLON, tail=r"[\w-]*"),
-    _library("discord-token", "discord.DiscordBotTokenDetector", "Discord bot tokens", r"\.[\w-]{6}\.[\w-]{27}",
-             tail=r"[\w-]*"),
-    _library("artifactory", "artifactory.ArtifactoryDetector", "Artifactory tokens and passwords", _UPPER_A,
-             inner=r"A(?=[^\d]{0,3}\w*\d)[A-Za-z0-9]+"),
-    _library("azure-key", "azure_storage_key.AzureStorageKeyDetector", "Azure storage keys", "AccountKey=",
-             inner=r"(?<=AccountKey=)\S+"),
-    _library("cloudant", "cloudant.CloudantDetector", "Cloudant credentials", *_VALUES, folded=True, groups=True,
-             near=_NEAR),
-    _library("ibm-cloud-key", "ibm_cloud_iam.IbmCloudIamDetector", "IBM Cloud IAM keys", *_VALUES, folded=True,
-             groups=True, near=_NEAR),
-    _library("ibm-cos-key", "ibm_cos_hmac.IbmCosHmacDetector", "IBM object storage keys", *_VALUES, folded=True,
-             groups=True, near=_NEAR),
-    _library("softlayer", "softlayer.SoftlayerDetector", "SoftLayer credentials", *_VALUES, folded=True,
-             groups=True, near=_NEAR),
-    _library("softlayer", "softlayer.SoftlayerDetector", "SoftLayer addresses", r"api\.softlayer", folded=True,
-             groups=True, near=r"://api\.softlayer\.com/soap/v3[.1]{0,2}/[a-z0-9]{64}"),
-    Detector(("jwt",), "ours", "JSON web tokens", ("eyJ[A-Za-z0-9_=-]{5}",), _jwts),
-    Detector(("private-key",), "ours", "private keys, header to end", ("private key", "putty-user-key-file"),
-             _private_keys, folded=True),
-    _library("private-key", "private_key.PrivateKeyDetector", "headers of private keys", "BEGIN ", "PuTTY-User-Key"),
-    _library("basic-auth", "basic_auth.BasicAuthDetector", "passwords in URLs", _COLON, groups=True),
-    Detector(("basic-auth",), "ours", "passwords in URLs, with any characters",
-             (_COLON,), _url_passwords),
-    Detector(("bearer-token", "basic-auth"), "ours", "Authorization headers",
+    Detector(("jwt",), "RFC 7519", "JSON web tokens", ("eyJ[A-Za-z0-9_=-]{5}",), _jwts),
+    Detector(("private-key",), "RFC 7468, OpenSSH, PuTTY, RFC 9580", "private keys, header to end",
+             ("private key", "putty-user-key-file"), _private_keys, folded=True),
+    *(Detector((one.slug,), one.source, one.what, one.anchors, one.find, one.folded) for one in FORMATS),
+    Detector(("basic-auth",), "RFC 3986, section 3.2.1", "passwords in URLs, with any characters",
+             (COLON,), _url_passwords),
+    Detector(("bearer-token", "basic-auth"), "RFC 9110, section 11.6.2", "Authorization headers",
              (r"bearer[ \t]", r"authorization[\]\"'`\\]{0,6}[ \t]{0,8}[:=]"), _headers, folded=True),
-    Detector(("password", "secret", "aws-key"), "ours; names of detect-secrets: KeywordDetector",
-             "values of password, secret, api_key, token, …", _VALUES, values, folded=True),
-    Detector(("email",), "ours", "e-mail addresses", (rf"@(?<=[{_LETTER}_.+%-]@)[{_LETTER}-]",), _emails),
+    Detector(("password", "secret", "aws-key"), "names that programs give them",
+             "values of password, secret, api_key, token, …", VALUE_ANCHORS, values, folded=True),
+    Detector(("email",), "RFC 5322, section 3.4.1", "e-mail addresses",
+             (rf"@(?<=[{_LETTER}_.+%-]@)[{_LETTER}-]",), _emails),
 )  # fmt: skip
 """Which detector finds what. Where two find the same text, the earlier one names it."""
 
