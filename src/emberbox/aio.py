@@ -46,6 +46,8 @@ class AsyncSandbox:
         self._handle = handle
         self.files = AsyncFiles(handle.files)
         self.commands = AsyncCommands(handle.commands)
+        self._contexts: dict[str, ContextInfo] = {}
+        """Those that were made or listed here, so that a context's name tells its language without a question."""
 
     @classmethod
     async def create(
@@ -213,13 +215,14 @@ class AsyncSandbox:
         if context is None:
             return language or "python", None
         if isinstance(context, str):
-            known = {c.id: c for c in await self.list_code_contexts()}
-            if context not in known:
+            if context not in self._contexts:
+                await self.list_code_contexts()
+            if context not in self._contexts:
                 raise SessionNotFound(
                     f"Sandbox {self.sandbox_id} has no context {context!r:.80}.",
                     remediation="Make one with create_code_context().",
                 )
-            context = known[context]
+            context = self._contexts[context]
         if language is not None and self._handle.runnable_language(language) != context.language:
             raise ValidationFailed(
                 f"Context {context.id} is for {context.language}, not {language}.",
@@ -231,10 +234,14 @@ class AsyncSandbox:
         self, language: str = "python", *, cwd: str | None = None, envs: Mapping[str, str] | None = None
     ) -> ContextInfo:
         """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
-        return await self._handle.create_context(language, cwd, envs or {})
+        made = await self._handle.create_context(language, cwd, envs or {})
+        self._contexts[made.id] = made
+        return made
 
     async def list_code_contexts(self) -> list[ContextInfo]:
-        return await self._handle.list_contexts()
+        found = await self._handle.list_contexts()
+        self._contexts = {context.id: context for context in found}
+        return found
 
     async def restart_code_context(self, context: ContextInfo | str) -> None:
         """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
@@ -242,7 +249,9 @@ class AsyncSandbox:
 
     async def remove_code_context(self, context: ContextInfo | str) -> None:
         """End its interpreter and whatever it runs."""
-        await self._handle.remove_context(context if isinstance(context, str) else context.id)
+        name = context if isinstance(context, str) else context.id
+        self._contexts.pop(name, None)
+        await self._handle.remove_context(name)
 
     async def interrupt(self, context: ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
@@ -270,17 +279,18 @@ class AsyncSandbox:
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
-    async def snapshot(self, name: str | None = None, *, keep: bool = False) -> SnapshotInfo:
+    async def snapshot(self, name: str | None = None, *, keep: bool = False, description: str = "") -> SnapshotInfo:
         """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it.
 
         Args:
             name: a word for it, which `rollback` and the others take as well as its id.
             keep: a copy stays when the sandbox and this process have ended: `create(snapshot=…)` goes on from it.
+            description: what it is for, to be shown in lists; at most 2,000 characters on a server.
 
         Raises:
             SnapshotFailed: code is running, there are too many, or the disk is full.
         """
-        return await self._handle.snapshot(name, keep=keep)
+        return await self._handle.snapshot(name, keep=keep, description=description)
 
     async def list_snapshots(self) -> list[SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""

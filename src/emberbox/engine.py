@@ -381,7 +381,7 @@ class Engine(Fleet):
         self, text: str, *, threshold: float | None = None, template: str | None = None, timeout: float | None = None
     ) -> ParseExecuteResponse:
         """Find the code in an LLM's answer and run what is meant to run, in a sandbox of its own."""
-        blocks, intent = self._extractor.read(text)
+        blocks, intent = await asyncio.to_thread(self._extractor.read, text)
         least = self.settings.auto_execute_threshold if threshold is None else threshold
         sessions: list[Session] = []
 

@@ -354,6 +354,8 @@ class Fleet:
 
         Raises:
             SessionNotFound: the agent has no sandbox of that name.
+            ValidationFailed: its own one is there, and has another template, other limits or another environment than
+                are asked for.
             ValidationFailed: the agent's name is reserved, or no text.
             NoCapacity: the agent has as many as it may have, or the host has.
         """
@@ -367,13 +369,41 @@ class Fleet:
         async with self._leasing.setdefault(agent_id, asyncio.Lock()):
             own = manager.own(agent_id)
             if own is not None:
-                return await manager.find(own)
+                session = await manager.find(own)
+                self._check_same(session, template, limits, envs)
+                return session
             if self._history is not None:
                 self._history.prepare()
             image = await self.image(template)
             bounded = self._bounded(image.limits, limits, most)
             idle = self.settings.session_idle_seconds
             return await manager.create(image, bounded, envs=envs, agent_id=agent_id, own=True, idle_seconds=idle)
+
+    @staticmethod
+    def _check_same(
+        session: Session,
+        template: str | Template | None,
+        limits: MachineLimits | None,
+        envs: Mapping[str, str] | None,
+    ) -> None:
+        """Raises ValidationFailed where a sandbox is not what is asked for."""
+        differs = []
+        if template is not None:
+            name = template.name if isinstance(template, Template) else template
+            if name != session.image.template.name:
+                differs.append(f"template {session.image.template.name!r} (asked for: {name!r:.80})")
+        asked = {} if limits is None else {name: getattr(limits, name) for name in limits.model_fields_set}
+        for name, value in asked.items():
+            if getattr(session.limits, name) != value:
+                differs.append(f"{name} {getattr(session.limits, name)} (asked for: {value})")
+        other = sorted(name for name, value in (envs or {}).items() if session.envs.get(name) != value)
+        if other:
+            differs.append(f"another environment ({', '.join(other):.200})")
+        if differs:
+            raise ValidationFailed(
+                f"Agent {session.agent_id!r:.80} has sandbox {session.id} already, with {'; '.join(differs)}.",
+                remediation="Leave these out, end that sandbox first, or make another one with `create_sandbox`.",
+            )
 
     async def list_sandboxes(self) -> list[Session]:
         """Those that have a machine."""

@@ -275,8 +275,8 @@ class LocalSandbox:
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
-    async def snapshot(self, name: str | None, *, keep: bool) -> SnapshotInfo:
-        return await self._engine.undo.snapshot(self.session, name, keep=keep)
+    async def snapshot(self, name: str | None, *, keep: bool, description: str) -> SnapshotInfo:
+        return await self._engine.undo.snapshot(self.session, name, keep=keep, description=description)
 
     async def list_snapshots(self) -> list[SnapshotInfo]:
         return await self._engine.undo.snapshots(self.session)

@@ -361,8 +361,8 @@ class RemoteSandbox:
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
-    async def snapshot(self, name: str | None, *, keep: bool) -> SnapshotInfo:
-        request = KeepRequest(name=name, keep=keep)
+    async def snapshot(self, name: str | None, *, keep: bool, description: str) -> SnapshotInfo:
+        request = KeepRequest(name=name, keep=keep, description=description)
         return await self._server.post(SnapshotInfo, f"{self._path}/checkpoint", request, seconds=EXECUTION_SECONDS)
 
     async def list_snapshots(self) -> list[SnapshotInfo]:

@@ -198,9 +198,9 @@ class Sandbox:
         finally:
             loop.close()
 
-    def snapshot(self, name: str | None = None, *, keep: bool = False) -> SnapshotInfo:
+    def snapshot(self, name: str | None = None, *, keep: bool = False, description: str = "") -> SnapshotInfo:
         """Keep the sandbox as it is now: files, variables, running commands. As of `AsyncSandbox.snapshot`."""
-        return self._loop.call(partial(self._sandbox.snapshot, name, keep=keep))
+        return self._loop.call(partial(self._sandbox.snapshot, name, keep=keep, description=description))
 
     def list_snapshots(self) -> list[SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""

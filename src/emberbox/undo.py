@@ -79,15 +79,17 @@ class Undo:
 
     # --- by hand --------------------------------------------------------------------------------------------------
 
-    async def snapshot(self, sandbox: Session, name: str | None = None, *, keep: bool = False) -> SnapshotInfo:
+    async def snapshot(
+        self, sandbox: Session, name: str | None = None, *, keep: bool = False, description: str = ""
+    ) -> SnapshotInfo:
         """Keep a sandbox as it is now: files, memory and processes. It goes on.
 
         Raises:
             SnapshotFailed: code is running in it, it has `max_snapshots` already, or the disk is full.
         """
-        check_texts(name=name)
+        check_texts(name=name, description=description)
         await self._settled(sandbox)
-        return (await self._copies.snapshot(sandbox, name, keep=keep)).info
+        return (await self._copies.snapshot(sandbox, name, keep=keep, description=description)).info
 
     async def snapshots(self, sandbox: Session) -> list[SnapshotInfo]:
         """Snapshots of a sandbox, oldest first."""

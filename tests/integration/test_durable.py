@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from emberbox import Engine, Settings, TerminationReason, load_settings
+from emberbox import Engine, MachineLimits, Settings, TerminationReason, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import (
     ConfigError,
@@ -241,6 +241,23 @@ async def test_each_agent_has_its_own(settings: Settings) -> None:
         for name in (alice.id, bob.id):
             await engine.kill_sandbox(name)
     assert files(settings) == []
+
+
+async def test_a_lease_that_wants_another_sandbox_is_told_so(settings: Settings) -> None:
+    async with durable(settings) as engine:
+        session = await engine.lease("alice", template=MINIMAL, envs={"A": "1"})
+        again = await engine.lease("alice", template=MINIMAL, limits=session.limits, envs={"A": "1"})
+        assert again is session
+        for wanted, words in (
+            ({"template": "default"}, "template 'minimal' .asked for: 'default'."),
+            ({"limits": MachineLimits(memory_mb=session.limits.memory_mb // 2)}, "memory_mb"),
+            ({"envs": {"A": "2", "B": "3"}}, "another environment .A, B."),
+        ):
+            with pytest.raises(ValidationFailed, match=words) as error:
+                await engine.lease("alice", **wanted)
+            assert "create_sandbox" in error.value.remediation
+        await engine.kill_sandbox(session.id)
+        await engine.kill_sandbox((await engine.lease("alice", template=MINIMAL, envs={"A": "2"})).id)
 
 
 async def test_an_agent_may_have_so_many_awake_or_asleep(settings: Settings) -> None:

@@ -59,7 +59,7 @@ def test_rollback_works_again_and_again(sandbox: Sandbox) -> None:
 
 
 def test_snapshots_make_a_tree(sandbox: Sandbox) -> None:
-    root = sandbox.snapshot("root")
+    root = sandbox.snapshot("root", description="before anything")
     left = sandbox.snapshot("left")
     sandbox.rollback(root)
     right = sandbox.snapshot("right")
@@ -68,6 +68,7 @@ def test_snapshots_make_a_tree(sandbox: Sandbox) -> None:
         ("left", root.snapshot_id),
         ("right", root.snapshot_id),
     ]
+    assert [s.description for s in sandbox.list_snapshots()] == ["before anything", "", ""]
     assert all(s.size_bytes > 1_000_000 and s.sandbox_id == sandbox.sandbox_id for s in sandbox.list_snapshots())
     sandbox.delete_snapshot(root)
     assert [(s.name, s.parent_id) for s in sandbox.list_snapshots()] == [("left", None), ("right", None)]

@@ -188,11 +188,14 @@ def show_entry(console: Console, entry: CommandHistoryEntry) -> None:
 # --- snapshots --------------------------------------------------------------------------------------------------------
 
 
-def create_snapshot(target: Target, vm_id: str, name: str | None, *, keep: bool, as_json: bool) -> None:
+def create_snapshot(
+    target: Target, vm_id: str, name: str | None, *, keep: bool, description: str, as_json: bool
+) -> None:
     """Keep a machine as it is now; leaves the process."""
 
     async def work(server: HttpServer) -> None:
-        path, wanted = f"/api/vms/{part(vm_id)}/checkpoint", KeepRequest(name=name, keep=keep)
+        path = f"/api/vms/{part(vm_id)}/checkpoint"
+        wanted = KeepRequest(name=name, keep=keep, description=description)
         info = await server.post(SnapshotInfo, path, wanted, seconds=EXECUTION_SECONDS)
         size = info.size_bytes / (1 << 20)
         _answer(info, f"[bold green]✓[/] {info.snapshot_id} ({size:,.1f} MiB)", as_json=as_json)

@@ -263,6 +263,7 @@ def snapshot_create(
     vm: Vm,
     name: Annotated[str | None, typer.Option(help="A word for it.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="It stays when the machine has ended.")] = False,
+    description: Annotated[str, typer.Option(help="What it is for.")] = "",
     server: Server = None,
     token: Token = None,
     as_json: Json = False,
@@ -270,7 +271,7 @@ def snapshot_create(
     """Keep a machine of a server as it is now."""
     from emberbox.cli.machines import create_snapshot
 
-    create_snapshot(Target(server, token), vm, name, keep=keep, as_json=as_json)
+    create_snapshot(Target(server, token), vm, name, keep=keep, description=description, as_json=as_json)
 
 
 @sessions_app.command("list")

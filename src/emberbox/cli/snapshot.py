@@ -160,6 +160,7 @@ def _words(record: SnapshotRecord) -> dict[str, str]:
     return {
         "snapshot": info.snapshot_id,
         "name": info.name,
+        "description": info.description,
         "taken": f"{info.created_at.astimezone():%Y-%m-%d %H:%M:%S %z}",
         "size": f"{info.size_bytes >> 20} MiB",
         "kept": "yes, imported" if record.imported else "yes" if info.kept else "as long as its sandbox",

@@ -79,6 +79,7 @@ class SnapshotInfo(Model):
 
     snapshot_id: str
     name: str
+    description: str = Field(default="", description="what its maker said of it")
     sandbox_id: str
     agent_id: str = "local"
     kind: SnapshotKind = "manual"

@@ -107,10 +107,10 @@ class VmPoolResponse(Model):
 
 
 class SnapshotCreateRequest(Model):
-    """A snapshot by hand. `description` is kept with the server's log only."""
+    """A snapshot by hand."""
 
     name: str | None = Field(default=None, max_length=100)
-    description: str = Field(default="", max_length=2000)
+    description: str = Field(default="", max_length=2000, description="kept with the snapshot, and listed")
     snapshot_type: Literal["manual", "kept"] = Field(
         default="manual", description="kept: it outlives its machine, `POST /api/vms` can start from it"
     )
@@ -497,3 +497,4 @@ class MadeDir(Model):
 class KeepRequest(Model):
     name: str | None = Field(default=None, max_length=100)
     keep: bool = False
+    description: str = Field(default="", max_length=2000)

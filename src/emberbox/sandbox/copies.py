@@ -152,7 +152,13 @@ class Copies:
     # --- snapshots ------------------------------------------------------------------------------------------------
 
     async def snapshot(
-        self, session: Session, name: str | None = None, *, kind: SnapshotKind = "manual", keep: bool = False
+        self,
+        session: Session,
+        name: str | None = None,
+        *,
+        kind: SnapshotKind = "manual",
+        keep: bool = False,
+        description: str = "",
     ) -> Node:
         """Keep the sandbox as it is now.
 
@@ -169,6 +175,7 @@ class Copies:
         # what changes during the checkpoint changes the version: the snapshot is then one of before
         moment = Moment(tuple(session.path), session.good, session.version)
         node = tree.add(await session.checkpoint(directory), name, kind, moment)
+        node.info.description = description
         try:
             with tree.use(node):
                 if session.durable:

@@ -118,7 +118,9 @@ async def take(call: Call, session: Session, body: SnapshotCreateRequest) -> Sna
     """A snapshot by hand."""
     began = time.monotonic()
     async with call.service.undoing(call.principal, "snapshot"):
-        info = await call.service.engine.undo.snapshot(session, body.name, keep=body.snapshot_type == "kept")
+        info = await call.service.engine.undo.snapshot(
+            session, body.name, keep=body.snapshot_type == "kept", description=body.description
+        )
     return SnapshotCreated(
         snapshot_id=info.snapshot_id,
         name=info.name,
@@ -146,7 +148,10 @@ async def checkpoint(vm_id: str, body: KeepRequest, call: Executes) -> Response:
     """As above; the answer is the whole description of the snapshot."""
     session = await call.service.session(call.principal, vm_id)
     async with call.service.undoing(call.principal, "snapshot"):
-        return answer(await call.service.engine.undo.snapshot(session, body.name, keep=body.keep), 201)
+        taken = await call.service.engine.undo.snapshot(
+            session, body.name, keep=body.keep, description=body.description
+        )
+        return answer(taken, 201)
 
 
 @router.get("/{vm_id}/snapshots", response_model=SnapshotList, summary="List snapshots")
