@@ -126,6 +126,10 @@ def settings(run_dir: Path) -> Settings:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes are begun first: files run beside each other, and nothing is to wait for the last one."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("sandbox") in ("qemu", "firecracker"):
+            item.add_marker(pytest.mark.timeout(LIFE_SECONDS / 4))  # an emulated processor makes them slow, not red
 
 
 _LONG = {"test_undo.py", "test_images.py", "test_firecracker.py", "test_firecracker_machines.py", "test_growth.py"}

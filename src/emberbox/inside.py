@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from types import EllipsisType
 from typing import Literal, overload
 
 from emberbox._text import encoded
@@ -114,7 +115,7 @@ class AsyncCommands:
         background: bool = False,
         cwd: str | None = None,
         envs: Mapping[str, str] | None = None,
-        timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        timeout: float | EllipsisType | None = ...,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
     ) -> CommandResult | AsyncCommandHandle:
@@ -123,12 +124,15 @@ class AsyncCommands:
         Args:
             cmd: for bash, or a list of arguments.
             background: return a handle at once; only then can it be sent standard input.
-            timeout: seconds; None: none (the sandbox's own time bounds it).
+            timeout: seconds; None: none (the sandbox's own time bounds it). If it is left out: 60, and none in the
+                background.
 
         Raises:
             VmNotAvailable: the sandbox is gone.
             ExecutionFailed: no such program or working directory.
         """
+        if timeout is ...:
+            timeout = None if background else DEFAULT_COMMAND_TIMEOUT
         if timeout is not None and not 0 < timeout <= _LONGEST_SECONDS:
             raise ValidationFailed(f"A timeout of {timeout:g} s is not possible.", remediation="Use None for no limit.")
         argv = ["/bin/bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)

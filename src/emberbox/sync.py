@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self, overload
 
 from emberbox._loop import Loop, Relay
@@ -396,7 +396,7 @@ class Commands:
         background: bool = False,
         cwd: str | None = None,
         envs: Mapping[str, str] | None = None,
-        timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
+        timeout: float | EllipsisType | None = ...,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
     ) -> CommandResult | CommandHandle:

@@ -44,6 +44,15 @@ def test_a_directory_that_is_not_there_is_a_clear_error(sandbox: Sandbox) -> Non
         sandbox.commands.run("true", cwd="nowhere")
 
 
+def test_only_a_command_that_is_waited_for_has_a_time_by_itself(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emberbox.inside.DEFAULT_COMMAND_TIMEOUT", 0.5)
+    server = sandbox.commands.run("sleep 2; echo served", background=True)
+    assert sandbox.commands.run("sleep 1000").termination_reason is TerminationReason.TIMEOUT
+    assert server.wait().stdout == "served\n"
+
+
 def test_time_out_kills_the_whole_tree(sandbox: Sandbox) -> None:
     done = sandbox.commands.run("sleep 1000 & (setsid sleep 1000 &) ; sleep 1000", timeout=1)
     assert done.termination_reason is TerminationReason.TIMEOUT

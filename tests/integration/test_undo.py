@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
+from backends import LIFE_SECONDS
 from emberbox import Sandbox
 from emberbox.errors import ExecutionFailed, SnapshotNotFound, ValidationFailed
 
@@ -76,25 +80,34 @@ def test_snapshots_make_a_tree(sandbox: Sandbox) -> None:
     sandbox.rollback(right)
 
 
+@contextmanager
+def forked(sandbox: Sandbox, count: int) -> Iterator[list[Sandbox]]:
+    """Copies that end with the test, however it ends."""
+    children = sandbox.fork(count, timeout=LIFE_SECONDS)
+    try:
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+
+
 def test_forks_go_on_from_here_each_on_its_own(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 1")
     sandbox.files.write("f", "shared")
     sleeper = sandbox.commands.run("sleep 4242", background=True)
-    children = sandbox.fork(3)
-    for number, child in enumerate(children):
-        child.run_code(f"x += {number}")
-        child.files.write("f", str(number))
-    assert [child.run_code("x").text for child in children] == ["1", "2", "3"]
-    assert [child.files.read("f") for child in children] == ["0", "1", "2"]
-    assert [sleeping(child) for child in children] == 3 * [["sleep 4242"]]
-    assert len({sandbox.sandbox_id, *(child.sandbox_id for child in children)}) == 4
-    assert sandbox.run_code("x").text == "1"
-    assert sandbox.files.read("f") == "shared"
-    assert sandbox.list_snapshots() == [], "what a fork needs does not stay"
-    sleeper.kill()
-    assert sleeping(children[0]) == ["sleep 4242"]
-    for child in children:
-        child.kill()
+    with forked(sandbox, 2) as children:
+        for number, child in enumerate(children):
+            child.run_code(f"x += {number}")
+            child.files.write("f", str(number))
+        assert [child.run_code("x").text for child in children] == ["1", "2"]
+        assert [child.files.read("f") for child in children] == ["0", "1"]
+        assert [sleeping(child) for child in children] == 2 * [["sleep 4242"]]
+        assert len({sandbox.sandbox_id, *(child.sandbox_id for child in children)}) == 3
+        assert sandbox.run_code("x").text == "1"
+        assert sandbox.files.read("f") == "shared"
+        assert sandbox.list_snapshots() == [], "what a fork needs does not stay"
+        sleeper.kill()
+        assert sleeping(children[0]) == ["sleep 4242"]
 
 
 RANDOM = (
@@ -106,13 +119,11 @@ RANDOM = (
 def test_two_forks_never_draw_the_same_numbers(sandbox: Sandbox) -> None:
     sandbox.run_code(RANDOM)
     sandbox.run_code("echo $RANDOM", "bash")
-    children = sandbox.fork(2)
-    drawn = [[sandbox, *children][n].run_code(RANDOM).text for n in range(3)]
-    assert len({part for text in drawn for part in str(text).strip("()").split(", ")}) == 15
-    shells = [s.run_code("echo $RANDOM $RANDOM $RANDOM", "bash").stdout for s in [sandbox, *children]]
-    assert len(set(shells)) == 3
-    for child in children:
-        child.kill()
+    with forked(sandbox, 2) as children:
+        drawn = [[sandbox, *children][n].run_code(RANDOM).text for n in range(3)]
+        assert len({part for text in drawn for part in str(text).strip("()").split(", ")}) == 15
+        shells = [s.run_code("echo $RANDOM $RANDOM $RANDOM", "bash").stdout for s in [sandbox, *children]]
+        assert len(set(shells)) == 3
 
 
 def test_branch_leaves_the_sandbox_alone(sandbox: Sandbox) -> None:
