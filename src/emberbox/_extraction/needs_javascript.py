@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emberbox._extraction.needs import MAX_NAMES, Needs, word_set
@@ -67,8 +68,47 @@ _FIELDS = {
     "for_in_statement": "left",
     "assignment_expression": "left",
 }
+_LATER = frozenset(
+    {"function_declaration", "generator_function_declaration", "function_expression", "arrow_function"}
+    | {"method_definition", "class_declaration", "class", "generator_function"}
+)
+_LOUD = re.compile(r"\bconsole\.\w|\bprocess\.\w|\bwrite\w*\(|\bsend\w*\(|\balert\(|\bmkdir|\bunlink|\brm(?:Sync)?\(")
+_NO_LITERAL = frozenset(
+    {"identifier", "call_expression", "new_expression", "member_expression", "arrow_function", "function_expression"}
+    | {"method_definition", "class", "await_expression", "shorthand_property_identifier", "template_substitution"}
+)
+# What TypeScript writes only for the compiler. An interface ends with its line, a type with its semicolon or paragraph.
+_TYPES = re.compile(
+    r"^(?:export[ \t]+)?(?:declare[ \t]+)?(?:interface[ \t]+\w[^{\n]{0,200}\{(?:[^\n]{0,500}\}|(?:\n(?!\})[^\n]*){0,200}\n\})"
+    r"|type[ \t]+\w[^=\n]{0,200}=[^;\n]*(?:\n(?!\n)[^;\n]*){0,50}(?:;|\n\n|\Z)|import[ \t]+type[^;\n]*)[ \t]*;?",
+    re.MULTILINE,
+)
+_COMMENTS = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_CALLED_OBJECTS = re.compile(r"\b(\w+)[ \t]*[.(]")
 _WAITS = re.compile(r"\bprocess\.stdin\b")
 _EXPORTS = re.compile(r"\s*(?:module\.)?exports\b[^=(]{0,80}=|['\"]use strict['\"]")
+
+
+def typescript_needs(code: str) -> Needs:
+    """Reads one block. There is no grammar of types here: where annotations are left that JavaScript's does not know,
+    nothing is said of names, but for those of a browser or a test framework that are called."""
+    plain = _TYPES.sub("", code)
+    types_only = plain != code and not _COMMENTS.sub("", plain).strip()
+    found = javascript_needs(plain)
+    if types_only:
+        return replace(found, acts=False, silent=True)
+    if not LANGUAGES["javascript"].parse(plain).root_node.has_error:
+        return found
+    called = set(_CALLED_OBJECTS.findall(plain))
+    return replace(
+        found,
+        names=(),
+        uses=frozenset(),
+        silent=False,
+        data=False,
+        browser=tuple(name for name in found.browser if name in called or name == "JSX"),
+        tests=tuple(name for name in found.tests if name in called),
+    )
 
 
 def javascript_needs(code: str) -> Needs:
@@ -89,6 +129,7 @@ def javascript_needs(code: str) -> Needs:
     acts = any(node.type not in _TOP and not _EXPORTS.match(source.text(node)[:100]) for node in top)
     if not acts and any(node.type == "expression_statement" and "exports" in source.text(node)[:100] for node in top):
         modules.append("module.exports")
+    loud = _LOUD.search(code) is not None
     free = [name for name in used if name not in declared and name not in _NODE]
     defines = {name for node in top for name in _defined(node, source)}
     return Needs(
@@ -100,8 +141,43 @@ def javascript_needs(code: str) -> Needs:
         waits="process.stdin" if _WAITS.search(code) else "",
         browser=("JSX",) if jsx else tuple(name for name in free if name in _BROWSER),
         tests=tuple(name for name in free if name in _TESTS),
+        uses=frozenset(name for name in used if name not in declared),
+        silent=bool(top) and all(_is_silent(node, loud=loud) for node in top),
+        data=any(node.type != "comment" for node in top) and all(_is_data(node) for node in top),
         packages=tuple(name for name in modules if not name.startswith((".", "/")) and not _built_in(name)),
     )
+
+
+def _is_silent(node: Node, *, loud: bool) -> bool:
+    """Whether nothing can be seen of a statement: a definition, an import, an assignment whose value calls nothing that
+    could write, print or send."""
+    if node.type == "expression_statement":
+        inner = node.named_children[0] if node.named_children else node
+        if inner.type == "string":
+            return True
+        if inner.type not in {"assignment_expression", "augmented_assignment_expression"}:
+            return False
+    elif node.type not in _TOP:
+        return False
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one.type == "await_expression" or (loud and one.type in {"call_expression", "new_expression"}):
+            return False
+        waiting += [child for child in one.named_children if child.type not in _LATER]
+    return True
+
+
+def _is_data(node: Node) -> bool:
+    """Whether a statement gives a name to a literal."""
+    if node.type in {"comment", "empty_statement"}:
+        return True
+    if node.type not in {"lexical_declaration", "variable_declaration"}:
+        return False
+    values = [child.child_by_field_name("value") for child in node.named_children]
+    if not values or any(value is None for value in values):
+        return False
+    return not any(inner.type in _NO_LITERAL for value in values if value is not None for inner in walk(value))
 
 
 def _built_in(module: str) -> bool:
