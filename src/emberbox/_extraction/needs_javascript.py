@@ -77,12 +77,9 @@ _NO_LITERAL = frozenset(
     {"identifier", "call_expression", "new_expression", "member_expression", "arrow_function", "function_expression"}
     | {"method_definition", "class", "await_expression", "shorthand_property_identifier", "template_substitution"}
 )
-# What TypeScript writes only for the compiler. An interface ends with its line, a type with its semicolon or paragraph.
-_TYPES = re.compile(
-    r"^(?:export[ \t]+)?(?:declare[ \t]+)?(?:interface[ \t]+\w[^{\n]{0,200}\{(?:[^\n]{0,500}\}|(?:\n(?!\})[^\n]*){0,200}\n\})"
-    r"|type[ \t]+\w[^=\n]{0,200}=[^;\n]*(?:\n(?!\n)[^;\n]*){0,50}(?:;|\n\n|\Z)|import[ \t]+type[^;\n]*)[ \t]*;?",
-    re.MULTILINE,
-)
+# What TypeScript writes only for the compiler, and the lines that go on with it.
+_TYPE = re.compile(r"(?:export[ \t]+)?(?:declare[ \t]+)?(?:interface[ \t]+\w|type[ \t]+\w[^=]{0,200}=|import[ \t]+type\b)")
+_GOES_ON = re.compile(r"[ \t]+[|&?:]")
 _COMMENTS = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _CALLED_OBJECTS = re.compile(r"\b(\w+)[ \t]*[.(]")
 _WAITS = re.compile(r"\bprocess\.stdin\b")
@@ -92,7 +89,7 @@ _EXPORTS = re.compile(r"\s*(?:module\.)?exports\b[^=(]{0,80}=|['\"]use strict['\
 def typescript_needs(code: str) -> Needs:
     """Reads one block. There is no grammar of types here: where annotations are left that JavaScript's does not know,
     nothing is said of names, but for those of a browser or a test framework that are called."""
-    plain = _TYPES.sub("", code)
+    plain = _without_types(code)
     types_only = plain != code and not _COMMENTS.sub("", plain).strip()
     found = javascript_needs(plain)
     if types_only:
@@ -109,6 +106,19 @@ def typescript_needs(code: str) -> Needs:
         browser=tuple(name for name in found.browser if name in called or name == "JSX"),
         tests=tuple(name for name in found.tests if name in called),
     )
+
+
+def _without_types(code: str) -> str:
+    """The code without what is there for the compiler alone: interfaces and names of types, each to the line that closes
+    its braces."""
+    kept: list[str] = []
+    inside, depth = False, 0
+    for line in code.splitlines(keepends=True):
+        inside = (inside and (depth > 0 or _GOES_ON.match(line) is not None)) or _TYPE.match(line) is not None
+        depth = max(0, depth + line.count("{") - line.count("}")) if inside else 0
+        if not inside:
+            kept.append(line)
+    return "".join(kept)
 
 
 def javascript_needs(code: str) -> Needs:

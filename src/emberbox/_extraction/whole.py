@@ -12,6 +12,8 @@ from emberbox._extraction.scoring import Score
 
 _SAME = 3  # blocks of one make that are a template
 _LINES = 3  # that a block has at least, so that its make tells anything
+_ELSEWHERE = frozenset({"browser", "interactive", "files", "machine", "test-suite", "project"})
+"""Rules by which a block runs, if not here, then where the reader has what it needs."""
 _LITERAL = (
     r"\"\"\".*?\"\"\"|'''.*?'''|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`"
     r"|(?<![\w.])\d[\w.]*"
@@ -87,13 +89,14 @@ class Judged:
 
 
 def hold_silent_back(blocks: Sequence[Judged], threshold: float) -> None:
-    """Applies the rule about blocks of which nothing can be seen, the last block first: one that a running block below
-    takes a name from is part of what that block does, and so is what such a one takes a name from."""
+    """Applies the rule about blocks of which nothing can be seen, the last block first: one that a block below takes a
+    name from, if that runs here or in the reader's own place, is part of what it does; and so on upwards."""
     used: set[tuple[str, str]] = set()
     for block in reversed(blocks):
         if block.score.value < threshold:
-            continue
-        if block.quiet and not block.defines() & used:
+            held = {entry["rule"] for entry in block.score.why if "cap" in entry}
+            used |= block.uses() if held and held <= _ELSEWHERE else set()
+        elif block.quiet and not block.defines() & used:
             block.score.drop("acts")
             block.score.add("silent")
         else:
