@@ -86,8 +86,8 @@ _REPORT = _any(
 )
 # "Let me show you how" speaks to somebody; "let me check" is what an agent says before it acts.
 _TELLS = (
-    r"(?:(?:now|first|also|briefly|quickly|just|try to) )?(?:show|explain|walk|guide|help|teach|tell|give (?:you|an|a)|know"
-    r"|provide|describe|demonstrate|illustrate|outline|assume|say|suppose|imagine|take an|consider|share)\b"
+    r"(?:(?:now|first|also|briefly|quickly|just|try to) )?(?:show|explain|walk|guide|teach|tell|give (?:you|an|a)|know"
+    r"|provide|describe|illustrate|outline|assume|say|suppose|imagine|take an|consider)\b"
 )
 FIRST_PERSON = _any(
     rf"\b(?:(?:i{_AP}ll|i will|i{_AP}m going to|i am going to|i want to|let me|let us|let{_AP}s)(?! {_TELLS})|i need to"
@@ -118,7 +118,7 @@ _FAILS = _any(
     rf"(?:will |would |does |also )?(?:fails?|crash(?:es)?|breaks?|(?:does|will|would)(?:n{_AP}t| not) (?:compile|work))\W{{0,6}}$",
 )
 _FIXES = _any(
-    r"\b(?:fix\w*|avoid\w*|prevent\w*|handl\w+|catch\w*|correct\w*|instead|without|if you (?:get|see)|solv\w+|resolv\w+"
+    r"\b(?:fix\w*|avoid\w*|prevent\w*|handl\w+|catch\w*|correct\w*|instead|if you (?:get|see)|solv\w+|resolv\w+"
     r"|demonstrat\w+|simulat\w+|(?:program|script|function|class) (?:that|which))\b"
 )
 _COMPLETE = (

@@ -66,9 +66,10 @@ def bash_needs(code: str) -> Needs:
     source = Source(code, LANGUAGES["bash"].parse(code))
     found = list(commands(source, Words(source)))
     makes = _makes(source, found)
+    nodes = list(walk(source.root))
     functions = {
         source.text(name)
-        for node in walk(source.root)
+        for node in nodes
         if node.type == "function_definition" and (name := node.child_by_field_name("name")) is not None
     }
     made = {name.partition("/")[0] for name in makes} | makes
@@ -80,7 +81,7 @@ def bash_needs(code: str) -> Needs:
         own = "export"
     asks = _ASKS.search(code)
     top = [node for node in source.root.named_children if node.type != "comment"]
-    runs = any(node.type in {"command_substitution", "process_substitution"} for node in walk(source.root))
+    runs = any(node.type in {"command_substitution", "process_substitution"} for node in nodes)
     wanted = [*map(_reads, found), *(name for command in found for name in _bare_operands(command))]
     return Needs(
         defines=frozenset(_assigned(source, top)),
@@ -91,7 +92,7 @@ def bash_needs(code: str) -> Needs:
         waits=asks[0].strip(" ;&|\n") if asks is not None else "",
         machine=own,
         changes=bool(makes) or any(_edits(command) for command in found),
-        uses=frozenset({command.name for command in found} | _expanded(source)),
+        uses=frozenset({command.name for command in found} | {source.text(node) for node in nodes if node.type == "variable_name"}),
         silent=bool(top) and all(node.type in _SILENT for node in top) and not (runs and _assigned(source, top)),
     )
 
@@ -112,10 +113,6 @@ def _assigned(source: Source, top: list[Node]) -> set[str]:
         found = (one.child_by_field_name("name") for one in inner if one.type == "variable_assignment")
         names |= {source.text(name) for name in found if name is not None}
     return names
-
-
-def _expanded(source: Source) -> set[str]:
-    return {source.text(node) for node in walk(source.root) if node.type == "variable_name"}
 
 
 def _bare_operands(command: Command) -> list[str]:

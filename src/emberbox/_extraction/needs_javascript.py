@@ -103,7 +103,7 @@ def typescript_needs(code: str) -> Needs:
         uses=frozenset(),
         silent=False,
         data=False,
-        browser=tuple(name for name in found.browser if name in called or name == "JSX"),
+        browser=tuple(name for name in found.browser if name in called),
         tests=tuple(name for name in found.tests if name in called),
     )
 

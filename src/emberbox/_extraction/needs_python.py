@@ -132,7 +132,7 @@ def _acts(node: ast.stmt) -> bool:
 def _is_silent(tree: ast.Module, nodes: list[ast.AST]) -> bool:
     """Whether nothing can be seen of a block: imports, definitions and assignments, whose values call neither what
     writes or prints nor, where the block has such calls, what it defines itself."""
-    if not tree.body or any(_acts(node) and not isinstance(node, _ASSIGNMENTS) for node in tree.body):
+    if not tree.body or any(not isinstance(node, _ASSIGNMENTS) and _acts(node) for node in tree.body):
         return False
     own = {node.name for node in nodes if isinstance(node, _DEFINITIONS)}
     loud = any(isinstance(node, ast.Call) and _called(node) in _SHOWS | _WRITES for node in nodes)
