@@ -49,7 +49,7 @@ _INTRODUCES_PROGRAM = _any(
     rf"\b(?:an?|the|this|following|simple|complete|short|small|another) (?:[\w'-]+ ){{0,4}}{_PROGRAM}\b"
     r"[^:\n]{0,60}?\b(?:that|which|to|and|for|will|would|can|in|using|with|it)\b",
     rf"\bhere{_AP}s (?:how|the code|a|an|one)\b|\bhow to\b|\bthe following {_PROGRAM}\b",
-    r"\b(?:so that|to (?:see|get|print|show|display|compute|find|check|verify))\b",
+    r"\bas (?:this|these lines) \w+\b|\b(?:so that|to (?:see|get|print|show|display|compute|find|check|verify))\b",
     rf"^\W{{0,4}}(?:this|the|my|your|our) (?:[\w'-]+ ){{0,3}}{_PROGRAM} {_SAYS} (?!the following|this|something|:)\w",
 )
 
@@ -95,7 +95,8 @@ FIRST_PERSON = _any(
     rf"|now i|first,? i|next,? i|then i|i (?:now|first|then) \w+|i (?:run|execute|check|look|start|use|create)\b)",
     r"</(?:think|thought)>",
 )
-# An agent that thinks aloud says "we"; so does who explains, so the words count only before one command that ends a turn.
+# An agent that thinks aloud says "we"; so does who explains. So the words count only before the one command that ends a
+# turn.
 _TOGETHER = _any(
     r"\bwe (?:should|need to|must|can|will|have to) (?:now |first |then |next |also |just )?"
     r"(?:run|re-?run|execute|check|list|look|inspect|verify|test)\b"
@@ -111,24 +112,28 @@ REPLACES = _any(
     r"|full|optimi[sz]ed|instead|mistake|bug|wrong|fails?|simplif\w+|cleaner|so,|rewrite|again|still|now)\b"
 )
 _FAILS = _any(
-    r"\b(?:throws?|raises?|fails? with|crash(?:es)? with|causes?|gives?|produces?|triggers?|results? in|leads? to|(?:get|see)s?)"
+    r"\b(?:throws?|raises?|fails? with|crash(?:es)? with|causes?|gives?|produces?|triggers?|results? in|leads? to"
+    r"|(?:get|see)s?)"
     r" (?:this |the following |such )?(?:an? |the )?(?:[\w`'-]+ ){0,3}"
     r"(?:`?\w*(?:Error|Exception)\b`?|(?:error|exception)\b)[^.:\n]{0,80}:\W{0,4}$",
     r"\b(?:this|that|the following|it|code|which) (?:code |one |call |line |version |snippet |program )?"
-    rf"(?:will |would |does |also )?(?:fails?|crash(?:es)?|breaks?|(?:does|will|would)(?:n{_AP}t| not) (?:compile|work))\W{{0,6}}$",
+    rf"(?:will |would |does |also )?(?:fails?|crash(?:es)?|breaks?|(?:does|will|would)(?:n{_AP}t| not)"
+    r" (?:compile|work))\W{0,6}$",
 )
 _FIXES = _any(
     r"\b(?:fix\w*|avoid\w*|prevent\w*|handl\w+|catch\w*|correct\w*|instead|if you (?:get|see)|solv\w+|resolv\w+"
     r"|demonstrat\w+|simulat\w+|(?:program|script|function|class) (?:that|which))\b"
 )
 _COMPLETE = (
-    r"(?:scripts?|programs?|code|solutions?|implementations?|functions?|class(?:es)?|versions?|modules?|answer|algorithm)\b"
+    r"(?:scripts?|programs?|code|solutions?|implementations?|functions?|class(?:es)?|versions?|modules?|answer"
+    r"|algorithm)\b"
 )
 _A_PROGRAM = _any(
-    rf"\b(?:here{_AP}s|here is|here are|below is|this is|below you{_AP}ll find|i{_AP}ve written|i wrote)\b[^.\n]{{0,60}}\b{_COMPLETE}",
+    rf"\b(?:here{_AP}s|here is|here are|below is|this is|below you{_AP}ll find|i{_AP}ve written|i wrote)\b"
+    rf"[^.\n]{{0,60}}\b{_COMPLETE}",
     rf"\b(?:complete|full|final|whole|entire|updated|fixed|corrected|improved|finished|working|optimi[sz]ed)"
     rf" (?:[\w`-]+ ){{0,2}}{_COMPLETE}",
-    r"\b(?:solution|implementation|program|script)\W*$",
+    r"\b(?:solution|implementation|program|script)(?: code)?(?: (?:in|with|using) \w+)?\W*$",
     r"^\W{0,4}(?:save|put|copy|paste)\b",
 )
 _AN_EXAMPLE = _any(r"\b(?:examples?|e\.g\.|for instance|snippets?|illustrat\w+|sample)\b")

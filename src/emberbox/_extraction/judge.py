@@ -147,7 +147,8 @@ class Judge:
         self._retracted = self._find_retracted()
         self._looks = [NOT_LOOKED_AT] * self._begin + [self._look(raw) for raw in blocks[self._begin : self._most]]
         self._drafts = relations.find_drafts([(look.known or "", look.needs) for look in self._looks], self._replaces)
-        self._templates = whole.find_templates([_code_of(look, raw) for look, raw in zip(self._looks, blocks, strict=False)])
+        looked_at = zip(self._looks, blocks, strict=False)
+        self._templates = whole.find_templates([_code_of(look, raw) for look, raw in looked_at])
         self._programs = earlier.blocks + sum(1 for look in self._looks if look.known and look.alike is None)
         self._modules: frozenset[str] | None = None
         self._more = earlier.more
@@ -189,7 +190,8 @@ class Judge:
                 return None  # an indented paragraph, not code
             score = Score(BLOCK_RULES)
             self._examine(index, raw, look, score)
-            self._scored[index] = whole.Judged(look.known or "", look.needs, score, self._is_quiet(index, raw, look, score))
+            quiet = self._is_quiet(index, raw, look, score)
+            self._scored[index] = whole.Judged(look.known or "", look.needs, score, quiet)
             metadata |= look.given()
             language = look.language
         elif raw.kind == "indented":
@@ -332,7 +334,7 @@ class Judge:
         weak = reference is None and phrases.ILLUSTRATES.search(around) is not None
         said: dict[str, str | bool | None] = {
             "output": introductions.announces_output(before.rsplit("\n\n", 1)[-1]),
-            "reference": _words(reference) or (weak and not solid) or (not asked and phrases.how_to(before)),
+            "reference": _words(reference) or (weak and not solid) or (None if asked else phrases.how_to(before)),
             "wrong": phrases.shown_as_wrong(before) or phrases.shown_as_wrong(comment),
             "pseudo-code": phrases.pseudo(before, solid=solid) or phrases.pseudo(comment, solid=solid),
             "advised-against": _words(phrases.ADVISED_AGAINST.search(before) or phrases.ADVISED_AGAINST.search(after)),
@@ -348,7 +350,9 @@ class Judge:
         }
         called = _is_called(raw) or bool(look.info.agent)
         if not called:
-            said["wrong"] = said["wrong"] or introductions.announces_failure(before) or phrases.ends_in_failure(raw.code)
+            said["wrong"] = (
+                said["wrong"] or introductions.announces_failure(before) or phrases.ends_in_failure(raw.code)
+            )
         for rule, words_found in said.items():
             if words_found and not (called and rule in _OF_SHOWN_CODE):
                 score.add(rule, words_found if isinstance(words_found, str) else "")

@@ -37,7 +37,8 @@ _OF_THE_MACHINE = word_set(
     eslint prettier tsc jest vite webpack playwright
     """
 )
-# Commands that read files, with the letters of their options that take a value; how many operands come before the files.
+# Commands that read files, with the letters of their options that take a value, and how many operands come before the
+# files.
 _FILE_READERS = {
     "cat": ("", 0), "tac": ("", 0), "nl": ("bdfhilnpsvw", 0), "head": ("nc", 0), "tail": ("ncs", 0), "wc": ("", 0),
     "sort": ("kotST", 0), "uniq": ("fsw", 0), "cut": ("bcdf", 0), "paste": ("d", 0), "rev": ("", 0), "fold": ("w", 0),
@@ -92,7 +93,9 @@ def bash_needs(code: str) -> Needs:
         waits=asks[0].strip(" ;&|\n") if asks is not None else "",
         machine=own,
         changes=bool(makes) or any(_edits(command) for command in found),
-        uses=frozenset({command.name for command in found} | {source.text(node) for node in nodes if node.type == "variable_name"}),
+        uses=frozenset(
+            [command.name for command in found] + [source.text(node) for node in nodes if node.type == "variable_name"]
+        ),
         silent=bool(top) and all(node.type in _SILENT for node in top) and not (runs and _assigned(source, top)),
     )
 

@@ -78,7 +78,9 @@ _NO_LITERAL = frozenset(
     | {"method_definition", "class", "await_expression", "shorthand_property_identifier", "template_substitution"}
 )
 # What TypeScript writes only for the compiler, and the lines that go on with it.
-_TYPE = re.compile(r"(?:export[ \t]+)?(?:declare[ \t]+)?(?:interface[ \t]+\w|type[ \t]+\w[^=]{0,200}=|import[ \t]+type\b)")
+_TYPE = re.compile(
+    r"(?:export[ \t]+)?(?:declare[ \t]+)?(?:interface[ \t]+\w|type[ \t]+\w[^=]{0,200}=|import[ \t]+type\b)"
+)
 _GOES_ON = re.compile(r"[ \t]+[|&?:]")
 _COMMENTS = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _CALLED_OBJECTS = re.compile(r"\b(\w+)[ \t]*[.(]")
@@ -109,8 +111,7 @@ def typescript_needs(code: str) -> Needs:
 
 
 def _without_types(code: str) -> str:
-    """The code without what is there for the compiler alone: interfaces and names of types, each to the line that closes
-    its braces."""
+    """The code without what is there for the compiler alone: interfaces and types, each to the line that closes it."""
     kept: list[str] = []
     inside, depth = False, 0
     for line in code.splitlines(keepends=True):

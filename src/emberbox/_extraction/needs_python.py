@@ -165,7 +165,8 @@ def _is_data(node: ast.stmt) -> bool:
     """Whether a statement gives a name to a literal."""
     if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
         return False
-    return not any(isinstance(inner, ast.Name | ast.Call | ast.Attribute | ast.Lambda) for inner in ast.walk(node.value))
+    computed = (ast.Name, ast.Call, ast.Attribute, ast.Lambda)
+    return not any(isinstance(inner, computed) for inner in ast.walk(node.value))
 
 
 def _takes_self(node: ast.stmt) -> bool:

@@ -112,18 +112,19 @@ PLACEHOLDER = _any(
 NO_PLACEHOLDER = re.compile(r"\b(?:Protocol|ABC|abstractmethod|overload|Ellipsis|TypedDict)\b")
 
 # "You can use X for that … Here is an example snippet": how it is done, not a thing to be done.
-_SNIPPET = _any(
-    r"\b(?:an?|the following|some|this) (?:[\w-]+ )?(?:example|sample) (?:code )?snippet\b|\bsnippet (?:as an|for) example\b"
-    r"|\bexample (?:code )?snippet\b"
-)
+_SNIPPET = _any(r"\b(?:example|sample) (?:code )?snippet\b|\bsnippet (?:as an|for) example\b")
 _HOW_TO = _any(
     r"\b(?:you|one|developers|we) (?:can|could|should|may|might|need to|have to|would) (?:[a-z]+ )?"
     r"(?:use|call|create|import|define|add|write|do|build|start|follow|implement)\b"
 )
-_TRIES = re.compile(r"^[ \t]*(?:try\b|except\b|\} ?catch\b|with (?:pytest|self)\.)|\bcatch ?\(|assertRaises", re.MULTILINE)
+_TRIES = re.compile(
+    r"^[ \t]*(?:try\b|except\b|\} ?catch\b|with (?:pytest|self)\.)|\bcatch ?\(|assertRaises", re.MULTILINE
+)
 _FAILURE = re.compile(
-    r"(?:#|//)[ \t]*(?:\u274c[^\n]*|(?:(?:this|it|which|that|will|would|line|code) ){0,3}(?:raises?|throws?|fails|crashes)\b[^\n]*"
-    r"|(?:Uncaught |Compile[- ]?(?:time)? ?|Runtime |Type |Syntax )?(?:[A-Z]\w*)?(?:Error|Exception)\b[ \t]*(?:[:!.(][^\n]*)?)$"
+    r"(?:#|//)[ \t]*(?:\u274c[^\n]*"
+    r"|(?:(?:this|it|which|that|will|would|line|code) ){0,3}(?:raises?|throws?|fails|crashes)\b[^\n]*"
+    r"|(?:Uncaught |Compile[- ]?(?:time)? ?|Runtime |Type |Syntax )?(?:[A-Z]\w*)?(?:Error|Exception)\b[ \t]*"
+    r"(?:[:!.(][^\n]*)?)$"
 )
 _MENDS = _any(
     r"\b(?:fix(?:es|ed|ing)?|correct(?:s|ed|ing)?|repair\w*|mend\w*|replac\w+|improv\w+|refactor\w*|rewrit\w+|rewrote"
