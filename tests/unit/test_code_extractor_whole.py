@@ -77,6 +77,7 @@ def test_what_shows_nothing_is_there_to_be_read(tag: str, code: str, words: str)
         ("Let me define a helper first:", "def double(n):\n    return 2 * n\n", HELLO),
         ("Write a file:", "from pathlib import Path\n\nsize = Path('a.txt').write_text('x')\n", HELLO),
         ("Call it:", "def main():\n    print('x')\n    return 0\n\ncode = main()\n", HELLO),
+        ("Get it:", "!pip install -q tabulate\nimport tabulate\n\nwide = tabulate.WIDE_CHARS_MODE\n", HELLO),
         ("Start one:", "import subprocess\n\ndone = subprocess.run(['ls'])\n", HELLO),
     ],
 )
@@ -173,6 +174,7 @@ def test_what_imports_the_unknown_and_shows_nothing_does_not_run(module: str) ->
         "`shop/prices.py` stays as it is.\n\n" + fenced("from shop import prices\nprint(prices)\n"),
         fenced("from sklearn.linear_model import Ridge\nprint(Ridge())\n"),
         fenced("from tomllib import loads\nprint(loads(''))\n"),
+        "Let me try the package:\n\n" + fenced("from starfield import maps\nprint(maps)\n"),
     ],
 )
 def test_modules_that_everybody_knows_or_the_answer_brings(text: str) -> None:
@@ -574,3 +576,28 @@ def test_one_bare_command_at_the_end_is_an_agents_turn(words: str) -> None:
 )
 def test_a_command_for_the_reader_needs_the_readers_file(text: str) -> None:
     assert not runs(first(text))
+
+
+MEGABYTE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "```python\nx = 1\ny = 2\nz = 3\n```\n",
+        "```js\n/*\n/*\n/*\n\n```\n",
+        "```js\n" + "/*" * 3_000 + "\n```\n",
+        "```python\nx = 1\n" + '\\"' * 3_000 + "\n```\n",
+        "```ts\n" + "interface a {\ntype b = {\n" * 1_000 + "```\n",
+        "```bash\ncat a b c\nhead d\n```\n",
+        "```python\nimport nowhere\nx = nowhere.f()\n```\n",
+        "pip install a/b.py ",
+        "here is an example snippet you can use ",
+        "```python\nx = f(a)  # Error\n```\n",
+    ],
+)
+def test_a_megabyte_for_these_rules_is_read_to_its_end(unit: str) -> None:
+    """What takes more than linear time runs into the time-out of the test."""
+    text = unit * (MEGABYTE // len(unit))
+    blocks = EXTRACTOR.extract_code_blocks(text)
+    assert all(0 <= block.start_pos <= block.end_pos <= len(text) for block in blocks)

@@ -303,7 +303,8 @@ class Judge:
             if not called and not look.info.agent and not introductions.AGENT.search(before):
                 person = not self._acts_itself(index, raw, before)
                 relations.judge_needs(look.known, look.needs, self._known, score, to_a_person=person)
-                self._judge_modules(look, score)
+                if person:
+                    self._judge_modules(look, score)
             solid = relations.judge_acts(look.known, look.needs, score)
         forbidden = phrases.forbidding(before, after, comment, raw.code)
         if forbidden is not None or self._forbidden:

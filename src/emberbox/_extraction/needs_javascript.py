@@ -128,14 +128,16 @@ def javascript_needs(code: str) -> Needs:
     declared: set[str] = set()
     used: dict[str, None] = {}
     modules: list[str] = []
+    asked: set[int] = set()  # of `typeof window`, which needs no window; the parent of a node is slow to find
     jsx = False
     for node in walk(source.root):
         jsx = jsx or node.type.startswith("jsx_")
         _declare(node, source, declared)
-        if node.type in {"identifier", "shorthand_property_identifier"} and not _only_asked(node):
+        if node.type in {"identifier", "shorthand_property_identifier"} and node.id not in asked:
             used.setdefault(source.text(node))
-        elif node.type == "string" and _loads(node, source):
-            modules.append(source.text(node)[1:-1].removeprefix("node:"))
+        elif node.type == "unary_expression" and node.children[0].type == "typeof":
+            asked |= {child.id for child in node.named_children}
+        modules += [source.text(name)[1:-1].removeprefix("node:") for name in _loaded(node, source)]
     top = source.root.named_children
     acts = any(node.type not in _TOP and not _EXPORTS.match(source.text(node)[:100]) for node in top)
     if not acts and any(node.type == "expression_statement" and "exports" in source.text(node)[:100] for node in top):
@@ -195,21 +197,17 @@ def _built_in(module: str) -> bool:
     return module.partition("/")[0] in _BUILT_IN
 
 
-def _only_asked(node: Node) -> bool:
-    """`typeof window`."""
-    parent = node.parent
-    return parent is not None and parent.type == "unary_expression" and parent.children[0].type == "typeof"
-
-
-def _loads(node: Node, source: Source) -> bool:
-    parent = node.parent
-    if parent is None:
-        return False
-    if parent.type in {"import_statement", "export_statement"}:
-        return True
-    call = parent.parent if parent.type == "arguments" else None
-    function = call.child_by_field_name("function") if call is not None else None
-    return function is not None and (function.type == "import" or source.text(function) == "require")
+def _loaded(node: Node, source: Source) -> list[Node]:
+    """The strings that name a module, where a node loads one."""
+    if node.type in {"import_statement", "export_statement"}:
+        return [child for child in node.named_children if child.type == "string"]
+    function = node.child_by_field_name("function") if node.type == "call_expression" else None
+    if function is None or function.type not in {"import", "identifier"}:
+        return []
+    if function.type == "identifier" and source.text(function) != "require":
+        return []
+    arguments = node.child_by_field_name("arguments")
+    return [] if arguments is None else [child for child in arguments.named_children if child.type == "string"]
 
 
 def _declare(node: Node, source: Source, declared: set[str]) -> None:

@@ -82,7 +82,7 @@ def python_needs(code: str) -> Needs:
         packages=tuple(dict.fromkeys(_packages(nodes))),
         unknown=tuple(dict.fromkeys(_unknown(nodes))),
         uses=frozenset(free),
-        silent=_is_silent(tree, nodes),
+        silent=without_magics(code) == code and _is_silent(tree, nodes),
         data=bool(tree.body) and all(_is_data(node) for node in tree.body),
     )
 
