@@ -15,12 +15,12 @@ _LINES = 3  # that a block has at least, so that its make tells anything
 _ELSEWHERE = frozenset({"browser", "interactive", "files", "machine", "test-suite", "project"})
 """Rules by which a block runs, if not here, then where the reader has what it needs."""
 _LITERAL = (
-    r"\"\"\".{0,2000}?\"\"\"|'''.{0,2000}?'''|\"(?:\\.|[^\"\\\n]){0,2000}\"|'(?:\\.|[^'\\\n]){0,2000}'"
-    r"|`(?:\\.|[^`\\]){0,2000}`|(?<![\w.])\d[\w.]*"
+    r"\"\"\".*?(?:\"\"\"|\Z)|'''.*?(?:'''|\Z)|\"(?:\\.|[^\"\\\n])*\"?|'(?:\\.|[^'\\\n])*'?|`(?:\\.|[^`\\])*`?"
+    r"|(?<![\w.])\d[\w.]*"
 )
-"""Bounded, so that what is opened again and again and never closed costs no more than its length."""
+"""What is never closed ends with its line or the block, so that the time is linear."""
 _HASH = re.compile(rf"(?P<literal>{_LITERAL})|(?<!\S)#[^\n]*", re.DOTALL)
-_SLASHES = re.compile(rf"(?P<literal>{_LITERAL})|//[^\n]*|/\*.{{0,2000}}?\*/", re.DOTALL)
+_SLASHES = re.compile(rf"(?P<literal>{_LITERAL})|//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _MODULE_FILE = re.compile(r"(?<![\w-])([A-Za-z_]\w*)(?:\.py\b|/(?=[\w.]))")
 _INSTALLED = re.compile(r"\b(?:pip3?|uv(?: pip)?|poetry|conda|mamba) (?:install|add)\b([^\n`]{1,300})")
 _WORD = re.compile(r"[A-Za-z_][\w-]*")
