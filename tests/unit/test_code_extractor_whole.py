@@ -260,6 +260,9 @@ def test_equivalents_are_to_be_read(words: str) -> None:
         "A shorter version with equal results:",
         "Compare the two results with the following program:",
         "Here's an equivalent program in Python:",
+        "This version uses a set instead of a nested loop:",
+        "A script that does the same as the code above:",
+        "Here it is with a dictionary rather than a long function:",
     ],
 )
 def test_words_of_sameness_about_something_else(words: str) -> None:
@@ -308,8 +311,13 @@ def test_a_last_line_that_says_how_it_fails(tag: str, code: str) -> None:
         ("This fixes the error:", "print(1)\n"),
         ("The program below catches whatever raises an exception:", "print(1)\n"),
         ("Here is a script that raises a ValueError:", "raise ValueError('x')\n"),
+        ("Here is the code with an exception of its own, which gives a clear error:", "print(1)\n"),
+        ("It keeps a list and goes on when a function throws an exception:", "print(1)\n"),
+        ("To see the exception:", "print(1)\n"),
         ("Run this to see that it raises an error:", "print(1 / 0)\n"),
         ("For example:", "try:\n    int('x')\nexcept ValueError:\n    print('no')  # Error: shown\n"),
+        ("More pay:", "pay = 100\nprint(pay * 1.1)  # raise by a tenth\n"),
+        ("The rest:", "first, *_ = 'abc'\nprint(first)  # throws away the rest\n"),
         ("Count the errors:", "errors = [1]\nprint(len(errors))  # errors: 1\n"),
         ("At the end:", "print('Error: none')  # error handling is simple\n"),
         ("Without it you get an error. With it:", "print(1)\n"),

@@ -63,13 +63,19 @@ _CHANGE = _any(
     r"|field|property|attribute|argument|parameter|check|condition|case|to)\b[^.\n]{0,80}:\W{0,4}$",
     r"^\W{0,4}(?:with|to|by|into|becomes|from)\W{0,4}:\W{0,4}$",
 )
+_EQUALS = (
+    r"(?:equivalent (?:to|of|with)|(?:same|identical) (?:as|to|with)|shorthand for|short for|syntactic sugar for"
+    r"|equals to|equal to|corresponds to|translates to)"
+)
+_PIECE = (
+    r"(?:code|snippets?|versions?|forms?|statements?|lines?|expressions?|loops?|calls?|blocks?|functions?|programs?)"
+)
 _SAME_AS = _any(
-    r"\b(?:equivalent (?:to|of|with)|(?:same|identical) (?:as|to|with)|shorthand for|short for|syntactic sugar for"
-    r"|equals to|equal to|equals|corresponds to|translates (?:in)?to|instead of|rather than|as opposed to"
-    r"|compared? (?:to|with))"
-    r"(?: (?:this|that|the following|the|writing|doing|saying|something like))?"
-    r"(?: (?:[\w-]+ ){0,2}(?:code|snippets?|versions?|forms?|statements?|lines?|expressions?|loops?|calls?|blocks?"
-    r"|functions?|programs?|syntax|examples?))?(?: (?:below|here|in \w+))?\W{0,4}:?\W{0,4}$",
+    rf"\b(?:{_EQUALS}|instead of|rather than|as opposed to|compared? (?:to|with))"
+    r"(?: (?:this|the following|writing|doing|something like))?\W{0,4}:?\W{0,4}$",
+    # Only what follows: a program that does the same as the code above may well be run.
+    rf"\b{_EQUALS} (?:(?:this|these|the following|following) (?:[\w-]+ ){{0,2}}{_PIECE}(?: in \w+)?"
+    rf"|the {_PIECE} (?:below|here))\W{{0,4}}$",
     r"\b(?:would be written|can be written|could be written|is written) as\b[^.\n]{0,20}:?\W{0,4}$",
 )
 _HALF_SENTENCE = _any(
@@ -113,7 +119,7 @@ REPLACES = _any(
 )
 _FAILS = _any(
     r"\b(?:throws?|raises?|fails? with|crash(?:es)? with|causes?|gives?|produces?|triggers?|results? in|leads? to"
-    r"|(?:get|see)s?)"
+    r"|(?<=you )get|(?<=we )get|(?<=you )see|(?<=we )see|(?<=ll )get|(?<=ll )see)"
     r" (?:this |the following |such )?(?:an? |the )?(?:[\w`'-]+ ){0,3}"
     r"(?:`?\w*(?:Error|Exception)\b`?|(?:error|exception)\b)[^.:\n]{0,80}:\W{0,4}$",
     r"\b(?:this|that|the following|it|code|which) (?:code |one |call |line |version |snippet |program )?"
@@ -124,6 +130,7 @@ _FIXES = _any(
     r"\b(?:fix\w*|avoid\w*|prevent\w*|handl\w+|catch\w*|correct\w*|instead|if you (?:get|see)|solv\w+|resolv\w+"
     r"|demonstrat\w+|simulat\w+|(?:program|script|function|class) (?:that|which))\b"
 )
+_WHENEVER = _any(r"\b(?:when|whenever|if|in case|unless|until)\b[^,]*$")
 _COMPLETE = (
     r"(?:scripts?|programs?|code|solutions?|implementations?|functions?|class(?:es)?|versions?|modules?|answer"
     r"|algorithm)\b"
@@ -199,9 +206,9 @@ def announces_failure(before: str) -> str | None:
     line = last_line(before)
     sentence = re.split(r"(?<=[.!?])\s", line)[-1]
     match = _FAILS.search(sentence)
-    if match is None or _FIXES.search(sentence) or is_request(sentence):
+    if match is None or _FIXES.search(sentence) or is_request(sentence) or introduces_a_program(sentence):
         return None
-    return match[0].strip()
+    return None if _WHENEVER.search(sentence[: match.start()]) else match[0].strip()
 
 
 def introduces_a_program(before: str) -> bool:

@@ -122,7 +122,8 @@ _TRIES = re.compile(
 )
 _FAILURE = re.compile(
     r"(?:#|//)[ \t]*(?:\u274c[^\n]*"
-    r"|(?:(?:this|it|which|that|will|would|line|code) ){0,3}(?:raises?|throws?|fails|crashes)\b[^\n]*"
+    r"|(?:(?:this|it|which|that|will|would|line|code) ){0,3}(?:raises?|throws?|fails?|crash(?:es)?)(?: with)?"
+    r"(?:[.!]?$| (?:an? |the )?[`\w.]*(?:[Ee]rror|[Ee]xception)\b[^\n]*)"
     r"|(?:Uncaught |Compile[- ]?(?:time)? ?|Runtime |Type |Syntax )?(?:[A-Z]\w*)?(?:Error|Exception)\b[ \t]*"
     r"(?:[:!.(][^\n]*)?)$"
 )
