@@ -139,4 +139,7 @@ def test_what_is_only_said_afterwards_is_all_that_a_stream_judges_otherwise() ->
             otherwise.add(name)
     taken_back = {"never-execute-after", "ignore-the-first-script", "correction-at-the-end"}
     drafts = {"drafts-in-reasoning", "first-try-then-fixed", "gpt-thinks-aloud"}
-    assert otherwise == (taken_back | drafts) & EXPECTED.keys()
+    # What shows nothing may still be used by what follows, and of cases of one make the first are not yet several.
+    silent = {"tuple-of-one-note", "walrus-and-matmul", "mixins-in-prose", "test-cases-as-data", "typescript-and-node"}
+    made_alike = {"greetings-per-language"}
+    assert otherwise == (taken_back | drafts | silent | made_alike) & EXPECTED.keys()

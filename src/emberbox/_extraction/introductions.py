@@ -49,7 +49,7 @@ _INTRODUCES_PROGRAM = _any(
     rf"\b(?:an?|the|this|following|simple|complete|short|small|another) (?:[\w'-]+ ){{0,4}}{_PROGRAM}\b"
     r"[^:\n]{0,60}?\b(?:that|which|to|and|for|will|would|can|in|using|with|it)\b",
     rf"\bhere{_AP}s (?:how|the code|a|an|one)\b|\bhow to\b|\bthe following {_PROGRAM}\b",
-    r"\b(?:so that|to (?:see|get|print|show|display|compute|find|check|verify))\b",
+    r"\bas (?:this|these lines) \w+\b|\b(?:so that|to (?:see|get|print|show|display|compute|find|check|verify))\b",
     rf"^\W{{0,4}}(?:this|the|my|your|our) (?:[\w'-]+ ){{0,3}}{_PROGRAM} {_SAYS} (?!the following|this|something|:)\w",
 )
 
@@ -63,10 +63,19 @@ _CHANGE = _any(
     r"|field|property|attribute|argument|parameter|check|condition|case|to)\b[^.\n]{0,80}:\W{0,4}$",
     r"^\W{0,4}(?:with|to|by|into|becomes|from)\W{0,4}:\W{0,4}$",
 )
+_EQUALS = (
+    r"(?:equivalent (?:to|of|with)|(?:same|identical) (?:as|to|with)|shorthand for|short for|syntactic sugar for"
+    r"|equals to|equal to|corresponds to|translates to)"
+)
+_PIECE = (
+    r"(?:code|snippets?|versions?|forms?|statements?|lines?|expressions?|loops?|calls?|blocks?|functions?|programs?)"
+)
 _SAME_AS = _any(
-    r"\b(?:equivalent to|same as|identical to|shorthand for|short for|syntactic sugar for|equals to|equal to"
-    r"|instead of|rather than|as opposed to|compared? (?:to|with))"
+    rf"\b(?:{_EQUALS}|instead of|rather than|as opposed to|compared? (?:to|with))"
     r"(?: (?:this|the following|writing|doing|something like))?\W{0,4}:?\W{0,4}$",
+    # Only what follows: a program that does the same as the code above may well be run.
+    rf"\b{_EQUALS} (?:(?:this|these|the following|following) (?:[\w-]+ ){{0,2}}{_PIECE}(?: in \w+)?"
+    rf"|the {_PIECE} (?:below|here))\W{{0,4}}$",
     r"\b(?:would be written|can be written|could be written|is written) as\b[^.\n]{0,20}:?\W{0,4}$",
 )
 _HALF_SENTENCE = _any(
@@ -81,10 +90,22 @@ _REPORT = _any(
     r"[^.\n]{0,60}:\W{0,4}$",
     r"^\W{0,4}(?:verification|commands? (?:run|used|executed)|what i ran|tests? run|checks? run)\W{0,4}$",
 )
+# "Let me show you how" speaks to somebody; "let me check" is what an agent says before it acts.
+_TELLS = (
+    r"(?:(?:now|first|also|briefly|quickly|just|try to) )?(?:show|explain|walk|guide|teach|tell|give (?:you|an|a)|know"
+    r"|provide|describe|illustrate|outline|assume|say|suppose|imagine|take an|consider)\b"
+)
 FIRST_PERSON = _any(
-    rf"\b(?:i{_AP}ll|i will|i need to|i{_AP}m going to|i am going to|i should|i want to|i must|let me|let us|let{_AP}s"
+    rf"\b(?:(?:i{_AP}ll|i will|i{_AP}m going to|i am going to|i want to|let me|let us|let{_AP}s)(?! {_TELLS})|i need to"
+    r"|i should|i must"
     rf"|now i|first,? i|next,? i|then i|i (?:now|first|then) \w+|i (?:run|execute|check|look|start|use|create)\b)",
     r"</(?:think|thought)>",
+)
+# An agent that thinks aloud says "we"; so does who explains. So the words count only before the one command that ends a
+# turn.
+_TOGETHER = _any(
+    r"\bwe (?:should|need to|must|can|will|have to) (?:now |first |then |next |also |just )?"
+    r"(?:run|re-?run|execute|check|list|look|inspect|verify|test)\b"
 )
 # The prompt formats in which an agent writes the code that it wants to be run, with tools that it was told of.
 AGENT = _any(r"^(?:Thought|THOUGHT|Code|Action):")
@@ -96,6 +117,33 @@ REPLACES = _any(
     r"\b(?:wait|actually|hmm|however|but|corrected|fix(?:ed|es)?|improved|updated|final|better|revised|refined|complete"
     r"|full|optimi[sz]ed|instead|mistake|bug|wrong|fails?|simplif\w+|cleaner|so,|rewrite|again|still|now)\b"
 )
+_FAILS = _any(
+    r"\b(?:throws?|raises?|fails? with|crash(?:es)? with|causes?|gives?|produces?|triggers?|results? in|leads? to"
+    r"|(?<=you )get|(?<=we )get|(?<=you )see|(?<=we )see|(?<=ll )get|(?<=ll )see)"
+    r" (?:this |the following |such )?(?:an? |the )?(?:[\w`'-]+ ){0,3}"
+    r"(?:`?\w*(?:Error|Exception)\b`?|(?:error|exception)\b)[^.:\n]{0,80}:\W{0,4}$",
+    r"\b(?:this|that|the following|it|code|which) (?:code |one |call |line |version |snippet |program )?"
+    rf"(?:will |would |does |also )?(?:fails?|crash(?:es)?|breaks?|(?:does|will|would)(?:n{_AP}t| not)"
+    r" (?:compile|work))\W{0,6}$",
+)
+_FIXES = _any(
+    r"\b(?:fix\w*|avoid\w*|prevent\w*|handl\w+|catch\w*|correct\w*|instead|if you (?:get|see)|solv\w+|resolv\w+"
+    r"|demonstrat\w+|simulat\w+|(?:program|script|function|class) (?:that|which))\b"
+)
+_WHENEVER = _any(r"\b(?:when|whenever|if|in case|unless|until)\b[^,]*$")
+_COMPLETE = (
+    r"(?:scripts?|programs?|code|solutions?|implementations?|functions?|class(?:es)?|versions?|modules?|answer"
+    r"|algorithm)\b"
+)
+_A_PROGRAM = _any(
+    rf"\b(?:here{_AP}s|here is|here are|below is|this is|below you{_AP}ll find|i{_AP}ve written|i wrote)\b"
+    rf"[^.\n]{{0,60}}\b{_COMPLETE}",
+    rf"\b(?:complete|full|final|whole|entire|updated|fixed|corrected|improved|finished|working|optimi[sz]ed)"
+    rf" (?:[\w`-]+ ){{0,2}}{_COMPLETE}",
+    r"\b(?:solution|implementation|program|script)(?: code)?(?: (?:in|with|using) \w+)?\W*$",
+    r"^\W{0,4}(?:save|put|copy|paste)\b",
+)
+_AN_EXAMPLE = _any(r"\b(?:examples?|e\.g\.|for instance|snippets?|illustrat\w+|sample)\b")
 _NAME = r"(?<![\w./-])(?P<name>[\w-][\w.-]*(?:/[\w.-]+)*\.[A-Za-z]\w{0,5})"
 _SAVED_AS = (
     _any(
@@ -146,6 +194,27 @@ def shows_the_same(before: str, after: str) -> str | None:
             r"\W{0,3}(?:is|are|does|would be) (?:exactly |roughly |just )?(?:the same|equivalent|identical)", after
         )
     return None if match is None else match[0].strip()
+
+
+def acts_together(before: str) -> bool:
+    """Whether the text says that "we" are to run something now."""
+    return _TOGETHER.search(before) is not None
+
+
+def announces_failure(before: str) -> str | None:
+    """The words that announce code that fails; not where it mends, catches or shows how to raise the error."""
+    line = last_line(before)
+    sentence = re.split(r"(?<=[.!?])\s", line)[-1]
+    match = _FAILS.search(sentence)
+    if match is None or _FIXES.search(sentence) or is_request(sentence) or introduces_a_program(sentence):
+        return None
+    return None if _WHENEVER.search(sentence[: match.start()]) else match[0].strip()
+
+
+def introduces_a_program(before: str) -> bool:
+    """Whether the sentence in front of a block introduces a whole program, not an example of something."""
+    line = last_line(before)
+    return _A_PROGRAM.search(line) is not None and _AN_EXAMPLE.search(line) is None
 
 
 def reports(before: str) -> str | None:

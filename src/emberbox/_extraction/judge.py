@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from emberbox._extraction import evidence, introductions, phrases, relations
+from emberbox._extraction import evidence, introductions, phrases, relations, whole
 from emberbox._extraction.blocks import RawBlock
 from emberbox._extraction.needs import NOTHING, Known, Needs
 from emberbox._extraction.scoring import BLOCK_RULES, Score
@@ -25,7 +25,7 @@ _THOUGHT = re.compile(
     r"</?(?:think(?:ing)?|thoughts?|reasoning|scratchpad|analysis)>|<\|channel\|>analysis|<\|end\|>", re.IGNORECASE
 )
 _THOUGHT_OVER = ("</", "<|end")
-_OF_SHOWN_CODE = frozenset({"edit", "same-as", "report", "draft", "example", "pseudo-code"})
+_OF_SHOWN_CODE = frozenset({"edit", "same-as", "report", "draft", "example", "pseudo-code", "template"})
 """Rules about code that is shown to somebody; what is handed to a tool runs whatever it is called."""
 
 
@@ -41,6 +41,7 @@ class Earlier:
         known: what they define.
         reasons: the rules that applied to the last of them.
         since: blocks that begin before this offset of the continuation have been judged.
+        more: the continuation goes on behind what there is of it.
     """
 
     forbidden: bool = False
@@ -50,6 +51,7 @@ class Earlier:
     known: Known = field(default_factory=Known)
     reasons: frozenset[str] = frozenset()
     since: int = 0
+    more: bool = False
 
     def after(self, text: str, intro: str) -> Earlier:
         """What is to be kept of a text, whose first block, if it has one, stands behind `intro`."""
@@ -100,6 +102,16 @@ def _info(raw: RawBlock) -> evidence.Info:
     return evidence.read_info(raw.info) if raw.info else evidence.NO_INFO
 
 
+def _is_called(raw: RawBlock) -> bool:
+    """Whether a block is handed to a tool, not shown."""
+    return raw.kind in {"tag", "tool-call"} and not raw.quoted
+
+
+def _code_of(look: Look, raw: RawBlock) -> tuple[str, str]:
+    """Language and code of a block that is looked at as a program."""
+    return (look.known or "", raw.code) if look.structure is not None and look.alike is None else ("", "")
+
+
 def _words(match: re.Match[str] | None) -> str | None:
     return None if match is None else match[0].strip()
 
@@ -135,6 +147,12 @@ class Judge:
         self._retracted = self._find_retracted()
         self._looks = [NOT_LOOKED_AT] * self._begin + [self._look(raw) for raw in blocks[self._begin : self._most]]
         self._drafts = relations.find_drafts([(look.known or "", look.needs) for look in self._looks], self._replaces)
+        looked_at = zip(self._looks, blocks, strict=False)
+        self._templates = whole.find_templates([_code_of(look, raw) for look, raw in looked_at])
+        self._programs = earlier.blocks + sum(1 for look in self._looks if look.known and look.alike is None)
+        self._modules: frozenset[str] | None = None
+        self._more = earlier.more
+        self._scored: dict[int, whole.Judged] = {}
         self._reasons = set(earlier.reasons)
         self._unexamined = Score(BLOCK_RULES)
         self._unexamined.add("not-examined")
@@ -142,8 +160,20 @@ class Judge:
 
     def judge(self) -> list[CodeBlock]:
         """All blocks that were not judged before, in the order of the text."""
-        judged = (self._block(index, self._blocks[index]) for index in range(self._begin, len(self._blocks)))
-        return [block for block in judged if block is not None]
+        judged = {index: self._block(index, self._blocks[index]) for index in range(self._begin, len(self._blocks))}
+        if not self._more:  # what is behind may yet use what a block defines
+            self._hold_silent_back(judged)
+        return [block for block in judged.values() if block is not None]
+
+    def _hold_silent_back(self, judged: dict[int, CodeBlock | None]) -> None:
+        whole.hold_silent_back(list(self._scored.values()), self._threshold)
+        for index, found in self._scored.items():
+            block = judged[index]
+            if block is not None and found.score.has("silent"):
+                metadata = block.metadata | {"why": list(found.score.why)}
+                judged[index] = block.model_copy(
+                    update={"execution_confidence": found.score.value, "metadata": metadata}
+                )
 
     def _block(self, index: int, raw: RawBlock) -> CodeBlock | None:
         look = self._looks[index] if index < self._most else None
@@ -160,6 +190,8 @@ class Judge:
                 return None  # an indented paragraph, not code
             score = Score(BLOCK_RULES)
             self._examine(index, raw, look, score)
+            quiet = self._is_quiet(index, raw, look, score)
+            self._scored[index] = whole.Judged(look.known or "", look.needs, score, quiet)
             metadata |= look.given()
             language = look.language
         elif raw.kind == "indented":
@@ -265,12 +297,14 @@ class Judge:
         before, after = self._gaps(index, raw)
         comment = phrases.first_comment(raw.code)
         look.file = introductions.file_name(look.info.attributes, before, raw.code) or ""
-        called = raw.kind in {"tag", "tool-call"} and not raw.quoted
-        person = not introductions.FIRST_PERSON.search(before)
+        called = _is_called(raw)
         solid = False
         if look.structure is not None and look.known is not None:
             if not called and not look.info.agent and not introductions.AGENT.search(before):
+                person = not self._acts_itself(index, raw, before)
                 relations.judge_needs(look.known, look.needs, self._known, score, to_a_person=person)
+                if person:
+                    self._judge_modules(look, score)
             solid = relations.judge_acts(look.known, look.needs, score)
         forbidden = phrases.forbidding(before, after, comment, raw.code)
         if forbidden is not None or self._forbidden:
@@ -278,12 +312,22 @@ class Judge:
         asked = None if forbidden is not None or self._forbidden else phrases.asks(before, after)
         if asked is not None:
             score.add("asked")
-        self._said(index, raw, (before, after, comment), score, solid=solid)
+        self._said(index, raw, look, (before, after, comment), score, solid=solid, asked=asked == "request")
         self._inherit(index, raw, score)
         if look.known is not None and asked != "request" and not called:
             self._destructive(look.known, raw, score)
 
-    def _said(self, index: int, raw: RawBlock, words: tuple[str, str, str], score: Score, *, solid: bool) -> None:
+    def _said(
+        self,
+        index: int,
+        raw: RawBlock,
+        look: Look,
+        words: tuple[str, str, str],
+        score: Score,
+        *,
+        solid: bool,
+        asked: bool,
+    ) -> None:
         """Applies the rules that ask what the text says. A complete program needs more than a word to be held back."""
         before, after, comment = words
         around = f"{before}\n\n{after}\n\n{comment}"
@@ -291,12 +335,13 @@ class Judge:
         weak = reference is None and phrases.ILLUSTRATES.search(around) is not None
         said: dict[str, str | bool | None] = {
             "output": introductions.announces_output(before.rsplit("\n\n", 1)[-1]),
-            "reference": _words(reference) or (weak and not solid),
+            "reference": _words(reference) or (weak and not solid) or (None if asked else phrases.how_to(before)),
             "wrong": phrases.shown_as_wrong(before) or phrases.shown_as_wrong(comment),
             "pseudo-code": phrases.pseudo(before, solid=solid) or phrases.pseudo(comment, solid=solid),
             "advised-against": _words(phrases.ADVISED_AGAINST.search(before) or phrases.ADVISED_AGAINST.search(after)),
             "example": _words(phrases.EXAMPLE.search(before)),
-            "edit": introductions.changes_other_code(before),
+            "edit": not (solid and look.needs.changes) and introductions.changes_other_code(before),
+            "template": index in self._templates and not asked and not introductions.FIRST_PERSON.search(before),
             "same-as": introductions.shows_the_same(before, after),
             "report": introductions.reports(before),
             "draft": index in self._drafts,
@@ -304,10 +349,47 @@ class Judge:
             "thinking": self._is_thought(raw),
             "commented-out": self._in(self._comments, raw.start),
         }
-        called = raw.kind in {"tag", "tool-call"} and not raw.quoted
+        called = _is_called(raw) or bool(look.info.agent)
+        if not called:
+            said["wrong"] = (
+                said["wrong"] or introductions.announces_failure(before) or phrases.ends_in_failure(raw.code)
+            )
         for rule, words_found in said.items():
             if words_found and not (called and rule in _OF_SHOWN_CODE):
                 score.add(rule, words_found if isinstance(words_found, str) else "")
+
+    def _acts_itself(self, index: int, raw: RawBlock, before: str) -> bool:
+        """Whether the text is an agent's that runs the block itself, not one that speaks to somebody who would."""
+        if introductions.FIRST_PERSON.search(before):
+            return True
+        last = index + 1 == len(self._blocks) and not self._text[raw.end :].strip()
+        return last and not raw.info and raw.code.strip().count("\n") == 0 and introductions.acts_together(before)
+
+    def _judge_modules(self, look: Look, score: Score) -> None:
+        """Applies the rule about modules that nobody knows; those that the answer brings are known."""
+        if not look.needs.unknown or self._known.continues:
+            return
+        if self._modules is None:
+            self._modules = whole.own_modules(self._text)
+        unknown = [name for name in look.needs.unknown if not {name, name.lower()} & self._modules]
+        if unknown:
+            score.add("unknown", ", ".join(f"`{name}`" for name in unknown[:4]))
+
+    def _is_quiet(self, index: int, raw: RawBlock, look: Look, score: Score) -> bool:
+        """Whether a block that only imports, defines and assigns is shown for nothing but to be read, unless one below
+        uses it. Not if it is to be saved, is the only program, is introduced as one, or somebody asks to run it; data
+        alone is no program, whoever speaks of it."""
+        needs, before = look.needs, self._gaps(index, raw)[0]
+        if not needs.silent or look.file or self._known.continues or _is_called(raw) or look.info.agent:
+            return False
+        only = self._programs == 1 and not score.has("example")
+        if needs.data:
+            return not only
+        if introductions.AGENT.search(before) or self._acts_itself(index, raw, before):
+            return False
+        if phrases.asks(before, "") == "request":
+            return False
+        return score.has("unknown") or not (only or introductions.introduces_a_program(before))
 
     def _replaces(self, index: int) -> bool:
         """Whether the text says that a block comes in place of an earlier one."""

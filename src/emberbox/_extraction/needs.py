@@ -30,7 +30,12 @@ class Needs:
         browser: names that only a browser has.
         tests: names that only a framework for tests has.
         packages: libraries that belong into a project of their own.
+        unknown: modules that neither the language, the image nor everybody's knowledge has.
         machine: a command that is about the reader's own machine, repository or service.
+        uses: all names that it takes from elsewhere, those too that an interpreter would import by itself.
+        silent: it only imports, defines and assigns, so nothing of it can be seen.
+        data: it only gives names to literals.
+        changes: it is a command that changes a file itself.
     """
 
     defines: frozenset[str] = frozenset()
@@ -44,7 +49,12 @@ class Needs:
     browser: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     machine: str = ""
+    uses: frozenset[str] = frozenset()
+    silent: bool = False
+    data: bool = False
+    changes: bool = False
 
 
 NOTHING = Needs()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from emberbox._extraction.needs import Needs, word_set
 from emberbox.languages import LANGUAGES
 from emberbox.languages._bash_words import Command, Words, commands
 from emberbox.languages._tree import Source, walk
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
 
 _INTERPRETERS = frozenset({"python", "python3", "node", "bash", "sh", "ruby", "perl", "php", "Rscript", "zsh"})
 _NO_FILES = word_set(
@@ -18,6 +22,7 @@ _NO_FILES = word_set(
     """
 )
 _FILE = re.compile(r"(?!\d)(?:\./)?[\w-][\w.-]*(?:/[\w.-]+)*\.[A-Za-z]\w{0,5}")
+_WRITES_WITH_O = frozenset({"sort", "shuf", "gcc", "g++", "cc", "clang", "rustc", "openssl"})
 _MAKERS = frozenset({"touch", "mkdir", "tee", "cp", "mv", "ln"})
 _OF_THE_MACHINE = word_set(
     """
@@ -32,6 +37,18 @@ _OF_THE_MACHINE = word_set(
     eslint prettier tsc jest vite webpack playwright
     """
 )
+# Commands that read files, with the letters of their options that take a value, and how many operands come before the
+# files.
+_FILE_READERS = {
+    "cat": ("", 0), "tac": ("", 0), "nl": ("bdfhilnpsvw", 0), "head": ("nc", 0), "tail": ("ncs", 0), "wc": ("", 0),
+    "sort": ("kotST", 0), "uniq": ("fsw", 0), "cut": ("bcdf", 0), "paste": ("d", 0), "rev": ("", 0), "fold": ("w", 0),
+    "less": ("", 0), "more": ("", 0), "od": ("AjNtw", 0), "xxd": ("clsg", 0), "hexdump": ("ens", 0),
+    "strings": ("n", 0), "file": ("", 0), "stat": ("cf", 0), "md5sum": ("", 0), "sha256sum": ("", 0), "shuf": ("no", 0),
+    "comm": ("", 0), "diff": ("U", 0), "cmp": ("n", 0), "join": ("12aetov", 0),
+    "grep": ("ABCmef", 1), "egrep": ("ABCmef", 1), "fgrep": ("ABCmef", 1), "zgrep": ("ABCmef", 1), "sed": ("ef", 1),
+    "awk": ("Fvf", 1), "gawk": ("Fvf", 1), "jq": ("f", 1), "iconv": ("ft", 0), "column": ("s", 0),
+}  # fmt: skip
+_BARE = re.compile(r"[A-Za-z_][\w-]*")
 _HOST = re.compile(r"\.(?:com|org|net|io|dev|example|local|gov|edu)$|\.(?:service|timer|socket)$")
 _HARMLESS = re.compile(r"--?version|-V|--help|version")
 _GIT_ANYWHERE = frozenset({"init", "clone", "config", "--version", "version", "help"})
@@ -41,6 +58,7 @@ _OWN_FOLDER = re.compile(
     r"(?:~|\$HOME|\$\{HOME\})(?:/?$|/(?!\.cache)\w|/\.(?:bash|zsh|ssh|config|profile))|/etc/\w|/var/(?:www|log)|/home/\w"
 )
 _ACTIVATES = re.compile(r"[\w./-]*/bin/activate")
+_SILENT = frozenset({"function_definition", "variable_assignment", "variable_assignments"})
 _VARIABLE_ONLY = frozenset({"export", "alias", "unset"})
 
 
@@ -49,9 +67,10 @@ def bash_needs(code: str) -> Needs:
     source = Source(code, LANGUAGES["bash"].parse(code))
     found = list(commands(source, Words(source)))
     makes = _makes(source, found)
+    nodes = list(walk(source.root))
     functions = {
         source.text(name)
-        for node in walk(source.root)
+        for node in nodes
         if node.type == "function_definition" and (name := node.child_by_field_name("name")) is not None
     }
     made = {name.partition("/")[0] for name in makes} | makes
@@ -62,14 +81,60 @@ def bash_needs(code: str) -> Needs:
     if not own and declares and code.lstrip().startswith("export"):
         own = "export"
     asks = _ASKS.search(code)
+    top = [node for node in source.root.named_children if node.type != "comment"]
+    runs = any(node.type in {"command_substitution", "process_substitution"} for node in nodes)
+    wanted = [*map(_reads, found), *(name for command in found for name in _bare_operands(command))]
     return Needs(
+        defines=frozenset(_assigned(source, top)),
         functions=frozenset(functions),
-        files=tuple(name for name in dict.fromkeys(map(_reads, found)) if name and not _has(name, made)),
+        files=tuple(name for name in dict.fromkeys(wanted) if name and not _has(name, made)),
         makes=frozenset(makes),
         acts=any(node.type not in {"function_definition", "comment"} for node in source.root.named_children),
         waits=asks[0].strip(" ;&|\n") if asks is not None else "",
         machine=own,
+        changes=bool(makes) or any(_edits(command) for command in found),
+        uses=frozenset(
+            [command.name for command in found] + [source.text(node) for node in nodes if node.type == "variable_name"]
+        ),
+        silent=bool(top) and all(node.type in _SILENT for node in top) and not (runs and _assigned(source, top)),
     )
+
+
+def _edits(command: Command) -> bool:
+    """Whether a command changes a file in place."""
+    words = command.known()
+    if command.name in {"sed", "perl"}:
+        return any(re.match(r"-\w*i|--in-place", word) for word in words)
+    return command.name == "patch" or (command.name == "git" and words[:1] == ["apply"])
+
+
+def _assigned(source: Source, top: list[Node]) -> set[str]:
+    """The variables that a block sets at its top."""
+    names: set[str] = set()
+    for node in top:
+        inner = [node] if node.type == "variable_assignment" else node.named_children if node.type in _SILENT else []
+        found = (one.child_by_field_name("name") for one in inner if one.type == "variable_assignment")
+        names |= {source.text(name) for name in found if name is not None}
+    return names
+
+
+def _bare_operands(command: Command) -> list[str]:
+    """Words without a dot or a slash that a command reads as files: the f of `head -n 10 f`."""
+    if command.name not in _FILE_READERS:
+        return []
+    valued, before = _FILE_READERS[command.name]
+    operands: list[str | None] = []
+    skips = False
+    for _, word in command.arguments:
+        if skips:
+            skips = False
+        elif word is not None and word.startswith("-") and len(word) > 1:
+            skips = not word.startswith("--") and word[-1] in valued and not word[1:-1].isdigit()
+            before -= before > 0 and command.name != "awk" and word[:2] in {"-e", "-f"}
+        else:
+            operands.append(word)
+    files = operands[before : 1 if command.name in {"uniq", "xxd"} else None]
+    return [word for word in files if word is not None and _BARE.fullmatch(word)]
 
 
 def _has(name: str, made: set[str]) -> bool:
@@ -96,6 +161,8 @@ def _makes(source: Source, found: list[Command]) -> set[str]:
             makes.update(word[3:] for word in words if word.startswith("of="))
         elif command.name in {"curl", "wget"}:
             makes.update(_downloaded(command))
+        elif command.name in _WRITES_WITH_O:
+            makes.update(after for flag, after in pairwise(command.known()) if flag in {"-o", "-out", "--output"})
         elif command.name == "cargo" and words[:1] in (["new"], ["init"]):
             makes.update({"Cargo.toml", *words[1:2]})
     return {name.removeprefix("./").rstrip("/") for name in makes}

@@ -111,6 +111,22 @@ PLACEHOLDER = _any(
 # Where `...` is what the language wants.
 NO_PLACEHOLDER = re.compile(r"\b(?:Protocol|ABC|abstractmethod|overload|Ellipsis|TypedDict)\b")
 
+# "You can use X for that … Here is an example snippet": how it is done, not a thing to be done.
+_SNIPPET = _any(r"\b(?:example|sample) (?:code )?snippet\b|\bsnippet (?:as an|for) example\b")
+_HOW_TO = _any(
+    r"\b(?:you|one|developers|we) (?:can|could|should|may|might|need to|have to|would) (?:[a-z]+ )?"
+    r"(?:use|call|create|import|define|add|write|do|build|start|follow|implement)\b"
+)
+_TRIES = re.compile(
+    r"^[ \t]*(?:try\b|except\b|\} ?catch\b|with (?:pytest|self)\.)|\bcatch ?\(|assertRaises", re.MULTILINE
+)
+_FAILURE = re.compile(
+    r"(?:#|//)[ \t]*(?:\u274c[^\n]*"
+    r"|(?:(?:this|it|which|that|will|would|line|code) ){0,3}(?:raises?|throws?|fails?|crash(?:es)?)(?: with)?"
+    r"(?:[.!]?$| (?:an? |the )?[`\w.]*(?:[Ee]rror|[Ee]xception)\b[^\n]*)"
+    r"|(?:Uncaught |Compile[- ]?(?:time)? ?|Runtime |Type |Syntax )?(?:[A-Z]\w*)?(?:Error|Exception)\b[ \t]*"
+    r"(?:[:!.(][^\n]*)?)$"
+)
 _MENDS = _any(
     r"\b(?:fix(?:es|ed|ing)?|correct(?:s|ed|ing)?|repair\w*|mend\w*|replac\w+|improv\w+|refactor\w*|rewrit\w+|rewrote"
     r"|solv\w+|avoid\w*|handl\w+|detect\w*|find\w*|instead of|rather than|better than)\b"
@@ -206,6 +222,18 @@ def shown_as_wrong(text: str) -> str | None:
         if not _MENDS.search(text[begin : match.start()]):
             return match[0]
     return None
+
+
+def how_to(before: str) -> str | None:
+    """The words that show a snippet of how something is done, where the text also tells what one can do."""
+    snippet = _SNIPPET.search(before)
+    return snippet[0] if snippet is not None and _HOW_TO.search(before) else None
+
+
+def ends_in_failure(code: str) -> str | None:
+    """The comment in the last line of a block that tells how it fails. What catches the error shows it on purpose."""
+    match = _FAILURE.search(code.rstrip()[-400:].rsplit("\n", 1)[-1])
+    return None if match is None or _TRIES.search(code) else match[0].strip()[:80]
 
 
 def pseudo(text: str, *, solid: bool) -> str | None:

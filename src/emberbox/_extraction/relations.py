@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from emberbox._extraction.needs import NOTHING, Known, Needs
 from emberbox._extraction.needs_bash import bash_needs
-from emberbox._extraction.needs_javascript import javascript_needs
+from emberbox._extraction.needs_javascript import javascript_needs, typescript_needs
 from emberbox._extraction.needs_python import python_needs
 from emberbox._extraction.scoring import Score
 from emberbox.models import Language
@@ -16,6 +16,7 @@ from emberbox.models import Language
 _READERS: dict[Language, Callable[[str], Needs]] = {
     "python": python_needs,
     "javascript": javascript_needs,
+    "typescript": typescript_needs,
     "bash": bash_needs,
 }
 _VARIABLE = re.compile(r"\$\{?\w+\}?")

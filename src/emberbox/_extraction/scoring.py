@@ -42,6 +42,7 @@ BLOCK_RULES: dict[str, Rule] = {
     # what it has and lacks
     "acts": Rule("it does something that can be seen", 0.10),
     "defines": Rule("it only defines; nothing was called", 0.0),
+    "silent": Rule("nothing of it can be seen, and nothing that runs uses it", -0.10, cap=0.60),
     "uses": Rule("it uses what a block above defines, which runs", 0.20),
     "undefined": Rule("it uses names that nothing defines", -0.25, cap=0.45),
     "held-back": Rule("it uses what a block above defines, which is not run", -0.20, cap=0.50),
@@ -50,10 +51,12 @@ BLOCK_RULES: dict[str, Rule] = {
     "browser": Rule("it needs a browser", -0.20, cap=0.40),
     "test-suite": Rule("it needs a framework for tests", -0.20, cap=0.50),
     "project": Rule("it belongs into a project with other files or libraries", -0.20, cap=0.50),
+    "unknown": Rule("it imports modules that nobody knows", -0.20),
     "files": Rule("it needs files that nothing makes", -0.10, cap=0.60),
     "machine": Rule("it is for the reader's own machine or repository", -0.10, cap=0.60),
     "draft": Rule("a later version takes its place", -0.20, cap=0.50),
     "edit": Rule("it is a change to other code", -0.20, cap=0.50),
+    "template": Rule("others differ from it in comments and literals only", -0.20, cap=0.50),
     "same-as": Rule("it is set beside another way to write the same", -0.20, cap=0.50),
     "report": Rule("the text tells that it was run already", -0.20, cap=0.50),
     "not-examined": Rule("too long, or one of too many, to be looked at closely", 0.0, cap=0.60),
@@ -113,6 +116,14 @@ class Score:
         if detail:
             entry["detail"] = detail
         self.why.append(entry)
+
+    def drop(self, name: str) -> None:
+        """Takes a rule back."""
+        self.why = [entry for entry in self.why if entry["rule"] != name]
+
+    def has(self, name: str) -> bool:
+        """Whether a rule was applied."""
+        return any(entry["rule"] == name for entry in self.why)
 
     @property
     def value(self) -> float:

@@ -112,7 +112,7 @@ class BlockStream:
 
     def _closed_blocks(self) -> list[CodeBlock]:
         """What is certain by now: the blocks that are closed, and those that stand before one that is."""
-        found = judged(self._text[: self._read], self._since_given(), self._threshold)
+        found = judged(self._text[: self._read], replace(self._since_given(), more=True), self._threshold)
         closed = [block.metadata["closed"] and block.metadata["kind"] in _CLOSING for block in found]
         certain = found[: len(found) - closed[::-1].index(True)] if True in closed else []
         certain = certain[: max(0, MAX_BLOCKS - self._earlier.blocks)]
