@@ -55,6 +55,8 @@ class BlockStream:
 
     def feed(self, chunk: str) -> list[CodeBlock]:
         """The next piece of the text; the blocks that closed with it, in the order of the text."""
+        if self._earlier.blocks >= MAX_BLOCKS:  # whatever comes, no more are given
+            return []
         self._text += chunk
         found: list[CodeBlock] = []
         closed = False
@@ -71,7 +73,9 @@ class BlockStream:
 
     def finish(self) -> list[CodeBlock]:
         """The text has ended: the blocks that are left, those that were never closed included."""
-        left = max(0, MAX_BLOCKS - self._earlier.blocks)
+        left = MAX_BLOCKS - self._earlier.blocks
+        if left <= 0:
+            return []
         return [self._placed(block) for block in judged(self._text, self._since_given(), self._threshold)[:left]]
 
     def _follow(self, line: str) -> bool:
