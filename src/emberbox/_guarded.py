@@ -68,8 +68,9 @@ def _execution(response: VmExecuteResponse) -> Execution:
     error = None
     if response.error is not None:
         name, _, value = response.error.partition(": ")
-        error = ExecutionError(name=name, value=value)
-    fields = response.model_dump(exclude={"vm_id", "stdout", "stderr", "error", "snapshot_id", "results"})
+        error = ExecutionError(name=name, value=value, traceback=response.traceback or "")
+    left_out = {"vm_id", "stdout", "stderr", "error", "traceback", "snapshot_id", "results"}
+    fields = response.model_dump(exclude=left_out)
     return Execution(
         **fields,
         sandbox_id=response.vm_id,

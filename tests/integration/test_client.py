@@ -33,7 +33,17 @@ from emberbox.errors import (
     ValidationFailed,
     VmConnectionError,
 )
-from emberbox.hooks import Allow, Block, Hook, HookDecision, HookManager, Modify, OutputSanitizerHook, PreToolContext
+from emberbox.hooks import (
+    Allow,
+    Block,
+    Hook,
+    HookDecision,
+    HookManager,
+    Modify,
+    OutputSanitizerHook,
+    PostToolContext,
+    PreToolContext,
+)
 from emberbox.models import HistoryConfig, VmExecuteRequest, VmExecuteResponse, VmExecutionConfig
 from served import Served
 
@@ -231,6 +241,32 @@ class Refuse(Hook):
         if "secret" in context.code:
             return Block(reason="it says secret")
         return Modify(value=context.code + "\nprint('signed')") if context.language == "python" else Allow()
+
+
+class Remember(Hook):
+    """What it was shown of outcomes."""
+
+    def __init__(self) -> None:
+        self.seen: list[PostToolContext] = []
+
+    async def post_tool(self, context: PostToolContext) -> HookDecision:
+        self.seen.append(context)
+        return Allow()
+
+
+async def test_a_hook_of_this_side_sees_what_one_of_the_engine_sees(served: Served) -> None:
+    here, there = Remember(), Remember()
+    code = "import sys\nprint('out')\nprint('err', file=sys.stderr)\n[1][2]"
+    async with VmExecutionClient(config(served), hook_manager=HookManager([here])) as client:
+        await client.execute_python(AGENT, code)
+    async with Engine(hooks=[there]) as engine:
+        sandbox = await AsyncSandbox.create("minimal", engine=engine)
+        await sandbox.run_code(code)
+        await sandbox.kill()
+    shown = [hook.seen[0].parts.model_dump() for hook in (here, there)]
+    assert shown[0] == shown[1]
+    assert shown[0]["error"]["name"] == "IndexError"
+    assert "line 4" in shown[0]["error"]["traceback"]
 
 
 async def test_hooks_of_this_side(served: Served) -> None:

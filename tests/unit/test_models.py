@@ -240,6 +240,7 @@ def test_the_wire_form_of_an_execution() -> None:
         "started_at": "2026-01-02T03:04:05Z",
         "completed_at": "2026-01-02T03:04:05Z",
         "error": "ValueError: too big",
+        "traceback": "long",
         "backend": "gvisor",
         "results": [response.model_dump(mode="json")["results"][0]],
         "termination_reason": "memory",

@@ -154,6 +154,7 @@ class VmExecuteResponse(Model):
     started_at: datetime
     completed_at: datetime
     error: str | None = None
+    traceback: str | None = Field(default=None, description="of the error, as its language shows it")
     backend: str
     results: list[Result] = Field(default_factory=list)
     termination_reason: TerminationReason = TerminationReason.COMPLETED
@@ -184,6 +185,7 @@ class VmExecuteResponse(Model):
             started_at=run.started_at,
             completed_at=run.completed_at,
             error=error,
+            traceback=None if run.error is None or not run.error.traceback else run.error.traceback,
             backend=run.backend,
             results=run.results,
             termination_reason=run.termination_reason,
