@@ -29,9 +29,9 @@ from emberbox.machines.base import Snapshot
 from emberbox.machines.firecracker import FirecrackerFactory, FirecrackerOptions
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.models import Execution
+from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.store import digests_of
-from emberbox.sandbox.work import RunOptions
 
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
 

@@ -17,7 +17,7 @@ from emberbox.models import (
     VmExecuteResponse,
     VmExecutionConfig,
 )
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 
 Run = Callable[[VmExecuteRequest, Listeners], Awaitable[VmExecuteResponse]]
 

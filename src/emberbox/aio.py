@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from emberbox.config import Settings
-from emberbox.engine import Engine
-from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.handle import SandboxHandle
-from emberbox.hooks.approval import Approver
-from emberbox.hooks.contract import Hook
 from emberbox.inside import AsyncCommands, AsyncFiles
-from emberbox.local import LocalSandbox
 from emberbox.models import (
     CommandHistoryEntry,
     ContextInfo,
@@ -26,11 +21,31 @@ from emberbox.models import (
     SandboxMetrics,
     SnapshotInfo,
 )
-from emberbox.remote import RemoteSandbox
-from emberbox.sandbox.work import Listeners, OnResult, OnText, RunOptions
+from emberbox.sandbox.listeners import Listeners, OnResult, OnText, RunOptions
+
+if TYPE_CHECKING:  # who uses one kind of sandbox imports nothing of the other
+    from emberbox.config import Settings
+    from emberbox.engine import Engine
+    from emberbox.hooks.approval import Approver
+    from emberbox.hooks.contract import Hook
+    from emberbox.local import LocalSandbox
 
 DEFAULT_SANDBOX_TIMEOUT = 300.0
 """Seconds after which a sandbox is killed unless `set_timeout` says otherwise."""
+
+
+def _local() -> type[LocalSandbox]:
+    """Sandboxes of this process; raises VmNotAvailable where only the client is installed."""
+    try:
+        from emberbox.local import LocalSandbox
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "emberbox":
+            raise
+        raise VmNotAvailable(
+            f"Sandboxes of this process need more than the client that is installed: there is no {exc.name}.",
+            remediation="pip install 'emberbox[engine]', or give the `base_url` of a server.",
+        ) from exc
+    return LocalSandbox
 
 
 class AsyncSandbox:
@@ -99,6 +114,8 @@ class AsyncSandbox:
                     "A sandbox on a server has the hooks, the approver and the settings of that.",
                     remediation="Leave out `hooks`, `approver`, `engine` and `settings`, or leave out `base_url`.",
                 )
+            from emberbox.remote import RemoteSandbox
+
             remote = await RemoteSandbox.create(
                 base_url,
                 token,
@@ -111,7 +128,7 @@ class AsyncSandbox:
                 agent_id=agent_id,
             )
             return cls(remote)
-        local = await LocalSandbox.create(
+        local = await _local().create(
             template,
             timeout=timeout,
             envs=envs,
@@ -142,8 +159,10 @@ class AsyncSandbox:
             SessionNotFound: there is none.
         """
         if base_url is not None:
+            from emberbox.remote import RemoteSandbox
+
             return cls(await RemoteSandbox.connect(base_url, token, sandbox_id))
-        return cls(await LocalSandbox.connect(sandbox_id, engine))
+        return cls(await _local().connect(sandbox_id, engine))
 
     async def __aenter__(self) -> Self:
         return self
@@ -373,7 +392,7 @@ class AsyncSandbox:
     @property
     def is_remote(self) -> bool:
         """It is one of a server."""
-        return isinstance(self._handle, RemoteSandbox)
+        return self._handle.remote
 
     async def disconnect(self) -> None:
         """Let go of a sandbox of a server without ending it: `connect` finds it again. One of this process goes on

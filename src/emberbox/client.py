@@ -10,14 +10,12 @@ from collections.abc import Coroutine, Mapping
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import quote
 
-from emberbox._guarded import Guarded
 from emberbox._http import EXECUTION_SECONDS, HttpServer, made
 from emberbox._loop import Loop, Relay
 from emberbox.errors import ExecutionTimeout, SessionNotFound, ValidationFailed, VmNotAvailable
-from emberbox.hooks.manager import HookManager
 from emberbox.models import (
     HistoryQueryResponse,
     ParseExecuteRequest,
@@ -40,11 +38,22 @@ from emberbox.models.service import (
     VmPoolResponse,
 )
 from emberbox.remote import followed
-from emberbox.sandbox.work import Listeners, OnResult, OnText
+from emberbox.sandbox.listeners import Listeners, OnResult, OnText
+
+if TYPE_CHECKING:
+    from emberbox._guarded import Guarded
+    from emberbox.hooks.manager import HookManager
 
 T = TypeVar("T")
 _LAST_SUCCESS = "last-success"
 _READY = frozenset({"ready", "running"})
+
+
+def _guarded(hooks: HookManager, config: VmExecutionConfig) -> Guarded:
+    """Imported for clients that have hooks: hooks need the engine's policy."""
+    from emberbox._guarded import Guarded
+
+    return Guarded(hooks, config)
 
 
 class VmExecutionClient:
@@ -69,7 +78,7 @@ class VmExecutionClient:
     ) -> None:
         self.config = config or VmExecutionConfig()
         self._server = HttpServer(self.config.api_base_url, auth_token)
-        self._guarded = None if hook_manager is None else Guarded(hook_manager, self.config)
+        self._guarded = None if hook_manager is None else _guarded(hook_manager, self.config)
 
     async def __aenter__(self) -> Self:
         return self

@@ -43,8 +43,8 @@ from emberbox.models import (
     SnapshotStrategy,
     VmExecuteResponse,
 )
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners, RunOptions
 
 
 @dataclass(frozen=True, slots=True)

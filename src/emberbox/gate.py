@@ -30,7 +30,7 @@ from emberbox.hooks.dangerous_pattern import question
 from emberbox.hooks.filters import FilterChain
 from emberbox.hooks.manager import HookManager, asked, refusal
 from emberbox.models import CodeBlock, DecisionRecord, Execution, Finding, HookStage, Language, Logs, Result
-from emberbox.sandbox.work import Listeners, OnResult, OnText
+from emberbox.sandbox.listeners import Listeners, OnResult, OnText
 
 IDLE_SECONDS = 0.2
 """After so long without output, what a filter holds back and knows to be harmless is shown: prompts, progress dots."""

@@ -20,7 +20,7 @@ from emberbox.models import (
     SnapshotInfo,
 )
 from emberbox.sandbox.files import Data
-from emberbox.sandbox.work import Listeners, RunOptions
+from emberbox.sandbox.listeners import Listeners, RunOptions
 
 
 class FilesHandle(Protocol):
@@ -68,6 +68,8 @@ class SandboxHandle(Protocol):
     def id(self) -> str: ...
     @property
     def backend(self) -> str: ...
+    @property
+    def remote(self) -> bool: ...
     @property
     def files(self) -> FilesHandle: ...
     @property

@@ -11,7 +11,7 @@ from emberbox.errors import ValidationFailed
 from emberbox.handle import CommandsHandle, FilesHandle, RunningCommand
 from emberbox.models import CommandResult, EntryInfo, ProcessInfo
 from emberbox.sandbox.files import Data
-from emberbox.sandbox.work import Listeners, OnText
+from emberbox.sandbox.listeners import Listeners, OnText
 
 DEFAULT_COMMAND_TIMEOUT = 60.0
 _LONGEST_SECONDS = 1e9

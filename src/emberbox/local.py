@@ -28,8 +28,8 @@ from emberbox.models import (
     SnapshotInfo,
 )
 from emberbox.sandbox.files import GuestFiles
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners, RunOptions
 
 
 class _Share:
@@ -156,6 +156,8 @@ class LocalCommand:
 
 class LocalSandbox:
     """A sandbox of this process, or of an engine of this process."""
+
+    remote = False
 
     def __init__(self, session: Session, engine: Engine, share: _Share | None = None) -> None:
         self.session = session

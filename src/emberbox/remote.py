@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 from emberbox._http import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
 from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
-from emberbox.languages import get_language
 from emberbox.models import (
     CommandHistoryEntry,
     CommandResult,
@@ -58,7 +57,7 @@ from emberbox.models.service import (
     VmInstance,
 )
 from emberbox.sandbox.files import Data, chunks
-from emberbox.sandbox.work import Listeners, RunOptions
+from emberbox.sandbox.listeners import Listeners, RunOptions
 
 
 class RemoteFiles:
@@ -243,6 +242,8 @@ async def followed(
 class RemoteSandbox:
     """A sandbox behind a server."""
 
+    remote = True
+
     def __init__(self, server: HttpServer, vm_id: str, backend: str, family: deque[str]) -> None:
         self._server = server
         self._path = f"/api/vms/{quote(vm_id, safe='')}"
@@ -305,6 +306,8 @@ class RemoteSandbox:
     # --- code -----------------------------------------------------------------------------------------------------
 
     def runnable_language(self, name: str) -> str:
+        from emberbox.languages import get_language
+
         return get_language(name).config.name
 
     async def run_code(

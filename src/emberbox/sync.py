@@ -9,14 +9,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType, TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from emberbox._loop import Loop, Relay
 from emberbox.aio import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
-from emberbox.config import Settings
 from emberbox.errors import ForkFailed
-from emberbox.hooks.approval import Approver
-from emberbox.hooks.contract import Hook
 from emberbox.inside import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle
 from emberbox.models import (
     CommandHistoryEntry,
@@ -33,7 +30,12 @@ from emberbox.models import (
     SnapshotInfo,
 )
 from emberbox.sandbox.files import Data
-from emberbox.sandbox.work import OnResult, OnText
+from emberbox.sandbox.listeners import OnResult, OnText
+
+if TYPE_CHECKING:
+    from emberbox.config import Settings
+    from emberbox.hooks.approval import Approver
+    from emberbox.hooks.contract import Hook
 
 
 class Sandbox:

@@ -25,9 +25,9 @@ from emberbox.machines.gvisor.factory import GvisorFactory
 from emberbox.machines.gvisor.machine import GvisorMachine
 from emberbox.sandbox.copies import Copies
 from emberbox.sandbox.ledger import Ledger
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.store import SnapshotStore
-from emberbox.sandbox.work import Listeners, RunOptions
 
 CLASSES: dict[str, type] = {
     kind.__name__: kind

@@ -17,7 +17,7 @@ KILLED = """
 import asyncio, os, signal
 from emberbox import Engine
 from emberbox.engine import ExecuteRequest
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 
 async def main():
     engine = Engine(durable=True)

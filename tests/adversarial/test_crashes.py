@@ -19,7 +19,7 @@ from emberbox.engine import ExecuteRequest
 from emberbox.errors import ExecutionTimeout, VmNotAvailable
 from emberbox.host.cgroups import find_cgroup_root
 from emberbox.host.rundir import processes_of
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from waiting import until
 
 MINIMAL = "minimal"

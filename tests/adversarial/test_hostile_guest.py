@@ -17,9 +17,9 @@ import pytest
 from emberbox import Engine, Settings, TerminationReason
 from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, VmExecutionError, VmNotAvailable
 from emberbox.images.store import Image
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.manager import SandboxManager
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners, RunOptions
 
 AGENT = """
 import json, os, struct, sys, time

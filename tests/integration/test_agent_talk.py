@@ -36,7 +36,7 @@ from emberbox.hooks import (
     PreToolContext,
 )
 from emberbox.models import CodeBlock, Execution, HistoryQueryRequest
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from served import Served
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -27,9 +27,9 @@ from emberbox.errors import (
 from emberbox.machines.gvisor import machine as gvisor_machine
 from emberbox.models import Execution, HistoryQueryRequest
 from emberbox.sandbox.ledger import Ledger
+from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.manager import SandboxManager
 from emberbox.sandbox.session import Session, SessionState
-from emberbox.sandbox.work import Listeners
 
 MINIMAL = "minimal"
 

@@ -31,7 +31,7 @@ from emberbox.machines.firecracker.balloon import GiveBack
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
-from emberbox.sandbox.work import Listeners, RunOptions
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from microvms import LIMITS, World, clean, engine, factory, options, run, start, woken, world
 
 __all__ = ["clean", "engine", "factory", "options", "world"]  # pytest finds fixtures by their names in the module

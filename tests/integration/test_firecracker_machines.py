@@ -33,7 +33,7 @@ from emberbox.machines.firecracker.snapshot_files import Marks as FirecrackerMar
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.files import GuestFiles, HasChannel
-from emberbox.sandbox.work import RunOptions
+from emberbox.sandbox.listeners import RunOptions
 from microvms import LIMITS, World, clean, engine, factory, options, run, start, woken, world
 
 __all__ = ["clean", "engine", "factory", "options", "world"]  # pytest finds fixtures by their names in the module

@@ -205,7 +205,7 @@ async def test_an_answer_that_cannot_be_recorded_is_not_given(state: Path, engin
 
 
 def _listeners(on_stdout: Callable[[str], object]):  # type: ignore[no-untyped-def]
-    from emberbox.sandbox.work import Listeners
+    from emberbox.sandbox.listeners import Listeners
 
     return Listeners(on_stdout)
 

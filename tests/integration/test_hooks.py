@@ -31,8 +31,8 @@ from emberbox.hooks import (
     PreToolContext,
 )
 from emberbox.models import CommandHistoryEntry, Execution, HistoryQueryRequest, PolicyConfig, Result
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners, RunOptions
 
 MINIMAL = "minimal"
 KEY = "AKIAIOSFODNN7EXAMPLF"

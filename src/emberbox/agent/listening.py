@@ -6,7 +6,7 @@ from typing import Protocol
 
 from emberbox.errors import VmExecutionError
 from emberbox.models import CodeBlock, Execution
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 
 
 class AgentListener(Protocol):

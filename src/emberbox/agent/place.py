@@ -25,8 +25,8 @@ from emberbox.images.store import Progress, no_progress
 from emberbox.languages import get_language
 from emberbox.local import LocalSandbox
 from emberbox.models import DecisionRecord, Execution
+from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners
 
 _SETTLE_SECONDS = 10.0
 

@@ -30,7 +30,7 @@ from emberbox.config import load_settings
 from emberbox.errors import ValidationFailed, VmExecutionError
 from emberbox.hooks.approval import Approver
 from emberbox.models import CodeBlock
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 
 _EXIT_OF: dict[CommandStatus, Exit] = {
     CommandStatus.COMPLETED: Exit.SUCCESS,

@@ -17,7 +17,7 @@ from emberbox.config import load_settings
 from emberbox.engine import Engine, ExecuteRequest
 from emberbox.errors import ValidationFailed
 from emberbox.models import Execution, TerminationReason, VmExecuteResponse
-from emberbox.sandbox.work import Listeners, RunOptions
+from emberbox.sandbox.listeners import Listeners, RunOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,18 +21,9 @@ from emberbox.guest.protocol import Header, ProtocolError
 from emberbox.machines.base import Death, Machine
 from emberbox.machines.channel import Channel
 from emberbox.models import CommandResult, Execution, Language, MachineLimits, TerminationReason
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
-from emberbox.sandbox.work import (
-    Listeners,
-    OverdueError,
-    Restoration,
-    RunOptions,
-    Work,
-    finished,
-    flush,
-    nonsense,
-    take,
-)
+from emberbox.sandbox.work import OverdueError, Restoration, Work, finished, flush, nonsense, take
 
 _CALL_TIMEOUT = 15.0
 _GONE = (ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, ExecutionTimeout)

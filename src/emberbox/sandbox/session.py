@@ -38,10 +38,7 @@ from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.inside import GuestContexts, GuestProcesses
 from emberbox.sandbox.resting import Resting
 from emberbox.sandbox.running import Runner
-from emberbox.sandbox.work import (
-    Restoration,
-    nonsense,
-)
+from emberbox.sandbox.work import Restoration, nonsense
 
 _CALL_TIMEOUT = 15.0
 _FIRST_ANSWER_SECONDS = 2.0

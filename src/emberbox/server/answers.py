@@ -16,7 +16,7 @@ from emberbox.models import (
     ParseExecuteResponse,
     VmExecutionConfig,
 )
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server import bounds
 from emberbox.server.access import Principal
 from emberbox.server.service import Service

@@ -19,7 +19,7 @@ from emberbox.models import (
     Result,
     VmExecuteResponse,
 )
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server import messages
 from emberbox.server.access import Principal
 from emberbox.server.answers import parse_execute

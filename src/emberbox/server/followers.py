@@ -10,7 +10,7 @@ from collections.abc import Callable
 from emberbox.errors import VmExecutionError
 from emberbox.models import Execution, Result
 from emberbox.models.service import FollowedEvent
-from emberbox.sandbox.work import Listeners, OnResult, OnText
+from emberbox.sandbox.listeners import Listeners, OnResult, OnText
 
 _KEPT = 1000
 _KEPT_CHARS = 1 << 20

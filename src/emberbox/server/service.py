@@ -38,8 +38,8 @@ from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
 from emberbox.sandbox.copies import CopyOptions
 from emberbox.sandbox.ledger import SandboxRecord
+from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session, SessionState
-from emberbox.sandbox.work import Listeners
 from emberbox.server import templates
 from emberbox.server.access import Doorkeeper, Places, Principal
 from emberbox.server.asking import Asking

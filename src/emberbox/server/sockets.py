@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket
 
 from emberbox.errors import ExecutionCancelled, TooManyRequests, Unauthorized, ValidationFailed, VmExecutionError
 from emberbox.models import VmExecuteResponse
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server import messages
 from emberbox.server.access import Principal
 from emberbox.server.conversation import Conversation

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from emberbox.errors import Internal, VmExecutionError
 from emberbox.models import Result
 from emberbox.models.service import ErrorResponse, OutputEvent, ResultEvent
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server.failures import GoneError, plain
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import pytest
 from emberbox.errors import ValidationFailed
 from emberbox.models import Execution, Result, TerminationReason
 from emberbox.models.service import FollowedEvent
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server.followers import Follower, Followers
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from emberbox.models import ParseExecuteRequest, ParseExecuteResponse, VmExecuteRequest, VmExecuteResponse
 from emberbox.models.service import PoolConfig, VmPoolResponse
-from emberbox.sandbox.work import Listeners
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server.admission import AdmittingRoute, Executes, Reads
 from emberbox.server.answers import SameListeners, parse_execute
 from emberbox.server.calls import SSE, Call, Stream

@@ -27,8 +27,8 @@ from emberbox.models.service import (
     TimeoutRequest,
     VmInstance,
 )
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners, RunOptions
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads
 from emberbox.server.calls import SSE, Call, Stream

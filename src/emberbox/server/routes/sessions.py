@@ -21,8 +21,8 @@ from emberbox.models.service import (
     SnapshotCreateRequest,
 )
 from emberbox.sandbox.ledger import SandboxRecord
+from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads, session_id, session_ids
 from emberbox.server.calls import Call

@@ -34,8 +34,8 @@ from emberbox.models.service import (
     SnapshotCreateRequest,
     VmConfig,
 )
+from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.work import Listeners
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, ReadsAll
 from emberbox.server.answers import block_error

@@ -1,0 +1,72 @@
+"""What is imported when: a client of a server needs neither engine nor database, and says where more is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("sqlalchemy", "alembic", "fastapi", "tree_sitter", "markdown_it", "structlog", "uvicorn", "pydantic_settings")
+_CLIENT_ONLY = """
+import sys
+from importlib.abc import MetaPathFinder
+WITHOUT = set({without!r})
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in WITHOUT:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def loaded(code: str) -> set[str]:
+    """Modules that are there after some code has run in a fresh interpreter."""
+    code += "\nimport json, sys; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import emberbox", (*HEAVY, "pydantic", "httpx")),
+        ("import emberbox.client", (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.base")),
+        ("from emberbox import Sandbox, AsyncSandbox", (*HEAVY, "emberbox.engine", "httpx")),
+        ("from emberbox.remote import RemoteSandbox", (*HEAVY, "emberbox.engine", "emberbox.machines.base")),
+        (
+            "import emberbox.cli.execute",
+            ("sqlalchemy", "fastapi", "httpx", "emberbox.machines.firecracker", "emberbox.machines.qemu",
+             "emberbox.images.builder", "emberbox._extraction.judge"),
+        ),
+    ],
+)  # fmt: skip
+def test_nothing_is_imported_that_is_not_needed(code: str, without: tuple[str, ...]) -> None:
+    assert loaded(code).isdisjoint(without)
+
+
+def client_only(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where only the client is installed."""
+    without = [*HEAVY, "typer", "click", "rich", "packaging", "pyflakes", "prometheus_client", "opentelemetry"]
+    whole = _CLIENT_ONLY.format(without=without) + code
+    return subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_client_alone_is_enough_for_a_server_and_says_what_is_missing_for_more() -> None:
+    assert (
+        "pip install 'emberbox[engine]', or give the `base_url` of a server"
+        in client_only(
+            "from emberbox import Sandbox, errors\n"
+            "try:\n    Sandbox.create()\nexcept errors.VmNotAvailable as exc:\n    print(exc.remediation)"
+        ).stdout
+    )
+    refused = client_only(
+        "from emberbox import Sandbox, errors\n"
+        "try:\n    Sandbox.create(base_url='http://127.0.0.1:9')\n"
+        "except errors.VmConnectionError as exc:\n    print('tried')"
+    )
+    assert refused.stdout == "tried\n", refused.stderr
+    program = client_only("from emberbox.cli.entry import main\nmain()")
+    assert program.returncode == 5
+    assert "pip install 'emberbox[all]'" in program.stderr
