@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from emberbox.errors import ValidationFailed
 from emberbox.models.base import RESERVED
 
+_LONGEST_VARIABLE = 128 * 1024 - 2
+"""Bytes of `NAME=value`, less the sign and the NUL at its end: MAX_ARG_STRLEN of Linux (execve(2))."""
+
 
 def encoded(name: str, text: str) -> bytes:
     """UTF-8.
@@ -36,6 +39,30 @@ def check_texts(**values: str | Iterable[str] | Mapping[str, str] | None) -> Non
         elif value is not None:
             for one in value:
                 check_texts(**{name: one})
+
+
+def check_environment(envs: Mapping[str, str] | None) -> None:
+    """Refuse what cannot be an environment of a process, before a machine is asked: it would find out late.
+
+    Raises:
+        ValidationFailed: a name is empty or has `=` or NUL, a value has NUL, or both are longer than Linux takes; the
+            message names the variable.
+    """
+    check_texts(envs=envs)
+    for name, value in (envs or {}).items():
+        if not name or "=" in name or "\0" in name:
+            wrong = "a name is not empty, and has neither `=` nor NUL"
+        elif "\0" in value:
+            wrong = "a value has no NUL"
+        elif len(name.encode()) + len(value.encode()) > _LONGEST_VARIABLE:
+            wrong = f"name and value have at most {_LONGEST_VARIABLE:,} bytes"
+        else:
+            continue
+        raise ValidationFailed(
+            f"envs: {name!r:.80} cannot be an environment variable: {wrong}.",
+            remediation="Correct it; put long values into a file with `files.write`.",
+            details={"field": "envs", "name": name[:1000]},
+        )
 
 
 def check_agent(agent_id: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from emberbox._answer_files import AnswerFiles
-from emberbox._text import check_texts
+from emberbox._text import check_environment, check_texts
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings
 from emberbox.errors import (
@@ -233,7 +233,8 @@ class Engine(Fleet):
     ) -> tuple[ExecuteRequest, Language]:
         """The request after hooks and checks; raises where it is refused."""
         options = request.options
-        check_texts(code=request.code, cwd=options.cwd, envs=options.env, args=options.args)
+        check_texts(code=request.code, cwd=options.cwd, args=options.args)
+        check_environment(options.env)
         language = self.runnable_language(request.language, request.sandbox)
         code = await self._gate.admit(asker, language, request.code, trail)
         check_requirements(request.requirements, language, request.sandbox.image.manifest)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Self
 from weakref import WeakValueDictionary
 
-from emberbox._text import check_agent, check_texts
+from emberbox._text import check_agent, check_environment, check_texts
 from emberbox.config import Settings, load_settings
 from emberbox.errors import HistoryError, ImageError, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.history.recorder import HistoryRecorder
@@ -232,7 +232,8 @@ class Fleet:
             NoCapacity: no place or no memory for it within `capacity_timeout_seconds`.
             ImageError, ConfigError: the template is unknown, wrong or cannot be built.
         """
-        check_texts(agent_id=agent_id, envs=envs, metadata=metadata)
+        check_texts(agent_id=agent_id, metadata=metadata)
+        check_environment(envs)
         if self._history is not None:
             self._history.prepare()
         if snapshot is not None:
@@ -360,7 +361,7 @@ class Fleet:
             NoCapacity: the agent has as many as it may have, or the host has.
         """
         check_agent(agent_id)
-        check_texts(envs=envs)
+        check_environment(envs)
         manager = await self._open()
         if vm_id is not None:
             if manager.agent_of(vm_id) != agent_id:

@@ -215,6 +215,20 @@ def test_kill_twice_and_use_after_kill(nothing_left: None) -> None:
             work()
 
 
+def test_what_cannot_be_an_environment_is_refused_before_a_machine_is_asked(nothing_left: None) -> None:
+    with Sandbox.create(MINIMAL) as sandbox:
+        for envs in ({"A=B": "x"}, {"": "x"}, {"A": "\0"}, {"A": "x" * 200_000}):
+            for ask in (
+                lambda envs: Sandbox.create(MINIMAL, envs=envs),
+                lambda envs: sandbox.run_code("1", envs=envs),
+                lambda envs: sandbox.commands.run("true", envs=envs),
+                lambda envs: sandbox.create_code_context(envs=envs),
+            ):
+                with pytest.raises(ValidationFailed, match="cannot be an environment variable"):
+                    ask(envs)
+        assert sandbox.run_code("import os; os.environ['A']", envs={"A": "x\ny"}).text == r"'x\ny'"
+
+
 def test_environment_of_the_whole_sandbox(nothing_left: None) -> None:
     with Sandbox.create(MINIMAL, envs={"TEAM": "red"}) as sandbox:
         assert sandbox.run_code("import os; os.environ['TEAM']").text == "'red'"

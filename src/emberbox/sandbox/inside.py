@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from emberbox._text import check_environment
 from emberbox.errors import SessionNotFound
 from emberbox.guest.protocol import Header
 from emberbox.models import ContextInfo, Language, ProcessInfo
@@ -29,6 +30,7 @@ class GuestContexts:
 
     async def create(self, language: Language, cwd: str | None, env: Mapping[str, str]) -> ContextInfo:
         """Start one; raises ExecutionFailed where the language has none."""
+        check_environment(env)
         self._owner.touched()
         header = await self._owner.call("context_create", language=language, cwd=cwd, env=dict(env))
         return ContextInfo(id=str(header.get("context")), language=language, cwd=cwd or self._workdir)

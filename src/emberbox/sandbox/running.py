@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from emberbox._text import check_environment
 from emberbox.errors import (
     ExecutionFailed,
     ExecutionTimeout,
@@ -140,6 +141,7 @@ class Runner:
         on_start: Callable[[int, int], None] | None = None,
     ) -> CommandResult:
         """Run a program. `on_start` gets the request's number (for `signal` and `send_stdin`) and the pid."""
+        check_environment(env)
         await self._owner.settled()
         self._owner.touched()
         channel, machine, listeners = self._owner.open_channel(), self._owner.machine, listeners or Listeners()
