@@ -150,8 +150,9 @@ def frame(opcode: int, data: bytes, *, fin: bool = True, rsv: int = 0, masked: b
 
 def gauge(client: httpx.Client, name: str) -> float:
     """A figure without labels."""
-    text = client.get("/metrics").text
-    return next(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"{name} "))
+    answer = client.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    return next(float(line.rpartition(" ")[2]) for line in answer.text.splitlines() if line.startswith(f"{name} "))
 
 
 def memory(pid: int) -> int:

@@ -21,6 +21,8 @@ JUPYTER = "Jupyter kernel"
 IN_PROCESS = "the same in process"
 MARKDOWN = "markdown-it alone"
 COMPILER = "ast.parse alone"
+VERSION = "emberbox --version"
+BARE = "python3 that does nothing"
 
 _MORE_IS_BETTER = frozenset({"1/s", "MB/s"})
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emberbox import __version__
-from emberbox.bench import cost, facts, judging, live, serving, starts
+from emberbox.bench import commands, cost, facts, judging, live, serving, starts
 from emberbox.bench.alternatives import host_python
 from emberbox.bench.lab import POOL, WORKERS, Lab, folders
 from emberbox.bench.measure import Clock
@@ -40,6 +40,7 @@ MEASUREMENTS = (
     Measurement("fresh sandboxes", ("lease", "fresh", "on-demand"), starts.fresh, 40),
     Measurement("cold boots", ("cold-boot",), starts.cold_boot, 10),
     Measurement("sustained load", ("rate",), starts.rate, 35),
+    Measurement("commands", ("exec", "import", "import-client"), commands.commands, 30),
     Measurement("small executions", ("live",), live.execution, 8),
     Measurement("engine overhead", ("overhead", "overhead-no-history"), live.overhead, 8),
     Measurement("snapshot, rollback, fork", ("snapshot", "rollback", "fork"), live.undo, 20),
