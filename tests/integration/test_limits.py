@@ -128,3 +128,34 @@ def test_peak_memory_is_reported(sandbox: Sandbox) -> None:
     assert low is not None
     assert high is not None
     assert high > low + 150
+
+
+LEAVES_SOMETHING = {
+    "python-session": ("python", "subprocess.Popen(['sleep', '4001'], start_new_session=True)\ntime.sleep(99)"),
+    "python-orphan": ("python", "subprocess.run(['bash', '-c', 'setsid sleep 4001 & exit'])\ntime.sleep(99)"),
+    "bash-session": ("bash", "setsid sleep 4001 &\nsleep 99"),
+    "bash-job": ("bash", "set -m\nsleep 4001 &\nsleep 99"),
+    "bash-nohup": ("bash", "nohup sleep 4001 >/dev/null 2>&1 & disown\nsleep 99"),
+}
+"""Code that a time-out ends, and what it leaves. A tick of the clock, by which processes are told apart, lies between
+what an execution starts and what the next one does."""
+DAEMON = {
+    "python": "import subprocess, time\nsubprocess.Popen(['sleep', '4000'], start_new_session=True)\ntime.sleep(0.05)",
+    "bash": "setsid sleep 4000 & sleep 0.05",
+}
+TICK = {"python": "time.sleep(0.05)\n", "bash": "sleep 0.05\n"}
+
+
+@pytest.mark.parametrize("name", LEAVES_SOMETHING)
+def test_what_timed_out_code_started_ends_with_it_and_what_was_there_before_stays(
+    own_sandbox: Sandbox, name: str
+) -> None:
+    language, code = LEAVES_SOMETHING[name]
+    own_sandbox.run_code(DAEMON[language], language)
+    own_sandbox.commands.run("sleep 4002", background=True)
+    done = own_sandbox.run_code(TICK[language] + code, language, timeout=3)
+    assert done.termination_reason is TerminationReason.TIMEOUT
+    left = own_sandbox.commands.run(["pgrep", "-a", "sleep"]).stdout.splitlines()
+    stay = ["sleep 4000", "sleep 4002"] if done.context_survived else ["sleep 4002"]
+    assert sorted(line.partition(" ")[2] for line in left if "defunct" not in line) == stay
+    assert done.context_survived or name == "bash-job"

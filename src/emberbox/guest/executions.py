@@ -201,8 +201,10 @@ class CodeRun(Execution):
             raise ValueError("a kernel sent an end that is none")
         error = outcome.clean_error(header.get("error"))
         survived = header.get("survived") is not False
-        if not survived and self.kernel is not None:
+        if self.kernel is not None and not survived:
             self.kernel.kill()
+        elif self.kernel is not None and self.timed_out:
+            self.kernel.kill_what_it_started()
         ending = self.ending(code, died=False)
         ending.interrupted = self.interrupted and error is not None and error["name"] == "KeyboardInterrupt"
         ending.interrupted = ending.interrupted or (self.interrupted and code == 130)

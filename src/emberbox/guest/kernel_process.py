@@ -8,7 +8,7 @@ import signal
 
 from .channel import Channel
 from .limits import AsUser
-from .processes import kill_tree, send_signal
+from .processes import CLOCK_TICKS, kill_started, kill_tree, send_signal
 from .streams import Pipe
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ class KernelProcess:
         self._doomed = False
         self._run: Run | None = None
         self._sequence = 0
-        self._began = loop.time()
+        self._began = self._ended = loop.time()
         self._had_stdin = False
         self._ready: Callable[[], None] | None = None
         self._heard = self._last = -1
@@ -185,6 +185,15 @@ class KernelProcess:
         if self.pid is not None and not self.dead:
             self._kill_tree(self.pid)
 
+    def kill_what_it_started(self) -> None:
+        """Kill what the execution that has just ended has started; the process itself goes on, if it is still there."""
+        if self.pid is None:
+            return
+        since = self._began
+        if int(self._ended * CLOCK_TICKS) == int(since * CLOCK_TICKS):
+            since += 1 / CLOCK_TICKS  # what began in this tick may be of the execution before
+        kill_started(self._settings.uid, self.pid, since=since, others=self.others())
+
     def flush(self) -> None:
         """Send what is queued for the kernel."""
         self._channel.flush()
@@ -246,6 +255,7 @@ class KernelProcess:
     def _finish(self, run: Run, header: Header) -> None:
         run.on_done(header)
         self._run = None
+        self._ended = self._loop.time()
         self.stdout.capture = self.stderr.capture = None
 
     def _on_channel_end(self) -> None:

@@ -124,6 +124,22 @@ def thread_count(uid: int) -> int:
     return sum(process.threads for process in processes_of(uid).values())
 
 
+def kill_started(uid: int, root: int, *, since: float, others: Iterable[int]) -> None:
+    """Kill what `kill_tree` would, but for `root` itself and for what was there before `since`."""
+    foreign, ticks = set(others), int(since * CLOCK_TICKS)
+    stopped: Set[int] = set()
+    for _ in range(KILL_ROUNDS):
+        table = processes_of(uid)
+        young = {pid for pid in family(table, root, since, foreign) if pid != root and table[pid].started >= ticks}
+        if not young - stopped:
+            break
+        for pid in young - stopped:
+            send_signal(pid, signal.SIGSTOP)
+        stopped |= young
+    for pid in stopped:
+        send_signal(pid, signal.SIGKILL)
+
+
 def kill_tree(uid: int, root: int, *, since: float | None, others: Iterable[int]) -> None:
     """Kill `root`, its group and session, all that descends from it, and what it has orphaned.
 
