@@ -149,7 +149,7 @@ async def test_many_at_once_are_all_recorded(engine: Engine) -> None:
 
 
 async def test_blocks_that_are_refused_before_there_is_a_sandbox(engine: Engine) -> None:
-    answer = await engine.parse_execute("Run this:\n\n```bash\nrm -rf /\n```\n")
+    answer = await engine.parse_execute("Run this:\n\n```bash\nrm -rf ../other\n```\n")
     assert len(answer.errors) == 1
     (entry,) = (await engine.history.query(HistoryQueryRequest())).history
     assert (entry.state, entry.vm_id, entry.blocked_by) == ("refused", None, "bash.rm-rf")
