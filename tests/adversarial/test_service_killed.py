@@ -123,7 +123,7 @@ MOMENTS = [
     ("write", "Channel._write_some", "after", "is half-way"),
     ("snapshot", f"{MACHINE}.checkpoint", "before"),
     ("snapshot", f"{MACHINE}.checkpoint", "after"),
-    ("snapshot", "Session._wake_again", "after"),
+    ("snapshot", "Session._checkpoint", "after"),
     ("snapshot", "SnapshotStore.write", "before"),
     ("snapshot", "SnapshotStore.seal", "after"),
     ("snapshot", LEDGER, "before"),
