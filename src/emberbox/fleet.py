@@ -244,7 +244,13 @@ class Fleet:
             record = await asyncio.to_thread(copies.store.record, snapshot)
             self._bounded(record.template.limits, record.limits, most)
             return await copies.from_store(
-                snapshot, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id, idle_seconds=idle_seconds
+                snapshot,
+                envs=envs,
+                metadata=metadata,
+                timeout=timeout,
+                agent_id=agent_id,
+                durable=durable,
+                idle_seconds=idle_seconds,
             )
         image = await self.image(template, progress)
         limits = self._bounded(image.limits, limits, most)

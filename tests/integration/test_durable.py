@@ -537,6 +537,21 @@ async def test_a_kept_snapshot_outlives_its_sandbox(settings: Settings) -> None:
     assert files(settings) == [kept.snapshot_id]
 
 
+async def test_a_sandbox_of_a_kept_snapshot_is_what_was_asked_for(settings: Settings) -> None:
+    async with durable(settings) as engine:
+        session = await engine.lease("alice", template=MINIMAL)
+        execution = (await run(engine, session, "x = 1")).execution_id
+        kept = (await engine.undo.snapshot(session, keep=True)).snapshot_id
+        await engine.create_sandbox(snapshot=kept, durable=False)
+        lasting = await engine.create_sandbox(snapshot=kept, agent_id="bob", idle_seconds=70)
+    async with durable(settings) as engine:
+        assert {found.sandbox_id for found in engine.recovered} == {session.id, lasting.id}
+        lasting = await engine.get_sandbox(lasting.id)
+        assert (lasting.agent_id, lasting.idle_seconds, lasting.lineage.newest) == ("bob", 70, execution)
+        for name in (session.id, lasting.id):
+            await engine.kill_sandbox(name)
+
+
 async def test_copies_of_a_durable_sandbox_are_durable(settings: Settings) -> None:
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)

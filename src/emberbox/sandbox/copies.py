@@ -73,7 +73,6 @@ class Copies:
         folder: makes (once) and names the folder for snapshots that end with this process.
         store: of the snapshots that outlive it.
         bounds: how many snapshots there may be.
-        changed: told of a sandbox that took a snapshot, or lost one.
         dormant_bytes: of the snapshots of an agent's sandboxes that have no machine now.
     """
 
@@ -84,7 +83,6 @@ class Copies:
         folder: Callable[[], Path],
         store: SnapshotStore,
         bounds: Bounds,
-        changed: Callable[[Session], None],
         dormant_bytes: Callable[[str], int] = lambda _: 0,
     ) -> None:
         self._fork = fork
@@ -92,7 +90,6 @@ class Copies:
         self._folder = folder
         self.store = store
         self._bounds = bounds
-        self._changed = changed
         self._dormant_bytes = dormant_bytes
         self._trees: dict[str, SnapshotTree] = {}
         self._forking = asyncio.Semaphore(_FORKS_AT_ONCE)
@@ -172,7 +169,7 @@ class Copies:
                     await asyncio.to_thread(self.store.seal, node, session.envs, session.metadata)
                 elif keep:
                     await asyncio.to_thread(self.store.keep, node, session.envs, session.metadata)
-            self._changed(session)
+            session.changed()
         except BaseException:
             with contextlib.suppress(SnapshotNotFound):
                 tree.remove(node.info.snapshot_id)
@@ -202,7 +199,7 @@ class Copies:
         tree.remove(info.snapshot_id)
         if info.kept and not tree.durable:
             self.store.remove(info.snapshot_id)
-        self._changed(session)
+        session.changed()
 
     # --- back, aside ----------------------------------------------------------------------------------------------
 
@@ -333,6 +330,7 @@ class Copies:
         metadata: Mapping[str, str] | None,
         timeout: float | None,
         agent_id: str,
+        durable: bool = True,
         idle_seconds: float | None = None,
     ) -> Session:
         """A sandbox that goes on from a kept snapshot.
@@ -346,6 +344,7 @@ class Copies:
             envs={**record.envs, **(envs or {})},
             metadata=record.metadata if metadata is None else metadata,
             agent_id=agent_id,
+            durable=durable,
             idle_seconds=idle_seconds,
             origin=node.moment,
         )

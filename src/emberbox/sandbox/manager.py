@@ -82,7 +82,7 @@ class SandboxManager:
         self.keeper = None if ledger is None else Keeper(self, ledger)
         dormant_bytes = (lambda _: 0) if self.keeper is None else self.keeper.snapshot_bytes
         self.copies = Copies(
-            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), self.changed, dormant_bytes
+            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), dormant_bytes
         )
         self._places: Counter[str] = Counter()
         """How many sandboxes each agent has or is being given, the dormant ones apart."""

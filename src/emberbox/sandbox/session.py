@@ -62,7 +62,7 @@ class Session:
 
     Args:
         on_closed: told when it has ended.
-        on_changed: told when it is to end at another time, and when its past is another one.
+        on_changed: told when what is to be found again after a restart has changed.
         revive: asked, when its machine died by itself, to give it another one; False: it could not.
     """
 
@@ -245,7 +245,7 @@ class Session:
             self.end_at = datetime.now(UTC) + timedelta(seconds=seconds)
             death = Death(TerminationReason.TIMEOUT, f"the sandbox's own time of {seconds:g} s was over")
             self._expiry = asyncio.get_running_loop().call_later(seconds, lambda: self.spawn(self.kill(death)))
-        self._on_changed(self)
+        self.changed()
 
     def used(self, now: float) -> None:
         """Note that it is in use at a time of the loop's clock: its idle time begins anew."""
@@ -415,6 +415,10 @@ class Session:
                 await self.machine.resume()
                 self.state = SessionState.READY
 
+    def changed(self) -> None:
+        """Have what is to be found again after a restart written down, where this sandbox is."""
+        self._on_changed(self)
+
     # --- its past -------------------------------------------------------------------------------------------------
 
     def began(self, execution_id: str, snapshot_id: str | None) -> None:
@@ -429,7 +433,7 @@ class Session:
         """Note how an execution ended."""
         if execution_id in self.lineage.executions:
             self.lineage = self.lineage.finished(execution_id, succeeded=succeeded)
-            self._on_changed(self)
+            self.changed()
 
     def touched(self) -> None:
         """Note that its state is about to change: a snapshot of before is not one of now any more."""
@@ -439,13 +443,13 @@ class Session:
         """Note that a machine from a snapshot took the place of its own. The executions that this undid."""
         undone = self.lineage.undone_by(moment)
         self.lineage = self.lineage.went_back_to(moment)
-        self._on_changed(self)
+        self.changed()
         return undone
 
     def restored(self, moment: Moment, snapshot_id: str, death: Death) -> None:
         """Note that it went back to a snapshot since its machine died."""
         self.lineage = self.lineage.restored(moment, snapshot_id, death)
-        self._on_changed(self)
+        self.changed()
 
     def tell_restoration(self) -> Restoration | None:
         """What a caller who runs code is to be told of the death of its machine, once."""

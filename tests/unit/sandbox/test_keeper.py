@@ -211,7 +211,7 @@ def place(settings: Settings, image: Image) -> Iterator[Place]:
     ledger.open()
     store = SnapshotStore(settings.state_dir / "snapshots", ImageStore(settings), lambda: "gvisor 1")
     nothing: Any = None
-    copies = Copies(nothing, nothing, lambda: settings.state_dir, store, Bounds(), lambda _: None)
+    copies = Copies(nothing, nothing, lambda: settings.state_dir, store, Bounds())
     host = FakeHost(copies, image)
     host.keeper = Keeper(host, ledger)
     yield Place(settings, image, ledger, store, host, host.keeper)
