@@ -83,7 +83,7 @@ class Copies:
         folder: Callable[[], Path],
         store: SnapshotStore,
         bounds: Bounds,
-        dormant_bytes: Callable[[str], int] = lambda _: 0,
+        dormant_bytes: Callable[[str], int],
     ) -> None:
         self._fork = fork
         self._start = start

@@ -79,11 +79,10 @@ class SandboxManager:
         self._sessions: dict[str, Session] = {}
         self._images: dict[str, contextlib.ExitStack] = {}
         self.pool = MachinePool(factory, self._templates, pool or PoolOptions(Rules()))
-        self.keeper = None if ledger is None else Keeper(self, ledger)
-        dormant_bytes = (lambda _: 0) if self.keeper is None else self.keeper.snapshot_bytes
         self.copies = Copies(
-            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), dormant_bytes
+            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), self._dormant_bytes
         )
+        self.keeper = None if ledger is None else Keeper(self, ledger)
         self._places: Counter[str] = Counter()
         """How many sandboxes each agent has or is being given, the dormant ones apart."""
 
@@ -273,6 +272,9 @@ class SandboxManager:
                 del self._places[agent_id]
 
         return give_back
+
+    def _dormant_bytes(self, agent_id: str) -> int:
+        return 0 if self.keeper is None else self.keeper.snapshot_bytes(agent_id)
 
     async def forget_expired(self) -> None:
         """End what has no machine and no time any more."""

@@ -211,7 +211,7 @@ def place(settings: Settings, image: Image) -> Iterator[Place]:
     ledger.open()
     store = SnapshotStore(settings.state_dir / "snapshots", ImageStore(settings), lambda: "gvisor 1")
     nothing: Any = None
-    copies = Copies(nothing, nothing, lambda: settings.state_dir, store, Bounds())
+    copies = Copies(nothing, nothing, lambda: settings.state_dir, store, Bounds(), nothing)
     host = FakeHost(copies, image)
     host.keeper = Keeper(host, ledger)
     yield Place(settings, image, ledger, store, host, host.keeper)
@@ -320,6 +320,8 @@ async def test_a_damaged_snapshot_gives_way_to_the_one_before_it(place: Place) -
     place.host.failures = [DAMAGED]
     session = await place.keeper.wake("sb-1")
     assert place.host.tried == [head, older]
+    of_now = [n.info.snapshot_id for n in place.host.copies.tree(session).nodes() if session.lineage.is_at(n.moment)]
+    assert of_now == [older]
     assert session.recovered is not None
     assert (session.recovered.snapshot_id, session.recovered.lost_executions) == (older, ["b"])
 
