@@ -545,7 +545,7 @@ async def test_a_sandbox_of_a_kept_snapshot_is_what_was_asked_for(settings: Sett
         await engine.create_sandbox(snapshot=kept, durable=False)
         lasting = await engine.create_sandbox(snapshot=kept, agent_id="bob", idle_seconds=70)
     async with durable(settings) as engine:
-        assert {found.sandbox_id for found in engine.recovered} == {session.id, lasting.id}
+        assert {found.sandbox_id for found in await engine.list_dormant()} == {session.id, lasting.id}
         lasting = await engine.get_sandbox(lasting.id)
         assert (lasting.agent_id, lasting.idle_seconds, lasting.lineage.newest) == ("bob", 70, execution)
         for name in (session.id, lasting.id):
