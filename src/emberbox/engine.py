@@ -150,7 +150,7 @@ class Engine(Fleet):
             backend=request.sandbox.machine.backend,
             language=request.language,
             code=request.code,
-            parent_id=request.sandbox.path[-1] if request.sandbox.path else None,
+            parent_id=request.sandbox.lineage.newest,
         )
         if request.on_begin is not None:
             request.on_begin(entry.execution_id)
@@ -221,11 +221,10 @@ class Engine(Fleet):
         try:
             return await sandbox.runner.run_code(language, code, options, listeners)
         except VmExecutionError:
-            with contextlib.suppress(ValueError):
-                sandbox.path.remove(execution_id)
+            sandbox.aborted(execution_id)
             raise
         except BaseException:
-            sandbox.good = False
+            sandbox.finished(execution_id, succeeded=False)
             raise
 
     async def _admitted(

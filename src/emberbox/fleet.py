@@ -244,11 +244,15 @@ class Fleet:
             copies = (await self._open()).copies
             record = await asyncio.to_thread(copies.store.record, snapshot)
             self._bounded(record.template.limits, record.limits, most)
-            session = await copies.from_store(
-                snapshot, envs=envs, metadata=metadata, timeout=timeout, agent_id=agent_id
+            return await copies.from_store(
+                snapshot,
+                envs=envs,
+                metadata=metadata,
+                timeout=timeout,
+                agent_id=agent_id,
+                durable=durable,
+                idle_seconds=idle_seconds,
             )
-            session.idle_seconds = idle_seconds
-            return session
         image = await self.image(template, progress)
         limits = self._bounded(image.limits, limits, most)
         manager = await self._open()

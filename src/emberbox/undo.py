@@ -38,7 +38,7 @@ from emberbox.models import (
     SnapshotKind,
     SnapshotStrategy,
 )
-from emberbox.sandbox.copies import Copies, CopyOptions, ran
+from emberbox.sandbox.copies import Copies, CopyOptions
 from emberbox.sandbox.differences import differences
 from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.snapshots import Node, SnapshotTree
@@ -229,13 +229,12 @@ class Undo:
             with contextlib.suppress(SnapshotNotFound):
                 return tree.find(entry.snapshot_before_id), True
         parent: str | None
-        exact = sandbox.exact_before.get(execution_id)
+        exact = sandbox.lineage.snapshots_before.get(execution_id)
         if exact is not None:
             with contextlib.suppress(SnapshotNotFound):
                 return tree.find(exact), True
-        if execution_id in sandbox.path:
-            place = sandbox.path.index(execution_id)
-            parent = sandbox.path[place - 1] if place else None
+        if execution_id in sandbox.lineage.executions:
+            parent = sandbox.lineage.parent_of(execution_id)
         elif entry is not None and entry.vm_id == sandbox.id:
             parent = entry.parent_id
         else:
@@ -254,10 +253,13 @@ class Undo:
 
     def began(self, sandbox: Session, execution_id: str) -> None:
         """An execution is about to begin: remember the snapshot of this very state, if there is one."""
+        node = self._of_now(sandbox)
+        sandbox.began(execution_id, None if node is None else node.info.snapshot_id)
+
+    def _of_now(self, sandbox: Session) -> Node | None:
+        """The snapshot of this very state, if there is one."""
         node = self._copies.tree(sandbox).current()
-        if node is not None and node.moment.version == sandbox.version:
-            sandbox.exact_before[execution_id] = node.info.snapshot_id
-        ran(sandbox, execution_id)
+        return node if node is not None and sandbox.lineage.is_at(node.moment) else None
 
     async def before(self, sandbox: Session, wanted: SnapshotStrategy = "none") -> tuple[str | None, list[str]]:
         """Before an execution: the snapshot of this state that the policies (and what is `wanted` for this execution)
@@ -268,8 +270,8 @@ class Undo:
         await sandbox.settled()
         if sandbox.state is not SessionState.READY:
             return None, []  # what is asked of it will say why
-        node = self._copies.tree(sandbox).current()
-        if node is None or node.moment.version != sandbox.version:
+        node = self._of_now(sandbox)
+        if node is None:
             try:
                 node = await self._take(sandbox, "pre_execution")
             except _FAILURES as exc:
@@ -290,12 +292,10 @@ class Undo:
         """After an execution: what the policies want, and the caller of this one, and what is to be told of it."""
         if not execution.succeeded or self._every or wanted == "pre-execution":
             execution.snapshot_before = before  # else it makes room for the next one
-        if execution.execution_id in sandbox.path:
-            sandbox.good = execution.succeeded
-            self._copies.changed(sandbox)
+        sandbox.finished(execution.execution_id, succeeded=execution.succeeded)
         await sandbox.settled()
         self._tell_of_death(sandbox, execution)
-        undone = execution.execution_id not in sandbox.path and execution.restored_from is None
+        undone = execution.execution_id not in sandbox.lineage.executions and execution.restored_from is None
         if undone:
             return  # who rolled back while it ran wants that state, whatever became of it
         if wanted == "pre-execution" and before is not None:
@@ -330,7 +330,7 @@ class Undo:
 
     @staticmethod
     def _tell_of_death(sandbox: Session, execution: Execution) -> None:
-        restored, sandbox.restored = sandbox.restored, None
+        restored = sandbox.tell_restoration()
         if restored is None:
             return
         execution.restored_from, execution.lost_executions = restored.snapshot_id, restored.lost

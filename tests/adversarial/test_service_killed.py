@@ -123,7 +123,7 @@ MOMENTS = [
     ("write", "Channel._write_some", "after", "is half-way"),
     ("snapshot", f"{MACHINE}.checkpoint", "before"),
     ("snapshot", f"{MACHINE}.checkpoint", "after"),
-    ("snapshot", "Session._wake_again", "after"),
+    ("snapshot", "Session._checkpoint", "after"),
     ("snapshot", "SnapshotStore.write", "before"),
     ("snapshot", "SnapshotStore.seal", "after"),
     ("snapshot", LEDGER, "before"),
@@ -264,6 +264,20 @@ async def test_killed_again_and_again(settings: Settings) -> None:
             if kept:
                 await put_aside(engine, session)
     await check_end(settings, known)
+
+
+async def test_what_was_done_after_the_last_snapshot_is_not_undone_after_a_takeover(settings: Settings) -> None:
+    """The machine ran on: its last snapshot is not the state before the next execution."""
+    killed_in("idle_with_snapshot")
+    async with Engine(settings, durable=True) as engine:
+        session = await engine.lease("alice")
+        assert session.recovered is not None
+        assert session.recovered.how == "adopted"
+        wrong = ExecuteRequest(session, "python", "x = 3; open('f', 'w').write('three')", snapshot="pre-execution")
+        run = await engine.execute(wrong)
+        assert (await engine.undo.rollback(session, run.execution_id)).executions_undone == [run.execution_id]
+        assert await value(engine, session, BOTH) == TWO
+        await engine.kill_sandbox(session.id)
 
 
 async def test_one_that_dies_as_soon_as_it_has_connected_is_not_the_last(settings: Settings, run_dir: Path) -> None:

@@ -102,7 +102,7 @@ async def test_a_sandbox_goes_on_after_a_restart(settings: Settings) -> None:
         point = await engine.undo.snapshot(session, "point")
         await run(engine, session, "x = 2; print(open('f', 'w').write('two'))")
         await session.runner.exec(["sh", "-c", "sleep 4242 & "])
-        path, name = list(session.path), session.id
+        path, name = session.lineage.executions, session.id
     assert session.state is SessionState.CLOSED
     with pytest.raises(VmNotAvailable, match="was put aside") as error:
         await session.files.read_bytes("f")
@@ -113,7 +113,7 @@ async def test_a_sandbox_goes_on_after_a_restart(settings: Settings) -> None:
         (found,) = engine.recovered
         assert (found.sandbox_id, found.agent_id, found.how, found.lost_executions) == (name, "alice", "dormant", [])
         session = await engine.lease("alice")
-        assert (session.id, session.agent_id, session.path) == (name, "alice", path)
+        assert (session.id, session.agent_id, session.lineage.executions) == (name, "alice", path)
         assert session.info().recovered == session.recovered
         done = await run(engine, session, "import os; x, open('f').read(), os.environ['SECRET']")
         assert (done.text, done.notes, done.lost_executions) == ("(2, 'two', 's3cret')", [], [])
@@ -537,17 +537,32 @@ async def test_a_kept_snapshot_outlives_its_sandbox(settings: Settings) -> None:
     assert files(settings) == [kept.snapshot_id]
 
 
+async def test_a_sandbox_of_a_kept_snapshot_is_what_was_asked_for(settings: Settings) -> None:
+    async with durable(settings) as engine:
+        session = await engine.lease("alice", template=MINIMAL)
+        execution = (await run(engine, session, "x = 1")).execution_id
+        kept = (await engine.undo.snapshot(session, keep=True)).snapshot_id
+        await engine.create_sandbox(snapshot=kept, durable=False)
+        lasting = await engine.create_sandbox(snapshot=kept, agent_id="bob", idle_seconds=70)
+    async with durable(settings) as engine:
+        assert {found.sandbox_id for found in await engine.list_dormant()} == {session.id, lasting.id}
+        lasting = await engine.get_sandbox(lasting.id)
+        assert (lasting.agent_id, lasting.idle_seconds, lasting.lineage.newest) == ("bob", 70, execution)
+        for name in (session.id, lasting.id):
+            await engine.kill_sandbox(name)
+
+
 async def test_copies_of_a_durable_sandbox_are_durable(settings: Settings) -> None:
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
-        path = [(await run(engine, session, "x = 1")).execution_id]
+        path = ((await run(engine, session, "x = 1")).execution_id,)
         (fork,) = await engine.undo.fork(session)
         await run(engine, fork, "x = 2")
     async with durable(settings) as engine:
         assert await engine.list_sandboxes() == []
         assert {found.sandbox_id for found in engine.recovered} == {session.id, fork.id}
         fork = await engine.get_sandbox(fork.id)
-        assert (fork.agent_id, fork.own, fork.path[:1]) == ("alice", False, path)
+        assert (fork.agent_id, fork.own, fork.lineage.executions[:1]) == ("alice", False, path)
         assert await text(engine, fork, "x") == "2"
         assert await text(engine, await engine.lease("alice"), "x") == "1"
         for sandbox in await engine.list_sandboxes():

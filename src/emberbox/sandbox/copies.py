@@ -14,37 +14,25 @@ from typing import Protocol
 from emberbox.errors import RollbackFailed, SnapshotFailed, SnapshotNotFound, VmExecutionError, VmNotAvailable
 from emberbox.machines.base import Death, Machine, Snapshot
 from emberbox.models import SnapshotKind
+from emberbox.sandbox.lineage import Moment
+from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.session import Session
-from emberbox.sandbox.snapshots import Moment, Node, SnapshotTree, erase
+from emberbox.sandbox.snapshots import Node, SnapshotTree, erase
 from emberbox.sandbox.store import SnapshotStore
-from emberbox.sandbox.work import Restoration
 
 _FORKS_AT_ONCE = 4
 """Copies that start at the same time; more would only wait for the same processors."""
 _READING_SECONDS = 600.0
-_REMEMBERED = 1000
-"""Executions of a sandbox's past."""
 
 
 class Starter(Protocol):
     """Finds a place for a sandbox, forks its machine and wakes it; nothing is left when it fails.
 
-    `counted`: it counts as a sandbox, and waits until there may be one more. `durable`: it outlives this process where
-    others do. `idle_seconds`: it ends, or is put aside, when it is not used for so long.
+    `counted`: it counts as a sandbox, and waits until there may be one more; others do not outlive this process.
     """
 
     async def __call__(
-        self,
-        snapshot: Snapshot,
-        *,
-        envs: Mapping[str, str],
-        metadata: Mapping[str, str],
-        timeout: float | None,
-        agent_id: str,
-        counted: bool = True,
-        sandbox_id: str | None = None,
-        durable: bool = True,
-        idle_seconds: float | None = None,
+        self, snapshot: Snapshot, options: SandboxOptions, timeout: float | None, *, counted: bool = True
     ) -> Session: ...
 
 
@@ -85,7 +73,7 @@ class Copies:
         folder: makes (once) and names the folder for snapshots that end with this process.
         store: of the snapshots that outlive it.
         bounds: how many snapshots there may be.
-        changed: told of a sandbox that took a snapshot, or went back to one.
+        dormant_bytes: of the snapshots of an agent's sandboxes that have no machine now.
     """
 
     def __init__(
@@ -95,19 +83,17 @@ class Copies:
         folder: Callable[[], Path],
         store: SnapshotStore,
         bounds: Bounds,
-        changed: Callable[[Session], None],
+        dormant_bytes: Callable[[str], int],
     ) -> None:
         self._fork = fork
         self._start = start
         self._folder = folder
         self.store = store
         self._bounds = bounds
-        self.changed = changed
+        self._dormant_bytes = dormant_bytes
         self._trees: dict[str, SnapshotTree] = {}
         self._forking = asyncio.Semaphore(_FORKS_AT_ONCE)
         self._cleaning: set[asyncio.Task[object]] = set()
-        self.dormant_bytes: Callable[[str], int] = lambda _: 0
-        """Of the snapshots of an agent's sandboxes that have no machine now."""
 
     def tree(self, session: Session) -> SnapshotTree:
         """The snapshots of a sandbox."""
@@ -173,7 +159,7 @@ class Copies:
             self._check_quota(session.agent_id, stored)
         directory = tree.new_directory(kind)
         # what changes during the checkpoint changes the version: the snapshot is then one of before
-        moment = Moment(tuple(session.path), session.good, session.version)
+        moment = session.lineage.moment
         node = tree.add(await session.checkpoint(directory), name, kind, moment)
         node.info.description = description
         try:
@@ -183,7 +169,7 @@ class Copies:
                     await asyncio.to_thread(self.store.seal, node, session.envs, session.metadata)
                 elif keep:
                     await asyncio.to_thread(self.store.keep, node, session.envs, session.metadata)
-            self.changed(session)
+            session.changed()
         except BaseException:
             with contextlib.suppress(SnapshotNotFound):
                 tree.remove(node.info.snapshot_id)
@@ -198,7 +184,7 @@ class Copies:
     def _check_quota(self, agent_id: str, stored: int) -> None:
         most = self._bounds.agent_bytes
         used = sum(tree.size_bytes for tree in self._trees.values() if tree.agent_id == agent_id)
-        used = max(stored, used + self.dormant_bytes(agent_id))
+        used = max(stored, used + self._dormant_bytes(agent_id))
         if most is not None and used >= most:
             raise SnapshotFailed(
                 f"The snapshots of agent {agent_id!r:.80} take {used >> 20} MiB; the limit is {most >> 20} MiB.",
@@ -213,7 +199,7 @@ class Copies:
         tree.remove(info.snapshot_id)
         if info.kept and not tree.durable:
             self.store.remove(info.snapshot_id)
-        self.changed(session)
+        session.changed()
 
     # --- back, aside ----------------------------------------------------------------------------------------------
 
@@ -227,19 +213,14 @@ class Copies:
         """
         tree = self.tree(session)
         undone: list[str] = []
-        with tree.use(node) as snapshot:
-            await session.replace_machine(
-                snapshot, self._fork, lambda: undone.extend(self._went_back(session, tree, node)), beside=beside
-            )
-        return undone
 
-    def _went_back(self, session: Session, tree: SnapshotTree, node: Node) -> list[str]:
-        tree.went_back_to(node.info.snapshot_id)
-        stays = set(node.moment.path)
-        undone = [execution for execution in session.path if execution not in stays]
-        session.path, session.good = list(node.moment.path), node.moment.good
-        node.moment = Moment(node.moment.path, node.moment.good, session.version)
-        self.changed(session)
+        def swapped() -> None:
+            tree.went_back_to(node.info.snapshot_id)
+            undone.extend(session.went_back_to(node.moment))
+            node.moment = session.lineage.moment
+
+        with tree.use(node) as snapshot:
+            await session.replace_machine(snapshot, self._fork, swapped, beside=beside)
         return undone
 
     async def revive(self, session: Session, death: Death) -> bool:
@@ -261,7 +242,9 @@ class Copies:
 
     async def _revive_from(self, session: Session, tree: SnapshotTree, node: Node, death: Death, dead: Machine) -> None:
         def swapped() -> None:
-            session.restored = Restoration(node.info.snapshot_id, self._went_back(session, tree, node), death)
+            tree.went_back_to(node.info.snapshot_id)
+            session.restored(node.moment, node.info.snapshot_id, death)
+            node.moment = session.lineage.moment
 
         with tree.use(node) as snapshot:
             await session.replace_machine(snapshot, self._fork, swapped, dead=dead)
@@ -275,7 +258,7 @@ class Copies:
         """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
         # not in the tree: the copies do not depend on whether the sandbox lives on
         directory = self._folder() / f"fork-{secrets.token_hex(6)}"
-        moment = Moment(tuple(session.path), session.good)
+        moment = session.lineage.moment
         snapshot = await session.checkpoint(directory, look=count > 1)
         try:
             return await self._copies(session, snapshot, moment, count, options)
@@ -318,19 +301,15 @@ class Copies:
     async def _copy(
         self, origin: Session, snapshot: Snapshot, moment: Moment, options: CopyOptions, *, counted: bool = True
     ) -> Session:
-        copy = await self._start(
-            snapshot,
+        wanted = SandboxOptions(
             envs=origin.envs,
             metadata=origin.metadata if options.metadata is None else options.metadata,
-            timeout=options.timeout,
             agent_id=origin.agent_id,
-            counted=counted,
             durable=options.durable,
             idle_seconds=options.idle_seconds,
+            origin=moment,
         )
-        copy.path, copy.good = list(moment.path), moment.good
-        self.changed(copy)
-        return copy
+        return await self._start(snapshot, wanted, options.timeout, counted=counted)
 
     @contextlib.asynccontextmanager
     async def reading(self, session: Session, node: Node) -> AsyncIterator[Session]:
@@ -351,6 +330,8 @@ class Copies:
         metadata: Mapping[str, str] | None,
         timeout: float | None,
         agent_id: str,
+        durable: bool = True,
+        idle_seconds: float | None = None,
     ) -> Session:
         """A sandbox that goes on from a kept snapshot.
 
@@ -359,14 +340,16 @@ class Copies:
         """
         record = await asyncio.to_thread(self.store.record, snapshot_id)
         node = await asyncio.to_thread(self.store.node, record)
+        wanted = SandboxOptions(
+            envs={**record.envs, **(envs or {})},
+            metadata=record.metadata if metadata is None else metadata,
+            agent_id=agent_id,
+            durable=durable,
+            idle_seconds=idle_seconds,
+            origin=node.moment,
+        )
         try:
-            session = await self._start(
-                node.snapshot,
-                envs={**record.envs, **(envs or {})},
-                metadata=record.metadata if metadata is None else metadata,
-                timeout=timeout,
-                agent_id=agent_id,
-            )
+            return await self._start(node.snapshot, wanted, timeout)
         except VmNotAvailable as exc:
             if exc.retryable:
                 raise
@@ -375,9 +358,6 @@ class Copies:
                 remediation="Delete it with `emberbox snapshot delete`; import it again, if it was imported.",
                 retryable=False,
             ) from exc
-        session.path, session.good = list(node.moment.path), node.moment.good
-        self.changed(session)
-        return session
 
 
 async def _end_all(tasks: Sequence[asyncio.Future[Session | VmExecutionError]]) -> None:
@@ -394,11 +374,3 @@ def _warn(sandbox_id: str, snapshot_id: str, why: Exception) -> None:
 
     log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
     log.warning("sandbox not restored", sandbox=sandbox_id, snapshot=snapshot_id, reason=str(why))
-
-
-def ran(session: Session, execution_id: str) -> None:
-    """An execution begins in a sandbox."""
-    session.path.append(execution_id)
-    for forgotten in session.path[:-_REMEMBERED]:
-        session.exact_before.pop(forgotten, None)
-    del session.path[:-_REMEMBERED]

@@ -27,7 +27,6 @@ from emberbox.sandbox.copies import Copies
 from emberbox.sandbox.ledger import Ledger, SandboxRecord
 from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.snapshots import Node
-from emberbox.sandbox.work import Restoration
 
 _AT_ONCE = 4
 _LIVE = frozenset({SessionState.READY, SessionState.PAUSED, SessionState.RESTORING})
@@ -51,7 +50,7 @@ class Dormant:
         been finished just before the end, when the record still named the head before it); then the rest."""
         newest = self.nodes[::-1]
         head = [node for node in newest if node.info.snapshot_id == self.record.head]
-        whole = [node for node in (*head, *newest) if list(node.moment.path) == self.record.path]
+        whole = [node for node in (*head, *newest) if list(node.moment.executions) == self.record.path]
         return list({node.info.snapshot_id: node for node in (*whole, *head, *newest)}.values())
 
     @property
@@ -137,8 +136,8 @@ class Keeper:
             idle_seconds=session.idle_seconds,
             machine=machine,
             head=self._host.copies.tree(session).head,
-            path=list(session.path),
-            good=session.good,
+            path=list(session.lineage.executions),
+            good=session.lineage.last_succeeded,
         )
 
     def closed(self, sandbox_id: str) -> bool:
@@ -187,8 +186,7 @@ class Keeper:
                 tree.remove(old.info.snapshot_id)
         self._aside.add(session.id)
         self._dormant[session.id] = Dormant(record, tree.nodes())
-        session.aside = True
-        await session.kill(Death(TerminationReason.KILLED, "the sandbox was put aside"))
+        await session.put_aside()
 
     async def _last_snapshot(self, session: Session, *, interrupt: bool) -> Node:
         loop = asyncio.get_running_loop()
@@ -292,14 +290,15 @@ class Keeper:
         del self._dormant[session.id]
         self._aside.discard(session.id)
         self._host.copies.adopt_tree(session, sandbox.nodes, node.info.snapshot_id)
-        session.path, session.good = list(node.moment.path), node.moment.good
-        session.recovered = _recovery(record, "restored", node)
-        if lost := session.recovered.lost_executions:
-            death = Death(TerminationReason.CRASHED, "the service that kept it stopped")
-            session.restored = Restoration(node.info.snapshot_id, lost, death)
+        recovery = _recovery(record, "restored", node)
+        session.found_again(record, recovery)
         self._known.add(session.id)
-        _as_recorded(session, record)
-        self.changed(session)
+        if recovery.lost_executions:
+            death = Death(TerminationReason.CRASHED, "the service that kept it stopped")
+            session.restored(node.moment, node.info.snapshot_id, death)
+        else:
+            session.went_back_to(node.moment)
+        node.moment = session.lineage.moment
 
     async def forget(self, sandbox_id: str) -> bool:
         """End a dormant sandbox for good; False when there is none of this id."""
@@ -357,27 +356,20 @@ class Keeper:
         del self._dormant[session.id]
         self._aside.discard(session.id)
         self._host.copies.adopt_tree(session, sandbox.nodes, record.head)
-        session.path, session.good = list(record.path), record.good
-        session.recovered = _recovery(record, "adopted", None)
+        recovery = _recovery(record, "adopted", None)
+        session.found_again(record, recovery)
         self._known.add(session.id)
-        _as_recorded(session, record)
-        return session.recovered
+        return recovery
 
 
 def _check_unused(session: Session, node: Node | None) -> None:
     """Nothing was done in it since this snapshot was taken; raises SnapshotFailed."""
-    if node is None or node.moment.version != session.version:
+    if node is None or not session.lineage.is_at(node.moment):
         raise SnapshotFailed(f"Sandbox {session.id} has just been used.")
 
 
-def _as_recorded(session: Session, record: SandboxRecord) -> None:
-    session.started_at, session.own, session.idle_seconds = record.started_at, record.own, record.idle_seconds
-    if record.end_at is not None:
-        session.set_timeout(max(0.001, (record.end_at - datetime.now(UTC)).total_seconds()))
-
-
 def _recovery(record: SandboxRecord, how: str, node: Node | None) -> Recovery:
-    stays = set(record.path if how == "adopted" else node.moment.path if node else ())
+    stays = set(record.path if how == "adopted" else node.moment.executions if node else ())
     return Recovery.model_validate(
         {
             "sandbox_id": record.sandbox_id,
@@ -401,7 +393,7 @@ def idle(sessions: Iterable[Session], now: float) -> list[Session]:
     found = []
     for session in sessions:
         if session.runner.busy:
-            session.last_used = now
+            session.used(now)
         elif session.idle_seconds is not None and now - session.last_used >= session.idle_seconds:
             found.append(session)
     return found

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from emberbox.errors import (
@@ -25,6 +26,7 @@ from emberbox.models import MachineLimits, TerminationReason
 from emberbox.sandbox.copies import Bounds, Copies
 from emberbox.sandbox.keeper import Keeper
 from emberbox.sandbox.ledger import Ledger, SandboxRecord
+from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.pool import MachinePool, PoolOptions
 from emberbox.sandbox.pool_state import Rules
 from emberbox.sandbox.session import Session, SessionState
@@ -78,11 +80,9 @@ class SandboxManager:
         self._images: dict[str, contextlib.ExitStack] = {}
         self.pool = MachinePool(factory, self._templates, pool or PoolOptions(Rules()))
         self.copies = Copies(
-            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), self.changed
+            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), self._dormant_bytes
         )
         self.keeper = None if ledger is None else Keeper(self, ledger)
-        if self.keeper is not None:
-            self.copies.dormant_bytes = self.keeper.snapshot_bytes
         self._places: Counter[str] = Counter()
         """How many sandboxes each agent has or is being given, the dormant ones apart."""
 
@@ -108,20 +108,25 @@ class SandboxManager:
         Raises:
             NoCapacity: no place or no memory for it in time.
         """
-        envs, metadata = envs or {}, metadata or {}
+        options = SandboxOptions(
+            envs=envs or {},
+            metadata=metadata or {},
+            agent_id=agent_id,
+            own=own,
+            durable=durable,
+            idle_seconds=idle_seconds,
+        )
         with contextlib.ExitStack() as holding:
             holding.callback(self._share(agent_id))
             holding.callback(await self.pool.admit(image, limits))
             holding.enter_context(image.in_use())
-            session = await self._leased(image, limits, envs, metadata, timeout)
+            session = await self._leased(image, limits, options, timeout)
             if session is None:
-                session = await self._forked(image, limits, envs, metadata, timeout)
+                session = await self._forked(image, limits, options, timeout)
             if session is None:
                 machine = await self.pool.boot(image, limits)
-                session = self._session(machine, image, limits, envs, metadata)
+                session = self._session(machine, image, limits, options)
                 await self._started(session, self._boot(session), timeout)
-            session.agent_id, session.own, session.idle_seconds = agent_id, own, idle_seconds
-            session.durable = session.durable and durable
             await self._opened(session, holding)
         self.pool.created(image, limits)
         return session
@@ -144,14 +149,7 @@ class SandboxManager:
 
     async def reopen(self, record: SandboxRecord, node: Node) -> Session:
         """A sandbox that was put aside goes on from a snapshot (see `Keeper`)."""
-        return await self._start_copy(
-            node.snapshot,
-            envs=record.envs,
-            metadata=record.metadata,
-            timeout=None,
-            agent_id=record.agent_id,
-            sandbox_id=record.sandbox_id,
-        )
+        return await self._start_copy(node.snapshot, _options_of(record), None)
 
     async def take_over(self, record: SandboxRecord, machine: Machine) -> Session:
         """A sandbox goes on with a machine that an earlier process left (see `Keeper`)."""
@@ -159,9 +157,7 @@ class SandboxManager:
             holding.callback(self._share(record.agent_id, ask=False))
             image = self.copies.store.images.reopen(record.image, record.built_at, record.guest, record.template)
             holding.enter_context(image.in_use())
-            session = self._session(
-                machine, image, record.limits, record.envs, record.metadata, record.agent_id, record.sandbox_id
-            )
+            session = self._session(machine, image, record.limits, _options_of(record))
             await self._started(session, session.start_adopted(_ADOPTION_SECONDS), None)
             await self._opened(session, holding)
         return session
@@ -174,17 +170,12 @@ class SandboxManager:
         await self.pool.warm(image, limits, count)
 
     async def _leased(
-        self,
-        image: Image,
-        limits: MachineLimits,
-        envs: Mapping[str, str],
-        metadata: Mapping[str, str],
-        timeout: float | None,
+        self, image: Image, limits: MachineLimits, options: SandboxOptions, timeout: float | None
     ) -> Session | None:
-        machine = await self.pool.lease(image, limits, envs)
+        machine = await self.pool.lease(image, limits, options.envs)
         if machine is None:
             return None
-        session = self._session(machine, image, limits, envs, metadata)
+        session = self._session(machine, image, limits, options)
 
         async def start() -> None:
             session.start_leased()
@@ -193,19 +184,14 @@ class SandboxManager:
         return session
 
     async def _forked(
-        self,
-        image: Image,
-        limits: MachineLimits,
-        envs: Mapping[str, str],
-        metadata: Mapping[str, str],
-        timeout: float | None,
+        self, image: Image, limits: MachineLimits, options: SandboxOptions, timeout: float | None
     ) -> Session | None:
         snapshot = self._templates.find(image, limits)
         if snapshot is None:
             return None
         try:
             machine = await self.pool.fork(snapshot, more=False)
-            session = self._session(machine, image, limits, envs, metadata)
+            session = self._session(machine, image, limits, options)
             await self._started(session, session.start_copy(self._boot_timeout), timeout)
         except (VmNotAvailable, ExecutionTimeout) as exc:
             # the reason for the caller, if there is one beyond this snapshot, is that of the boot that follows; what
@@ -287,6 +273,9 @@ class SandboxManager:
 
         return give_back
 
+    def _dormant_bytes(self, agent_id: str) -> int:
+        return 0 if self.keeper is None else self.keeper.snapshot_bytes(agent_id)
+
     async def forget_expired(self) -> None:
         """End what has no machine and no time any more."""
         if self.keeper is not None:
@@ -304,55 +293,31 @@ class SandboxManager:
         return list(self._sessions.values())
 
     async def _start_copy(
-        self,
-        snapshot: Snapshot,
-        *,
-        envs: Mapping[str, str],
-        metadata: Mapping[str, str],
-        timeout: float | None,
-        agent_id: str,
-        counted: bool = True,
-        sandbox_id: str | None = None,
-        durable: bool = True,
-        idle_seconds: float | None = None,
+        self, snapshot: Snapshot, options: SandboxOptions, timeout: float | None, *, counted: bool = True
     ) -> Session:
         """A sandbox that goes on from a snapshot (see `Starter`)."""
         with contextlib.ExitStack() as holding:
             if counted:
-                holding.callback(self._share(agent_id, ask=sandbox_id is None))
+                holding.callback(self._share(options.agent_id, ask=options.sandbox_id is None))
                 holding.callback(await self.pool.admit(snapshot.image, snapshot.limits))
             holding.enter_context(snapshot.image.in_use())
             machine = await self.pool.fork(snapshot)
-            session = self._session(machine, snapshot.image, snapshot.limits, envs, metadata, agent_id, sandbox_id)
-            session.durable = session.durable and counted and durable
-            session.idle_seconds = idle_seconds
+            options = replace(options, durable=options.durable and counted)
+            session = self._session(machine, snapshot.image, snapshot.limits, options)
             await self._started(session, session.start_copy(self._boot_timeout), timeout)
             await self._opened(session, holding)
         return session
 
     # --- life -----------------------------------------------------------------------------------------------------
 
-    def _session(
-        self,
-        machine: Machine,
-        image: Image,
-        limits: MachineLimits,
-        envs: Mapping[str, str],
-        metadata: Mapping[str, str],
-        agent_id: str = "local",
-        sandbox_id: str | None = None,
-    ) -> Session:
+    def _session(self, machine: Machine, image: Image, limits: MachineLimits, options: SandboxOptions) -> Session:
         return Session(
             machine,
             image,
             limits,
-            envs=envs,
-            metadata=metadata,
+            replace(options, durable=options.durable and self.keeper is not None),
             on_closed=self._closed,
             revive=self.copies.revive,
-            agent_id=agent_id,
-            sandbox_id=sandbox_id,
-            durable=self.keeper is not None,
             on_changed=self.changed,
             outlive_seconds=self._outlive_seconds,
         )
@@ -392,3 +357,7 @@ class SandboxManager:
         holding = self._images.pop(sandbox_id, None)
         if holding is not None:
             holding.close()
+
+
+def _options_of(record: SandboxRecord) -> SandboxOptions:
+    return SandboxOptions(record.envs, record.metadata, record.agent_id, record.sandbox_id)

@@ -22,9 +22,10 @@ from emberbox.guest.protocol import Header, ProtocolError
 from emberbox.machines.base import Death, Machine
 from emberbox.machines.channel import Channel
 from emberbox.models import CommandResult, Execution, Language, MachineLimits, TerminationReason
+from emberbox.sandbox.lineage import Lineage
 from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
-from emberbox.sandbox.work import OverdueError, Restoration, Work, finished, flush, nonsense, take
+from emberbox.sandbox.work import OverdueError, Work, finished, flush, nonsense, take
 
 _CALL_TIMEOUT = 15.0
 _GONE = (ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, ExecutionTimeout)
@@ -44,8 +45,9 @@ class Owner(Protocol):
     """What a runner needs of its sandbox."""
 
     id: str
-    restored: Restoration | None
 
+    @property
+    def lineage(self) -> Lineage: ...
     @property
     def machine(self) -> Machine: ...
     @property
@@ -170,7 +172,8 @@ class Runner:
             death = await self._cause_of_death(machine)
             await flush(collector, listeners)
             await self._owner.settled()
-            gone_back = f"; the sandbox goes on from {self._owner.restored.snapshot_id}" if self._owner.restored else ""
+            restoration = self._owner.lineage.restoration
+            gone_back = f"; the sandbox goes on from {restoration.snapshot_id}" if restoration else ""
             return collector.dead_command(death.reason, death.message + gone_back)
         raise ExecutionFailed("The machine's answer had no end.")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -16,7 +15,6 @@ from emberbox.errors import (
     ExecutionFailed,
     ExecutionTimeout,
     RollbackFailed,
-    SnapshotFailed,
     ValidationFailed,
     VmConnectionError,
     VmNotAvailable,
@@ -25,7 +23,6 @@ from emberbox.guest.protocol import PROTOCOL_VERSION, Header
 from emberbox.images.store import Image
 from emberbox.machines.base import Death, Machine, Snapshot
 from emberbox.machines.channel import Channel
-from emberbox.machines.digests import states_of
 from emberbox.models import (
     MachineLimits,
     Recovery,
@@ -33,12 +30,16 @@ from emberbox.models import (
     SandboxMetrics,
     TerminationReason,
 )
+from emberbox.sandbox.checkpoint import checkpoint, discard
 from emberbox.sandbox.configuration import GUEST_HOME, configuration
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.inside import GuestContexts, GuestProcesses
+from emberbox.sandbox.ledger import SandboxRecord
+from emberbox.sandbox.lineage import Lineage, Moment, Restoration
+from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.resting import Resting
 from emberbox.sandbox.running import Runner
-from emberbox.sandbox.work import Restoration, nonsense
+from emberbox.sandbox.work import nonsense
 
 _CALL_TIMEOUT = 15.0
 _FIRST_ANSWER_SECONDS = 2.0
@@ -57,9 +58,11 @@ class SessionState(StrEnum):
 class Session:
     """A sandbox. Made by `SandboxManager.create`.
 
+    Its attributes are its own: whoever has one reads them, and calls a method where something has happened to it.
+
     Args:
         on_closed: told when it has ended.
-        on_changed: told when it is to end at another time.
+        on_changed: told when what is to be found again after a restart has changed.
         revive: asked, when its machine died by itself, to give it another one; False: it could not.
     """
 
@@ -68,25 +71,21 @@ class Session:
         machine: Machine,
         image: Image,
         limits: MachineLimits,
+        options: SandboxOptions,
         *,
-        envs: Mapping[str, str],
-        metadata: Mapping[str, str],
         on_closed: Callable[[str], None],
         revive: Callable[[Session, Death], Awaitable[bool]],
         on_changed: Callable[[Session], None] = lambda _: None,
-        agent_id: str = "local",
-        sandbox_id: str | None = None,
-        durable: bool = False,
         outlive_seconds: float = 0,
     ) -> None:
-        self.id = sandbox_id or f"sb-{secrets.token_hex(6)}"
-        self.agent_id = agent_id
-        self.durable = durable
+        self.id = options.sandbox_id or f"sb-{secrets.token_hex(6)}"
+        self.agent_id = options.agent_id
+        self.durable = options.durable
         """It outlives this process."""
         self._outlive_seconds = outlive_seconds
-        self.own = False
+        self.own = options.own
         """It is the one that its agent gets without naming one."""
-        self.idle_seconds: float | None = None
+        self.idle_seconds = options.idle_seconds
         """Unused for so long, it is ended, or put aside."""
         self.last_used = asyncio.get_running_loop().time()
         self.recovered: Recovery | None = None
@@ -97,8 +96,8 @@ class Session:
         self.machine = machine
         self.image = image
         self.limits = limits
-        self.envs = dict(envs)
-        self.metadata = dict(metadata)
+        self.envs = dict(options.envs)
+        self.metadata = dict(options.metadata)
         self.state = SessionState.STARTING
         self.started_at = datetime.now(UTC)
         self.end_at: datetime | None = None
@@ -106,16 +105,7 @@ class Session:
         self.runner = Runner(self)
         self.contexts = GuestContexts(self, image.template.workdir)
         self.processes = GuestProcesses(self, self.runner.signal)
-        self.path: list[str] = []
-        """The executions that its state consists of, oldest first, at most the last 1,000."""
-        self.good = True
-        """The last of them succeeded."""
-        self.exact_before: dict[str, str] = {}
-        """For executions of `path`: the snapshot of the very state before them, if there was one."""
-        self.version = 0
-        """Of its state: another number after whatever may have changed it."""
-        self.restored: Restoration | None = None
-        """What nobody was told yet."""
+        self.lineage = Lineage.going_on_from(options.origin)
         self._on_closed = on_closed
         self._revive = revive
         self._on_changed = on_changed
@@ -255,7 +245,16 @@ class Session:
             self.end_at = datetime.now(UTC) + timedelta(seconds=seconds)
             death = Death(TerminationReason.TIMEOUT, f"the sandbox's own time of {seconds:g} s was over")
             self._expiry = asyncio.get_running_loop().call_later(seconds, lambda: self.spawn(self.kill(death)))
-        self._on_changed(self)
+        self.changed()
+
+    def used(self, now: float) -> None:
+        """Note that it is in use at a time of the loop's clock: its idle time begins anew."""
+        self.last_used = now
+
+    async def put_aside(self) -> None:
+        """End the machine; the sandbox goes on without it, from its last snapshot (see `Keeper`)."""
+        self.aside = True
+        await self.kill(Death(TerminationReason.KILLED, "the sandbox was put aside"))
 
     async def kill(self, death: Death | None = None) -> None:
         """End it; harmless when it has ended."""
@@ -279,7 +278,7 @@ class Session:
 
     def open_channel(self) -> Channel:
         """The channel of a live sandbox."""
-        self.last_used = asyncio.get_running_loop().time()
+        self.used(asyncio.get_running_loop().time())
         if self.state is SessionState.PAUSED:
             raise ExecutionFailed(f"Sandbox {self.id} is paused.", remediation="Call resume() first.", retryable=True)
         if self.state is SessionState.RESTORING:
@@ -323,42 +322,13 @@ class Session:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             # not awaited here: some frameworks cancel again at every await
-            self.spawn(self._discard(work, directory))
+            self.spawn(discard(work, directory))
             raise
-
-    @staticmethod
-    async def _discard(work: asyncio.Future[Snapshot], directory: Path) -> None:
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # whoever wanted to know has left
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _checkpoint(self, directory: Path, *, look: bool) -> Snapshot:
         async with self._changing:
-            channel, machine = self.open_channel(), self.machine
-            with channel.held():
-                try:
-                    answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look)
-                    last = channel.last_request
-                    size = await machine.checkpoint(directory)
-                    written = states_of(directory)
-                except (ExecutionFailed, ExecutionTimeout) as exc:
-                    raise SnapshotFailed(f"Sandbox {self.id} cannot be copied now: {exc.message}") from exc
-                except OSError as exc:
-                    raise SnapshotFailed(f"Cannot look at a snapshot in {directory}: {exc.strerror}.") from exc
-                finally:
-                    await self._wake_again(machine)
-        idle = answer.get("idle") is True
-        return Snapshot(directory, self.image, self.limits, last, size, written=written, idle=idle)
-
-    async def _wake_again(self, machine: Machine) -> None:
-        """After a checkpoint, or the attempt: the agent serves requests in order, so that this undoes a late quiesce. A
-        machine that cannot be woken would be quiet for ever."""
-        if machine.channel.closed is None:
-            try:
-                await machine.channel.call("wake", timeout=_CALL_TIMEOUT, urgent=True, fork=False)
-            except (ExecutionFailed, ExecutionTimeout):
-                await machine.kill(Death(TerminationReason.CRASHED, "the sandbox did not go on after a snapshot"))
+            self.open_channel()  # raises where there is none
+            return await checkpoint(self.machine, self.image, self.limits, directory, sandbox_id=self.id, look=look)
 
     async def replace_machine(
         self,
@@ -445,16 +415,61 @@ class Session:
                 await self.machine.resume()
                 self.state = SessionState.READY
 
+    def changed(self) -> None:
+        """Have what is to be found again after a restart written down, where this sandbox is."""
+        self._on_changed(self)
+
+    # --- its past -------------------------------------------------------------------------------------------------
+
+    def began(self, execution_id: str, snapshot_id: str | None) -> None:
+        """Note an execution that is about to begin, and the snapshot of the very state before it, if there is one."""
+        self.lineage = self.lineage.began(execution_id, snapshot_id)
+
+    def aborted(self, execution_id: str) -> None:
+        """Note that an execution did not begin after all; it leaves no trace."""
+        self.lineage = self.lineage.aborted(execution_id)
+
+    def finished(self, execution_id: str, *, succeeded: bool) -> None:
+        """Note how an execution ended."""
+        if execution_id in self.lineage.executions:
+            self.lineage = self.lineage.finished(execution_id, succeeded=succeeded)
+            self.changed()
+
+    def touched(self) -> None:
+        """Note that its state is about to change: a snapshot of before is not one of now any more."""
+        self.lineage = self.lineage.touched()
+
+    def went_back_to(self, moment: Moment) -> list[str]:
+        """Note that a machine from a snapshot took the place of its own. The executions that this undid."""
+        undone = self.lineage.undone_by(moment)
+        self.lineage = self.lineage.went_back_to(moment)
+        self.changed()
+        return undone
+
+    def restored(self, moment: Moment, snapshot_id: str, death: Death) -> None:
+        """Note that it went back to a snapshot since its machine died."""
+        self.lineage = self.lineage.restored(moment, snapshot_id, death)
+        self.changed()
+
+    def tell_restoration(self) -> Restoration | None:
+        """What a caller who runs code is to be told of the death of its machine, once."""
+        restoration, self.lineage = self.lineage.restoration, self.lineage.told()
+        return restoration
+
+    def found_again(self, record: SandboxRecord, recovery: Recovery) -> None:
+        """Be the sandbox that was written down, by an earlier process or before it was put aside."""
+        self.lineage = Lineage.recorded(tuple(record.path), last_succeeded=record.good)
+        self.started_at, self.own, self.idle_seconds = record.started_at, record.own, record.idle_seconds
+        self.recovered = recovery
+        if record.end_at is not None:
+            self.set_timeout(max(0.001, (record.end_at - datetime.now(UTC)).total_seconds()))
+
     # --- figures --------------------------------------------------------------------------------------------------
 
     async def call(self, op: str, **fields: Any) -> Header:
         """One short request."""
         header, _ = await self.open_channel().call(op, timeout=_CALL_TIMEOUT, **fields)
         return header
-
-    def touched(self) -> None:
-        """Its state is about to change: a snapshot of before is not one of now any more."""
-        self.version += 1
 
     async def metrics(self) -> SandboxMetrics:
         inside = await self.call("metrics")

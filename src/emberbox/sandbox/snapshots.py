@@ -17,21 +17,10 @@ from pathlib import Path
 from emberbox.errors import SnapshotFailed, SnapshotNotFound
 from emberbox.machines.base import Snapshot
 from emberbox.models import SnapshotInfo, SnapshotKind
+from emberbox.sandbox.lineage import Moment
 
 RECORD = "snapshot.json"
 """In the directory of a snapshot that outlives the process (see `store`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What a sandbox was at when a snapshot was taken."""
-
-    path: tuple[str, ...] = ()
-    """The executions that its state consists of, oldest first."""
-    good: bool = True
-    """The last of them succeeded."""
-    version: int = 0
-    """Of its state, as its session counts."""
 
 
 @dataclass(slots=True)
@@ -101,8 +90,8 @@ class SnapshotTree:
             agent_id=self.agent_id,
             kind=kind,
             parent_id=self.head,
-            execution_id=moment.path[-1] if moment.path else None,
-            good=moment.good,
+            execution_id=moment.executions[-1] if moment.executions else None,
+            good=moment.last_succeeded,
             created_at=datetime.now(UTC),
             size_bytes=snapshot.size_bytes,
         )
@@ -118,14 +107,15 @@ class SnapshotTree:
         above it."""
         for node in nodes:
             if node.info.parent_id not in self._nodes:
-                node.info.parent_id = self._nearest(node.moment.path)
+                node.info.parent_id = self._nearest(node.moment.executions)
             self.put(node)
         self.head = head if head in self._nodes else next(reversed(self._nodes), None)
 
-    def _nearest(self, path: tuple[str, ...]) -> str | None:
+    def _nearest(self, executions: tuple[str, ...]) -> str | None:
         """The newest of those from whose state one comes to another, without any that could be nearer."""
-        above = [node for node in self._nodes.values() if node.moment.path == path[: len(node.moment.path)]]
-        best = max(reversed(above), key=lambda node: len(node.moment.path), default=None)
+        pasts = [(node, node.moment.executions) for node in self._nodes.values()]
+        above = [node for node, past in pasts if past == executions[: len(past)]]
+        best = max(reversed(above), key=lambda node: len(node.moment.executions), default=None)
         return None if best is None else best.info.snapshot_id
 
     def went_back_to(self, snapshot_id: str) -> None:

@@ -26,7 +26,8 @@ from emberbox.images.template import Template
 from emberbox.machines.base import Snapshot
 from emberbox.machines.digests import state_of
 from emberbox.models import MachineLimits, Model, SnapshotInfo
-from emberbox.sandbox.snapshots import RECORD, Moment, Node
+from emberbox.sandbox.lineage import Moment
+from emberbox.sandbox.snapshots import RECORD, Node
 
 FORMAT = 1
 BUILDING = ".new-"
@@ -94,7 +95,7 @@ class SnapshotStore:
         try:
             record = SnapshotRecord(
                 info=node.info,
-                path=list(node.moment.path),
+                path=list(node.moment.executions),
                 last_request=node.snapshot.last_request,
                 digests=digests_of(node.snapshot.directory),
                 backend=self._identity(),

@@ -5,26 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from emberbox.errors import ExecutionFailed
 from emberbox.guest.protocol import Header
-from emberbox.machines.base import Death, Machine
+from emberbox.machines.base import Machine
 from emberbox.machines.channel import Event, Stream
 from emberbox.models import Execution, TerminationReason
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
-
-
-@dataclass(frozen=True, slots=True)
-class Restoration:
-    """A machine died, and its sandbox goes on from a snapshot."""
-
-    snapshot_id: str
-    lost: list[str]
-    """Executions whose effects are gone."""
-    death: Death
 
 
 class OverdueError(Exception):

@@ -12,7 +12,8 @@ from emberbox.images.template import load_template
 from emberbox.machines.base import Snapshot
 from emberbox.models import SnapshotInfo, SnapshotKind
 from emberbox.sandbox.ledger import SandboxRecord
-from emberbox.sandbox.snapshots import Moment, Node
+from emberbox.sandbox.lineage import Moment
+from emberbox.sandbox.snapshots import Node
 
 BUILT = datetime(2026, 1, 2, tzinfo=UTC)
 FILES = {"checkpoint.img": b"state", "pages.img": b"memory" * 1000}

@@ -83,7 +83,7 @@ def test_there_and_back(here: Host, there: Host, tmp_path: Path, name: str) -> N
     assert record == there.store.record(original)
     node = there.store.node(record)
     verify_digests(node.snapshot)
-    assert (node.moment.path, record.envs) == (("ex-1", "ex-2"), {"SECRET": "s3cret"})
+    assert (node.moment.executions, record.envs) == (("ex-1", "ex-2"), {"SECRET": "s3cret"})
     assert node.snapshot.image.guest_dir == there.image.guest_dir
     assert (record.imported, record.info.kept, record.info.parent_id) == (True, True, None)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in node.snapshot.directory.iterdir()}

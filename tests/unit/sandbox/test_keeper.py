@@ -25,7 +25,8 @@ from emberbox.images.store import Image, ImageStore
 from emberbox.sandbox.copies import Bounds, Copies
 from emberbox.sandbox.keeper import Dormant, Keeper, idle, reap_idle
 from emberbox.sandbox.ledger import Ledger, SandboxRecord
-from emberbox.sandbox.session import SessionState
+from emberbox.sandbox.options import SandboxOptions
+from emberbox.sandbox.session import Session, SessionState
 from emberbox.sandbox.snapshots import Node
 from emberbox.sandbox.store import SnapshotStore
 
@@ -80,6 +81,9 @@ class User:
     idle_seconds: float | None
     runner: Any
 
+    def used(self, now: float) -> None:
+        self.last_used = now
+
 
 def user(*, last_used: float = 0, seconds: float | None = 10, busy: bool = False) -> Any:
     return User(last_used, seconds, SimpleNamespace(busy=busy))
@@ -131,37 +135,40 @@ class FakeHost:
     """Makes sessions of nothing, or fails as told."""
 
     copies: Copies
+    image: Image
     failures: list[VmExecutionError] = field(default_factory=list)
     adoption: VmExecutionError | OSError | None = None
-    live: list[Any] = field(default_factory=list)
+    live: list[Session] = field(default_factory=list)
     tried: list[str] = field(default_factory=list)
+    keeper: Keeper = field(init=False)
 
-    def sessions(self) -> list[Any]:
+    def sessions(self) -> list[Session]:
         return self.live
 
-    async def reopen(self, record: SandboxRecord, node: Node) -> Any:
+    async def reopen(self, record: SandboxRecord, node: Node) -> Session:
         self.tried.append(node.info.snapshot_id)
         await asyncio.sleep(0)
         if self.failures:
             raise self.failures.pop(0)
         return self._session(record, "gv-new")
 
-    async def take_over(self, record: SandboxRecord, machine: Any) -> Any:
+    async def take_over(self, record: SandboxRecord, machine: Any) -> Session:
         if self.adoption is not None:
             raise self.adoption
         return self._session(record, machine.id)
 
-    def _session(self, record: SandboxRecord, machine: str) -> Any:
-        session: Any = SimpleNamespace(
-            id=record.sandbox_id, agent_id=record.agent_id, durable=True, state=SessionState.READY,
-            machine=SimpleNamespace(id=machine), image=SimpleNamespace(
-                directory=Path(record.image), manifest=SimpleNamespace(built_at=record.built_at),
-                guest_dir=Path(record.guest), template=record.template,
-            ),
-            limits=record.limits, envs=record.envs, metadata=record.metadata, started_at=datetime.now(UTC), end_at=None,
-            own=False, idle_seconds=None, path=[], good=True, recovered=None, restored=None,
-            set_timeout=lambda seconds: setattr(session, "timeout", seconds),
-        )  # fmt: skip
+    def _session(self, record: SandboxRecord, machine: str) -> Session:
+        nothing: Any = None
+        session = Session(
+            SimpleNamespace(id=machine),
+            self.image,
+            record.limits,
+            SandboxOptions(record.envs, record.metadata, record.agent_id, record.sandbox_id),
+            on_closed=nothing,
+            revive=nothing,
+            on_changed=self.keeper.changed,
+        )
+        session.state = SessionState.READY
         self.live.append(session)
         return session
 
@@ -204,9 +211,10 @@ def place(settings: Settings, image: Image) -> Iterator[Place]:
     ledger.open()
     store = SnapshotStore(settings.state_dir / "snapshots", ImageStore(settings), lambda: "gvisor 1")
     nothing: Any = None
-    copies = Copies(nothing, nothing, lambda: settings.state_dir, store, Bounds(), lambda _: None)
-    host = FakeHost(copies)
-    yield Place(settings, image, ledger, store, host, Keeper(host, ledger))
+    copies = Copies(nothing, nothing, lambda: settings.state_dir, store, Bounds(), nothing)
+    host = FakeHost(copies, image)
+    host.keeper = Keeper(host, ledger)
+    yield Place(settings, image, ledger, store, host, host.keeper)
     ledger.close()
 
 
@@ -219,10 +227,13 @@ async def test_a_sandbox_with_a_snapshot_sleeps_until_somebody_asks(place: Place
     first, second = await asyncio.gather(place.keeper.wake("sb-1"), place.keeper.wake("sb-1"))
     assert first is second
     assert place.host.tried == [head], "those who ask at once share it"
-    assert (first.path, first.own, first.idle_seconds) == (["a", "b"], True, 5)
+    assert (first.lineage.executions, first.own, first.idle_seconds) == (("a", "b"), True, 5)
     assert first.recovered is not None
     assert (first.recovered.how, first.recovered.lost_executions) == ("restored", ["c"])
-    assert first.restored is not None
+    restoration = first.tell_restoration()
+    assert restoration is not None
+    assert (restoration.snapshot_id, restoration.lost) == (head, ["c"])
+    assert first.tell_restoration() is None, "it is told once"
     (record,) = place.ledger.records()
     assert (record.machine, record.path, record.own, record.idle_seconds) == ("gv-new", ["a", "b"], True, 5)
     with pytest.raises(SessionNotFound):
@@ -237,7 +248,11 @@ async def test_a_machine_that_runs_on_is_taken_over(place: Place) -> None:
     (found,) = await place.keeper.recover({"gv-old": machine, "gv-stray": stray})  # type: ignore[dict-item]
     assert (found.how, found.lost_executions) == ("adopted", [])
     (session,) = place.host.live
-    assert (session.path, session.good, session.recovered) == (["a", "b"], False, found)
+    assert session.lineage.executions == ("a", "b")
+    assert (session.lineage.last_succeeded, session.recovered) == (False, found)
+    now = place.host.copies.tree(session).current()
+    assert now is not None
+    assert not session.lineage.is_at(now.moment), "the execution after that snapshot is no part of it"
     assert (machine.killed, stray.killed) == (False, True)
     assert place.recorded() == {"sb-1"}
 
@@ -305,6 +320,8 @@ async def test_a_damaged_snapshot_gives_way_to_the_one_before_it(place: Place) -
     place.host.failures = [DAMAGED]
     session = await place.keeper.wake("sb-1")
     assert place.host.tried == [head, older]
+    of_now = [n.info.snapshot_id for n in place.host.copies.tree(session).nodes() if session.lineage.is_at(n.moment)]
+    assert of_now == [older]
     assert session.recovered is not None
     assert (session.recovered.snapshot_id, session.recovered.lost_executions) == (older, ["b"])
 
@@ -317,7 +334,7 @@ async def test_a_host_that_is_busy_is_no_reason_to_lose_anything(place: Place, e
     place.host.failures = [error]
     with pytest.raises(type(error)):
         await place.keeper.wake("sb-1")
-    assert (await place.keeper.wake("sb-1")).path == ["a", "b"]
+    assert (await place.keeper.wake("sb-1")).lineage.executions == ("a", "b")
     assert place.host.tried == [head, head]
 
 
@@ -356,7 +373,8 @@ async def test_one_that_expires_while_it_sleeps_is_not_woken(place: Place) -> No
         await place.keeper.wake("sb-1")
     assert (place.files(), place.recorded()) == ({other}, {"sb-2"})
     session = await place.keeper.wake("sb-2")
-    assert 3500 < session.timeout <= 3600  # type: ignore[attr-defined]
+    assert session.end_at is not None
+    assert abs((session.end_at - soon).total_seconds()) < 60
 
 
 async def test_one_that_is_killed_while_it_wakes_is_not_forgotten_halfway(place: Place) -> None:
@@ -382,7 +400,7 @@ async def test_a_full_disk_while_it_wakes_leaves_the_older_record(
 
     monkeypatch.setattr(Ledger, "write", full)
     session = await place.keeper.wake("sb-1")
-    assert session.path == ["a"]
+    assert session.lineage.executions == ("a",)
     assert [record.head for record in place.ledger.records()] == [head]
     with pytest.raises(SnapshotFailed, match=r"sb-9 cannot be written down: No space left") as error:
         place.keeper.opened(place.host._session(make_record(place.image, "sb-9"), "gv-9"))

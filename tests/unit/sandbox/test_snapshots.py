@@ -21,7 +21,8 @@ from emberbox.errors import SnapshotFailed, SnapshotNotFound
 from emberbox.images.store import Image
 from emberbox.machines.base import Snapshot
 from emberbox.models import MachineLimits, SnapshotKind
-from emberbox.sandbox.snapshots import Moment, Node, SnapshotTree
+from emberbox.sandbox.lineage import Moment
+from emberbox.sandbox.snapshots import Node, SnapshotTree
 
 from .snapshot_fakes import make_image
 

@@ -53,7 +53,7 @@ def test_a_snapshot_comes_back_as_it_was(store: SnapshotStore, image: Image) -> 
     record = store.record(original.info.snapshot_id)
     assert (record.envs, record.metadata) == ({"A": "b"}, {"m": "n"})
     node = store.node(record)
-    assert (node.info, node.moment.path) == (original.info, ("ex-1", "ex-2"))
+    assert (node.info, node.moment.executions) == (original.info, ("ex-1", "ex-2"))
     assert (node.snapshot.directory, node.snapshot.last_request) == (original.snapshot.directory, 7)
     assert (node.snapshot.image.directory, node.snapshot.limits) == (image.directory, image.limits)
     verify_digests(node.snapshot)

@@ -246,6 +246,6 @@ async def rollback(vm_id: str, snapshot_id: str, call: Executes, body: RollbackV
 
 
 def _last_execution(session: Session) -> str:
-    if not session.path:
+    if session.lineage.newest is None:
         raise SnapshotNotFound(f"Nothing was executed in machine {session.id}.", remediation="Name a snapshot.")
-    return session.path[-1]
+    return session.lineage.newest

@@ -1,0 +1,33 @@
+"""What a sandbox is, whatever machine it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from emberbox.sandbox.lineage import Moment
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxOptions:
+    """What a sandbox is other than its machine, image and limits.
+
+    Args:
+        envs: its own environment.
+        metadata: its words.
+        agent_id: whose it is.
+        sandbox_id: its name; None: a new one.
+        own: it is the one that its agent gets without naming one.
+        durable: it outlives this process where others do.
+        idle_seconds: it ends, or is put aside, when it is not used for so long; None: it does not.
+        origin: what it goes on from, where it is a copy.
+    """
+
+    envs: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    agent_id: str = "local"
+    sandbox_id: str | None = None
+    own: bool = False
+    durable: bool = True
+    idle_seconds: float | None = None
+    origin: Moment = field(default_factory=Moment)
