@@ -198,11 +198,11 @@ class Kernel:
             self._stdin = sys.stdin = sys.__stdin__ = None  # type: ignore[misc]
             self._renew_descriptors()
             self._stdin = sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
-        for stream, ours in ((sys.stdout, self._stdout), (sys.stderr, self._stderr)):
-            if stream is not ours or ours.closed:
-                self._flush()
-                self._open_streams()
-                break
+        # No name may hold the user's stream: it closes its descriptor when it goes, which must be in `_open_streams`.
+        replaced = sys.stdout is not self._stdout or sys.stderr is not self._stderr
+        if replaced or self._stdout.closed or self._stderr.closed:
+            self._flush()
+            self._open_streams()
         if signal.getsignal(signal.SIGINT) is not self._handler:
             signal.signal(signal.SIGINT, self._handler)
 
