@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -35,14 +36,16 @@ def test_nothing_of_a_command_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def state() -> tuple[object, ...]:
         return dict(os.environ), Path.cwd(), sys.argv, sys.stdin, sys.stdout, sys.stderr
 
+    def setting(name: str, *options: str, env: dict[str, str] | None = None, **variables: str) -> object:
+        shown = emberbox(*options, "config", "show", "--json", env=env, **variables)
+        return json.loads(shown.stdout)["settings"][name]["value"]
+
     before = state()
-    config = ("--config", str(tmp_path / "emberbox.toml"))
-    assert '"auto_execute_threshold": 0.25' in emberbox(*config, "config", "show", "--json").stdout
+    assert setting("auto_execute_threshold", "--config", str(tmp_path / "emberbox.toml")) == 0.25
     assert state() == before
-    assert '"auto_execute_threshold": 0.25' not in emberbox("config", "show", "--json").stdout
-    elsewhere = emberbox("config", "show", "--json", env={"EMBERBOX_STATE_DIR": "/one"}, EMBERBOX_CACHE_DIR="/two")
-    assert '"/one"' in elsewhere.stdout
-    assert '"/two"' in elsewhere.stdout
+    assert setting("auto_execute_threshold") != 0.25
+    assert setting("cache_dir", env={}, EMBERBOX_CACHE_DIR="/elsewhere") == "/elsewhere"
+    assert setting("state_dir", env={}) != os.environ["EMBERBOX_STATE_DIR"]
     assert state() == before
 
 
