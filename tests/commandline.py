@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -20,28 +19,29 @@ PROGRAM = [sys.executable, "-m", "emberbox.cli.app"]
 """What a user types for `emberbox`."""
 SECONDS = 180.0
 """How long a process may take; in the process of the tests their own time-out counts."""
+_WIDE = {"COLUMNS": "160"}
+"""Lines hold what tests look for, unless these say how wide they are."""
 
 Done = subprocess.CompletedProcess[str]
 
 
-def emberbox(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str] | None = None, **variables: str) -> Done:
+def emberbox(*arguments: str, stdin: str | bytes = b"", **variables: str) -> Done:
     """Run a command in this process, at the root of the checkout; give what it printed and its exit code.
 
-    Starting an interpreter takes longer than most commands. Where that is what matters (signals, terminals, pipes that
-    stay open, `serve`), use `process`. An exception that the program does not turn into a message is raised. In an
-    asynchronous test, call this in a thread: most commands have an event loop of their own.
+    Starting an interpreter takes longer than most commands; `process` does it for what needs one (signals, terminals,
+    pipes that stay open, `serve`). What the program does not turn into a message is raised. An asynchronous test calls
+    this in a thread: most commands have an event loop of their own.
 
     Args:
         stdin: what is piped in.
-        env: the whole environment; that of this process unless given.
-        variables: more variables of the environment.
+        variables: more variables of the environment, for this command.
     """
     assert "serve" not in arguments[:1], "a server changes signals and logs of its process"
     handlers = list(logging.root.handlers)
     with (
         contextlib.chdir(ROOT),
         mock.patch.object(sys, "argv", ["emberbox", *arguments]),
-        mock.patch.dict(os.environ, _environment(env, variables), clear=True),
+        mock.patch.dict(os.environ, _WIDE | variables),
     ):
         result = CliRunner().invoke(app, arguments, input=stdin, prog_name="emberbox", catch_exceptions=False)
     assert logging.root.handlers == handlers, "the command changed how this process logs"
@@ -50,7 +50,7 @@ def emberbox(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str] |
     )
 
 
-def process(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str] | None = None, **variables: str) -> Done:
+def process(*arguments: str, stdin: str | bytes = b"", **variables: str) -> Done:
     """As `emberbox`, in a process of its own."""
     done = subprocess.run(
         [*PROGRAM, *arguments],
@@ -59,11 +59,6 @@ def process(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str] | 
         timeout=SECONDS,
         check=False,
         cwd=ROOT,
-        env=_environment(env, variables),
+        env={**os.environ, **_WIDE, **variables},
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def _environment(whole: Mapping[str, str] | None, variables: Mapping[str, str]) -> dict[str, str]:
-    """Lines are wide enough for what tests look for, unless they say how wide."""
-    return {**(os.environ if whole is None else whole), "COLUMNS": "160", **variables}

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 
@@ -136,11 +137,13 @@ class Served:
 
     def cli(self, *args: str, **variables: str) -> Done:
         """Run an `emberbox` command with its settings."""
-        return emberbox(*args, env=self.environment(), **variables)
+        with mock.patch.dict(os.environ, self.environment(), clear=True):
+            return emberbox(*args, **variables)
 
     def another(self, *args: str) -> Done:
         """Try to start one more server with its settings, which has to be refused."""
-        return process("serve", *args, env=self.environment())
+        with mock.patch.dict(os.environ, self.environment(), clear=True):
+            return process("serve", *args)
 
     def token(self, *args: str) -> str:
         """A new token."""

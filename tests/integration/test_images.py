@@ -91,14 +91,17 @@ class Place:
         return image
 
     @property
-    def environment(self) -> dict[str, str]:
-        variables = {"EMBERBOX_CACHE_DIR": str(self.cache), "EMBERBOX_TEMPLATES_DIR": str(self.folder)}
-        return {**os.environ, **variables, "COLUMNS": "300"}
+    def variables(self) -> dict[str, str]:
+        return {
+            "EMBERBOX_CACHE_DIR": str(self.cache),
+            "EMBERBOX_TEMPLATES_DIR": str(self.folder),
+            "COLUMNS": "300",
+        }
 
     def command(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*PROGRAM, *arguments],
-            env=self.environment,
+            env={**os.environ, **self.variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -106,7 +109,7 @@ class Place:
         )
 
     def emberbox(self, *arguments: str) -> tuple[int, str, str]:
-        done = emberbox(*arguments, env=self.environment, COLUMNS="300")
+        done = emberbox(*arguments, **self.variables)
         return done.returncode, done.stdout, done.stderr
 
     def is_clean(self) -> bool:

@@ -36,16 +36,15 @@ def test_nothing_of_a_command_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def state() -> tuple[object, ...]:
         return dict(os.environ), Path.cwd(), sys.argv, sys.stdin, sys.stdout, sys.stderr
 
-    def setting(name: str, *options: str, env: dict[str, str] | None = None, **variables: str) -> object:
-        shown = emberbox(*options, "config", "show", "--json", env=env, **variables)
+    def setting(name: str, *options: str, **variables: str) -> object:
+        shown = emberbox(*options, "config", "show", "--json", **variables)
         return json.loads(shown.stdout)["settings"][name]["value"]
 
     before = state()
     assert setting("auto_execute_threshold", "--config", str(tmp_path / "emberbox.toml")) == 0.25
     assert state() == before
     assert setting("auto_execute_threshold") != 0.25
-    assert setting("cache_dir", env={}, EMBERBOX_CACHE_DIR="/elsewhere") == "/elsewhere"
-    assert setting("state_dir", env={}) != os.environ["EMBERBOX_STATE_DIR"]
+    assert setting("cache_dir", EMBERBOX_CACHE_DIR="/elsewhere") == "/elsewhere"
     assert state() == before
 
 
