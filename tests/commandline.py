@@ -19,7 +19,7 @@ PROGRAM = [sys.executable, "-m", "emberbox.cli.app"]
 """What a user types for `emberbox`."""
 SECONDS = 180.0
 """How long a process may take; in the process of the tests their own time-out counts."""
-_WIDE = {"COLUMNS": "160"}
+_WIDE = {"COLUMNS": "400"}
 """Lines hold what tests look for, unless these say how wide they are."""
 
 Done = subprocess.CompletedProcess[str]

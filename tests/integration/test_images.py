@@ -92,16 +92,12 @@ class Place:
 
     @property
     def variables(self) -> dict[str, str]:
-        return {
-            "EMBERBOX_CACHE_DIR": str(self.cache),
-            "EMBERBOX_TEMPLATES_DIR": str(self.folder),
-            "COLUMNS": "300",
-        }
+        return {"EMBERBOX_CACHE_DIR": str(self.cache), "EMBERBOX_TEMPLATES_DIR": str(self.folder)}
 
     def command(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*PROGRAM, *arguments],
-            env={**os.environ, **self.variables},
+            env={**os.environ, **self.variables, "COLUMNS": "300"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -166,7 +166,7 @@ async def test_the_kernel_for_hardware_starts_several_processors(disk: Path) -> 
 
 
 def image(*arguments: str, **variables: str) -> Done:
-    return emberbox("image", *arguments, COLUMNS="200", **variables)
+    return emberbox("image", *arguments, **variables)
 
 
 def test_build_kernel_says_which_packages_are_missing(tmp_path: Path) -> None:

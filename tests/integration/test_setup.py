@@ -120,7 +120,7 @@ BAD = {
 
 
 def doctor(**variables: str) -> Done:
-    return emberbox("doctor", "--template", "minimal", COLUMNS="400", **variables)
+    return emberbox("doctor", "--template", "minimal", **variables)
 
 
 @pytest.mark.parametrize(("script", "reason"), BAD.values(), ids=BAD.keys())
