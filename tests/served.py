@@ -8,16 +8,17 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 
+from commandline import PROGRAM, Done, emberbox, process
 from emberbox.host.rundir import processes_of
 
 START_SECONDS = 60.0
@@ -40,7 +41,7 @@ class Served:
         self.config = self.state / "emberbox.toml"
         self._settings = settings or {}
         self._args = args
-        self.program = [sys.executable, "-m", "emberbox.cli.app"]
+        self.program = PROGRAM
         """What a user types for `emberbox`."""
         self.url = ""
         self.lines: deque[str] = deque(maxlen=2000)
@@ -134,11 +135,15 @@ class Served:
         """Its structured log so far."""
         return [json.loads(line) for line in list(self.lines) if line.startswith("{")]
 
-    def cli(self, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def cli(self, *args: str, **variables: str) -> Done:
         """Run an `emberbox` command with its settings."""
-        env = self.environment() | options.pop("env", {})
-        argv = [sys.executable, "-m", "emberbox.cli.app", *args]
-        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False, **options)
+        with mock.patch.dict(os.environ, self.environment(), clear=True):
+            return emberbox(*args, **variables)
+
+    def another(self, *args: str) -> Done:
+        """Try to start one more server with its settings, which has to be refused."""
+        with mock.patch.dict(os.environ, self.environment(), clear=True):
+            return process("serve", *args)
 
     def token(self, *args: str) -> str:
         """A new token."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from commandline import PROGRAM
 from emberbox import AsyncSandbox, Engine, Settings, TerminationReason, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import ExecutionTimeout, VmNotAvailable
@@ -218,7 +219,7 @@ ANSWER = "Run this:\n\n```python\nprint('it runs', flush=True)\nwhile True: pass
 
 def interrupted(number: signal.Signals) -> tuple[int, str]:
     """Signal `emberbox run` in the middle of an execution; its exit code and stderr."""
-    argv = [sys.executable, "-m", "emberbox.cli.app", "run", "-", "--template", MINIMAL, "--timeout", "60"]
+    argv = [*PROGRAM, "run", "-", "--template", MINIMAL, "--timeout", "60"]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
         assert process.stdin is not None

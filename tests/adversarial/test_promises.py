@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from commandline import emberbox
 from emberbox import Engine, MachineLimits, Sandbox, TerminationReason, load_settings
 from emberbox.host.rundir import processes_of
 from emberbox.machines.gvisor.machine import GvisorMachine
@@ -318,8 +319,7 @@ def test_files_of_snapshots_are_private_where_new_files_are_for_the_group(
             records = list(folders[1].rglob("snapshot.json"))
             assert [path.stat().st_mode & 0o777 for path in records] == [0o600]
             target = tmp_path / "out.tar"
-            argv = [sys.executable, "-m", "emberbox.cli.app", "snapshot", "export", kept.snapshot_id, str(target)]
-            subprocess.run(argv, check=True, capture_output=True, timeout=120)
+            assert emberbox("snapshot", "export", kept.snapshot_id, str(target)).returncode == 0
             assert target.stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(previous)

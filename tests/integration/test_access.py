@@ -420,7 +420,7 @@ def test_sockets_want_a_token_too(server: Served) -> None:
 def test_it_does_not_listen_to_others_without_tokens(tmp_path: Path) -> None:
     server = Served()
     try:
-        done = server.cli("serve", "--host", "0.0.0.0", "--port", "0")  # noqa: S104
+        done = server.another("--host", "0.0.0.0", "--port", "0")  # noqa: S104
         assert done.returncode == 2
         assert "emberbox token create" in done.stderr
     finally:
@@ -434,7 +434,7 @@ def test_a_port_that_is_taken_is_told() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         try:
-            done = server.cli("serve", "--port", str(port))
+            done = server.another("--port", str(port))
             assert done.returncode == 2
             assert str(port) in done.stderr
         finally:
@@ -445,7 +445,7 @@ def test_settings_of_a_file_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text('[server]\nhost = "0.0.0.0"\n')
     server = Served()
     try:
-        done = server.cli("serve", "--port", "0", "--config", str(tmp_path / "other.toml"))
+        done = server.another("--port", "0", "--config", str(tmp_path / "other.toml"))
         assert done.returncode == 2
         assert "lets others in" in done.stderr
     finally:

@@ -1,4 +1,4 @@
-"""`emberbox agent` as a user runs it: a process of its own, real sandboxes, a scripted model."""
+"""`emberbox agent` as a user runs it: real sandboxes, a scripted model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import Any, Self
 import pytest
 
 from chat_server import ChatServer, Reply, Request, calls, refuses, says
+from commandline import PROGRAM, ROOT, Done, emberbox
 
-ROOT = Path(__file__).parents[2]
-CALL = "import json, sys; from emberbox.cli.agent import run_agent; run_agent(**json.loads(sys.argv[1]))"
 VM = {"enabled": True, "default_vm_type": "minimal", "history": {"integration_mode": "direct"}}
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("nothing_left")]
@@ -39,21 +38,12 @@ def asking(tmp_path: Path, server: ChatServer, **keys: Any) -> Path:
     return role_file(tmp_path, server.role(vm_execution=VM, **keys))
 
 
-def argv(role: Path, text: str | None, **options: Any) -> list[str]:
-    return [sys.executable, "-c", CALL, json.dumps({"role": str(role), "text": text, **options})]
+def words(role: Path, text: str | None = None, *options: str) -> list[str]:
+    return ["agent", "--role", str(role), *options, *([] if text is None else [text])]
 
 
-def agent(role: Path, text: str | None = None, *, stdin: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        argv(role, text, **options),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120"},
-    )
+def agent(role: Path, text: str | None = None, *options: str, stdin: str = "") -> Done:
+    return emberbox(*words(role, text, *options), stdin=stdin)
 
 
 def test_one_question(tmp_path: Path) -> None:
@@ -75,7 +65,7 @@ def test_one_question(tmp_path: Path) -> None:
 
 def test_json_is_a_command_output(tmp_path: Path) -> None:
     with ChatServer([calls(("python", "print(6 * 7)")), says("It is 42.")]) as server:
-        done = agent(asking(tmp_path, server), "What is 6 * 7?", as_json=True)
+        done = agent(asking(tmp_path, server), "What is 6 * 7?", "--json")
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["status"], answer["text"]) == (0, "completed", "It is 42.")
     assert answer["execution_results"][0]["stdout"] == "42\n"
@@ -105,7 +95,7 @@ def test_exit_codes(code: str, language: str, exit_code: int, shown: str, tmp_pa
 
 def test_an_answer_is_executed_where_that_is_wanted(tmp_path: Path) -> None:
     with ChatServer([says("Fine.")]) as server:
-        done = agent(asking(tmp_path, server), "Run this:\n\n```python\nprint(7)\n```\n", execute=True)
+        done = agent(asking(tmp_path, server), "Run this:\n\n```python\nprint(7)\n```\n", "--execute")
     assert (done.returncode, "\n7\n" in done.stdout, "Fine." in done.stdout) == (0, True, True)
 
 
@@ -117,20 +107,20 @@ def test_repairs_and_what_was_taken_back_are_shown(tmp_path: Path) -> None:
     assert "1 repair" in done.stdout
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_errors_say_what_to_do(as_json: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_errors_say_what_to_do(options: list[str], tmp_path: Path) -> None:
     with ChatServer([refuses(401, "who are you")]) as server:
-        done = agent(asking(tmp_path, server), "hello", as_json=as_json)
+        done = agent(asking(tmp_path, server), "hello", *options)
     assert done.returncode == 2
-    said = done.stdout if as_json else done.stderr
+    said = done.stdout if options else done.stderr
     assert "who are you" in said
     assert "VLLM_API_KEY" in said
     assert "Traceback" not in done.stderr
-    wrong = agent(role_file(tmp_path, {"name": "r", "modle": "x"}), "hello", as_json=as_json)
+    wrong = agent(role_file(tmp_path, {"name": "r", "modle": "x"}), "hello", *options)
     assert wrong.returncode == 2
-    assert "modle: unknown key" in (wrong.stdout if as_json else wrong.stderr).replace("\n", "")
-    assert agent(tmp_path / "nowhere.json", None, as_json=as_json).returncode == 2
-    assert agent(asking(tmp_path, server), "  ", as_json=as_json).returncode == 2
+    assert "modle: unknown key" in (wrong.stdout if options else wrong.stderr).replace("\n", "")
+    assert agent(tmp_path / "nowhere.json", None, *options).returncode == 2
+    assert agent(asking(tmp_path, server), "  ", *options).returncode == 2
 
 
 # --- a conversation -------------------------------------------------------------------------------------------------
@@ -167,7 +157,7 @@ def test_a_conversation_through_a_pipe(tmp_path: Path) -> None:
 
 def test_a_conversation_as_json_lines(tmp_path: Path) -> None:
     with ChatServer([says("one"), refuses(401, "expired"), says("three")]) as server:
-        done = agent(asking(tmp_path, server), stdin="1\n2\n3\n", as_json=True)
+        done = agent(asking(tmp_path, server), None, "--json", stdin="1\n2\n3\n")
     one, two, three = [json.loads(line) for line in done.stdout.splitlines()]
     assert (one["text"], two["error"]["code"], three["text"]) == ("one", "unauthorized", "three")
     assert done.returncode == 0
@@ -227,13 +217,13 @@ class Terminal:
 def test_at_a_terminal_the_person_is_asked(alone: Path) -> None:
     text = "Here is a script:\n\n```python\nprint(6 * 7)\n```\n"
     for typed, exit_code, shown in (("y", 0, "42"), ("n", 3, "refused it")):
-        with Terminal(*argv(alone, text)) as terminal:
+        with Terminal(*PROGRAM, *words(alone, text)) as terminal:
             terminal.expect("does not clearly ask")
             terminal.expect("[e]dit: ")
             terminal.type(f"{typed}\n")
             assert terminal.end() == exit_code, terminal.screen
         assert shown in " ".join(terminal.screen.split())
-    done = agent(alone, text, yes=True)
+    done = agent(alone, text, "--yes")
     assert (done.returncode, "\n42\n" in done.stdout) == (0, True)
 
 
@@ -243,7 +233,7 @@ def test_ctrl_c_stops_what_is_under_way_and_the_conversation_goes_on(tmp_path: P
     def model(request: Request) -> Reply:
         return calls(("python", endless)) if request.last == "wait" else says("still here")
 
-    with ChatServer(model) as server, Terminal(*argv(asking(tmp_path, server), None)) as terminal:
+    with ChatServer(model) as server, Terminal(*PROGRAM, *words(asking(tmp_path, server), None)) as terminal:
         terminal.expect("tester · scripted (vllm)")
         terminal.expect("> ")
         terminal.type("wait\n")

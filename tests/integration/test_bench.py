@@ -7,33 +7,14 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from commandline import PROGRAM, ROOT, emberbox, process
 from emberbox import Settings
 
-ROOT = Path(__file__).parents[2]
-
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("nothing_left")]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "emberbox.cli.app", "bench", *arguments]
-
-
-def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "100", **environment},
-    )
 
 
 def nothing_of_the_bench_is_left(settings: Settings) -> None:
@@ -43,7 +24,7 @@ def nothing_of_the_bench_is_left(settings: Settings) -> None:
 
 
 def test_json_is_one_document_with_ours_beside_the_alternatives(settings: Settings) -> None:
-    done = bench("--quick", "--only", "on-demand", "--only", "overhead,live", "--json")
+    done = process("bench", "--quick", "--only", "on-demand", "--only", "overhead,live", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["quick"]
@@ -71,7 +52,9 @@ def test_json_is_one_document_with_ours_beside_the_alternatives(settings: Settin
 
 def test_the_table_the_picture_and_the_file_are_of_one_run(settings: Settings, tmp_path: Path) -> None:
     picture, file = tmp_path / "bench.png", tmp_path / "bench.json"
-    done = bench("--quick", "--only", "fork,memory", "--plot", str(picture), "--output", str(file))
+    done = process(
+        "bench", "--quick", "--only", "fork,memory", "--plot", str(picture), "--output", str(file), COLUMNS="100"
+    )
     assert done.returncode == 0, done.stderr
     assert all(words in done.stdout for words in ("fork of a small session", "runsc restore", "≤ 80 ms", "aims met"))
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
@@ -86,7 +69,7 @@ def test_the_table_the_picture_and_the_file_are_of_one_run(settings: Settings, t
 
 def test_ctrl_c_leaves_nothing(settings: Settings) -> None:
     process = subprocess.Popen(
-        command("--quick", "--only", "on-demand,live"),
+        [*PROGRAM, "bench", "--quick", "--only", "on-demand,live"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -107,7 +90,7 @@ def test_ctrl_c_leaves_nothing(settings: Settings) -> None:
 
 
 def test_no_back_end_is_exit_code_5() -> None:
-    done = bench("--quick", "--only", "live", "--json", EMBERBOX_RUNSC="/nowhere/runsc")
+    done = emberbox("bench", "--quick", "--only", "live", "--json", EMBERBOX_RUNSC="/nowhere/runsc")
     assert done.returncode == 5
     assert json.loads(done.stdout)["error"]["code"] == "vm_not_available"
 
@@ -122,7 +105,7 @@ def test_no_back_end_is_exit_code_5() -> None:
     ],
 )
 def test_bad_usage_is_exit_code_2_before_anything_is_measured(arguments: list[str], message: str) -> None:
-    done = bench("--quick", *arguments)
+    done = emberbox("bench", "--quick", *arguments)
     assert done.returncode == 2, done.stdout
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

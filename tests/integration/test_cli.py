@@ -1,38 +1,20 @@
-"""The command line as a user runs it: the launcher of this checkout, real sandboxes, real exit codes."""
+"""The command line as a user runs it: real sandboxes, real exit codes."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
+from commandline import emberbox, process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("nothing_left")]
 
 
-def emberbox(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command; its output as text."""
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [sys.executable, "-m", "emberbox.cli.app", *arguments],
-        input=data,
-        capture_output=True,
-        timeout=180,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120", **environment},
-    )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
 def test_run_shows_blocks_output_exit_code_and_back_end() -> None:
-    done = emberbox("run", "examples/fibonacci.md")
+    done = process("run", "examples/fibonacci.md")
     assert done.returncode == 0, done.stderr
     for expected in (
         "python",
@@ -202,7 +184,7 @@ def test_an_answer_that_is_too_long_is_refused() -> None:
 def test_exec_behaves_like_the_program_itself(tmp_path: Path) -> None:
     source = tmp_path / "program.py"
     source.write_text("import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(0)\n")
-    done = emberbox("exec", str(source))
+    done = process("exec", str(source))
     assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 0)
     assert emberbox("exec", "-l", "js", "-", stdin="6 * 7").stdout == "42\n"
     failing = emberbox("exec", "-l", "python", "-c", "raise SystemError('no')")
@@ -295,7 +277,7 @@ def test_version_and_help() -> None:
 def test_exec_gives_the_program_arguments_and_what_is_piped_in(tmp_path: Path) -> None:
     ask = tmp_path / "ask.py"
     ask.write_text("import sys\nprint('hello', input(), sys.argv[1:])")
-    done = emberbox("exec", str(ask), "one", "two words", "--", "--yes", "-l", stdin="Ann\n")
+    done = process("exec", str(ask), "one", "two words", "--", "--yes", "-l", stdin="Ann\n")
     assert (done.returncode, done.stdout) == (0, "hello Ann ['one', 'two words', '--yes', '-l']\n"), done.stderr
     done = emberbox("exec", "-l", "bash", "-c", 'read -r x; echo "$x-$1-$2"', "a", "b", stdin="from bash\n")
     assert (done.returncode, done.stdout) == (0, "from bash-a-b\n"), done.stderr

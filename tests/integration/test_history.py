@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from commandline import emberbox
 from emberbox import AsyncSandbox, Engine, Sandbox, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import ExecutionFailed, HistoryError, PolicyBlocked
@@ -29,17 +29,6 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
-
-
-def emberbox(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "emberbox.cli.app", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "COLUMNS": "160"},
-    )
 
 
 @pytest.fixture

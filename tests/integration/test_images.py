@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from commandline import PROGRAM, emberbox
 from emberbox import Sandbox, Settings, load_settings
 from emberbox.errors import ImageError, ValidationFailed
 from emberbox.host.rundir import _processes_in
@@ -90,16 +90,14 @@ class Place:
         assert image is not None
         return image
 
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"EMBERBOX_CACHE_DIR": str(self.cache), "EMBERBOX_TEMPLATES_DIR": str(self.folder)}
+
     def command(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = {
-            **os.environ,
-            "EMBERBOX_CACHE_DIR": str(self.cache),
-            "EMBERBOX_TEMPLATES_DIR": str(self.folder),
-            "COLUMNS": "300",
-        }
         return subprocess.Popen(
-            [sys.executable, "-m", "emberbox.cli.app", *arguments],
-            env=environment,
+            [*PROGRAM, *arguments],
+            env={**os.environ, **self.variables, "COLUMNS": "300"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,9 +105,8 @@ class Place:
         )
 
     def emberbox(self, *arguments: str) -> tuple[int, str, str]:
-        with self.command(*arguments) as process:
-            stdout, stderr = process.communicate(timeout=DEADLINE)
-        return process.returncode, stdout, stderr
+        done = emberbox(*arguments, **self.variables)
+        return done.returncode, done.stdout, done.stderr
 
     def is_clean(self) -> bool:
         """No build is under way, and nothing of one is left: no file, no process, no mount."""

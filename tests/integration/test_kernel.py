@@ -10,12 +10,12 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from commandline import Done, emberbox
 from emberbox import Settings, load_settings
 from emberbox.errors import ImageError
 from emberbox.images.builder import ensure_image
@@ -165,21 +165,13 @@ async def test_the_kernel_for_hardware_starts_several_processors(disk: Path) -> 
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def emberbox(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "emberbox.cli.app", "image", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", **environment},
-        timeout=120,
-        check=False,
-    )
+def image(*arguments: str, **variables: str) -> Done:
+    return emberbox("image", *arguments, **variables)
 
 
 def test_build_kernel_says_which_packages_are_missing(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    done = emberbox("build-kernel", EMBERBOX_CACHE_DIR=str(tmp_path / "cache"), PATH=str(tmp_path / "bin"))
+    done = image("build-kernel", EMBERBOX_CACHE_DIR=str(tmp_path / "cache"), PATH=str(tmp_path / "bin"))
     assert done.returncode == 5, done.stderr
     assert re.search(r"packages are missing: .*flex", done.stderr)
     assert "apt-get install" in done.stderr
@@ -187,14 +179,14 @@ def test_build_kernel_says_which_packages_are_missing(tmp_path: Path) -> None:
 
 
 def test_build_kernel_names_a_source_that_is_not_there(tmp_path: Path) -> None:
-    done = emberbox("build-kernel", "--source", str(tmp_path / "none"), EMBERBOX_CACHE_DIR=str(tmp_path / "cache"))
+    done = image("build-kernel", "--source", str(tmp_path / "none"), EMBERBOX_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 5, done.stderr
     assert f"There is no archive {tmp_path}/none" in done.stderr
 
 
 def test_fetch_kernel_names_a_wrong_package(tmp_path: Path) -> None:
     (tmp_path / "a.deb").write_text("no package")
-    done = emberbox("fetch-kernel", str(tmp_path / "a.deb"), EMBERBOX_CACHE_DIR=str(tmp_path / "cache"))
+    done = image("fetch-kernel", str(tmp_path / "a.deb"), EMBERBOX_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 5, done.stderr
     assert "a.deb cannot be read as a Debian package" in done.stderr
     assert "→" in done.stderr
@@ -202,6 +194,6 @@ def test_fetch_kernel_names_a_wrong_package(tmp_path: Path) -> None:
 
 
 def test_fetch_kernel_makes_a_kernel(debian: GuestKernel, own_settings: Settings) -> None:
-    done = emberbox("fetch-kernel", EMBERBOX_CACHE_DIR=str(own_settings.cache_dir))
+    done = image("fetch-kernel", EMBERBOX_CACHE_DIR=str(own_settings.cache_dir))
     assert done.returncode == 0, done.stderr
     assert f"Linux {debian.release}: {debian.vmlinux}" in done.stdout

@@ -6,27 +6,13 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from commandline import PROGRAM, ROOT, emberbox
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("nothing_left")]
-
-
-def emberbox(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "emberbox.cli.app", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120", **environment},
-    )
 
 
 def test_extract_explains_every_block() -> None:
@@ -103,7 +89,7 @@ def test_without_a_terminal_nobody_is_asked() -> None:
 def test_at_a_terminal_the_person_is_asked(typed: str, code: int, shown: str) -> None:
     main, terminal = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-m", "emberbox.cli.app", "exec", "-l", "python", "-c", "eval('6 * 7')"],
+        [*PROGRAM, "exec", "-l", "python", "-c", "eval('6 * 7')"],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,

@@ -18,15 +18,16 @@ from typing import Any
 import httpx
 import pytest
 
+from commandline import PROGRAM, emberbox
 from emberbox import load_settings
 from served import Served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("nothing_left")]
 
 
-def cli(server: Served, *args: str, code: int = 0, **options: Any) -> str:
+def cli(server: Served, *args: str, code: int = 0) -> str:
     """What a command prints; it has to end with this exit code."""
-    done = server.cli(*args, env={"EMBERBOX_SERVER": server.url}, **options)
+    done = server.cli(*args, EMBERBOX_SERVER=server.url)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stdout + done.stderr
 
@@ -97,12 +98,13 @@ def test_sessions(served: Served, api: httpx.Client) -> None:
 
 def test_a_terminal_gets_no_control_codes_of_a_session(served: Served, api: httpx.Client) -> None:
     api.post("/sessions", json={"name": "build", "vm_type": "minimal"})
-    argv = [*served.program, "sessions", "run", "build", r"printf 'a\033]0;t\007b\n'; printf 'c\033[2Jd\n' >&2"]
-    piped = subprocess.run([*argv, "--server", served.url], capture_output=True, timeout=60, check=False)
-    assert (piped.stdout, piped.stderr) == (b"a\x1b]0;t\x07b\n", b"c\x1b[2Jd\n"), "a program gets what was written"
+    command = r"printf 'a\033]0;t\007b\n'; printf 'c\033[2Jd\n' >&2"
+    words = ["sessions", "run", "build", command, "--server", served.url]
+    piped = emberbox(*words)
+    assert (piped.stdout, piped.stderr) == ("a\x1b]0;t\x07b\n", "c\x1b[2Jd\n"), "a program gets what was written"
     here, there = pty.openpty()
     try:
-        done = subprocess.run([*argv, "--server", served.url], stdout=there, stderr=there, timeout=60, check=False)
+        done = subprocess.run([*PROGRAM, *words], stdout=there, stderr=there, timeout=60, check=False)
         os.close(there)
         shown = os.read(here, 1 << 16)
     finally:
@@ -126,7 +128,7 @@ def test_a_server_that_is_not_there(served: Served) -> None:
 
 
 def test_attach_shows_what_is_executed(served: Served, api: httpx.Client, vm: str) -> None:
-    argv = [sys.executable, "-m", "emberbox.cli.app", "attach", vm, "--server", served.url]
+    argv = [*PROGRAM, "attach", vm, "--server", served.url]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stdout is not None
@@ -162,7 +164,7 @@ def test_questions_are_answered(tmp_path: Path) -> None:
             while not waiting and time.monotonic() < deadline:
                 waiting = json.loads(cli(server, "approve", "--json"))["approvals"]
             assert waiting[0]["code"] == code
-            assert waiting[0]["approval_id"] in cli(server, "approve", stdin=subprocess.DEVNULL)
+            assert waiting[0]["approval_id"] in cli(server, "approve")
             cli(server, "approve", waiting[0]["approval_id"], *args)
             thread.join(30)
         assert answers[0]["stdout"] == "ran\n\n"
@@ -202,8 +204,7 @@ x = 9
 @pytest.mark.parametrize("where", ["here", "server"])
 def test_the_shell(where: str, served: Served, api: httpx.Client) -> None:
     args = ["--server", served.url] if where == "server" else []
-    argv = [sys.executable, "-m", "emberbox.cli.app", "shell", "-t", "minimal", *args]
-    done = subprocess.run(argv, input=TYPED, capture_output=True, text=True, timeout=120, check=False)
+    done = emberbox("shell", "-t", "minimal", *args, stdin=TYPED)
     told = f"{done.stdout}\n{done.stderr}"
     assert done.returncode == 0, told
     out = re.sub(r"(python|bash)> |\.\.\. ", "", done.stdout)
@@ -224,8 +225,7 @@ def test_the_shell(where: str, served: Served, api: httpx.Client) -> None:
 
 def test_a_shell_on_a_machine_of_a_server_leaves_it(served: Served, api: httpx.Client, vm: str) -> None:
     run(api, vm, "x = 41")
-    argv = [sys.executable, "-m", "emberbox.cli.app", "shell", vm, "--server", served.url]
-    done = subprocess.run(argv, input="x + 1\nx = 7\n", capture_output=True, text=True, timeout=60, check=False)
+    done = emberbox("shell", vm, "--server", served.url, stdin="x + 1\nx = 7\n")
     assert done.returncode == 0, done.stderr
     assert "42" in done.stdout
     assert run(api, vm, "x")["results"][0]["text"] == "7"
@@ -233,7 +233,7 @@ def test_a_shell_on_a_machine_of_a_server_leaves_it(served: Served, api: httpx.C
 
 
 def test_ctrl_c_interrupts_what_runs_and_keeps_the_variables(served: Served, api: httpx.Client, vm: str) -> None:
-    argv = [sys.executable, "-m", "emberbox.cli.app", "shell", vm, "--server", served.url]
+    argv = [*PROGRAM, "shell", vm, "--server", served.url]
     main, side = pty.openpty()
     process = subprocess.Popen(argv, stdin=side, stdout=side, stderr=side, start_new_session=True)
     os.close(side)

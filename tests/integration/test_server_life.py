@@ -324,7 +324,7 @@ def test_machines_sessions_and_variables_survive_a_restart(server: Served) -> No
 
 
 def test_one_server_at_a_time(server: Served) -> None:
-    second = server.cli("serve", "--port", "0")
+    second = server.another("--port", "0")
     assert second.returncode == 2
     assert "another process" in second.stderr.lower()
 

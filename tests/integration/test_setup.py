@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from commandline import Done, emberbox
 from emberbox import Engine, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import VmNotAvailable
@@ -120,15 +119,8 @@ BAD = {
 }
 
 
-def doctor(**environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "emberbox.cli.app", "doctor", "--template", "minimal"],
-        env={**os.environ, "COLUMNS": "400", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def doctor(**variables: str) -> Done:
+    return emberbox("doctor", "--template", "minimal", **variables)
 
 
 @pytest.mark.parametrize(("script", "reason"), BAD.values(), ids=BAD.keys())

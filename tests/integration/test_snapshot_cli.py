@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from commandline import emberbox, process
 from emberbox import Engine, Sandbox, load_settings
 from emberbox.errors import SnapshotFailed, SnapshotNotFound, ValidationFailed
 
 MINIMAL = "minimal"
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("nothing_left")]
-
-
-def emberbox(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "emberbox.cli.app", "snapshot", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "COLUMNS": "160", **environment},
-    )
 
 
 def keep() -> str:
@@ -46,48 +33,48 @@ def goes_on(snapshot_id: str) -> None:
 
 @pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
 def test_exported_here_and_imported_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    assert "No snapshots are kept" in emberbox("list").stdout
+    assert "No snapshots are kept" in emberbox("snapshot", "list").stdout
     snapshot, file = keep(), tmp_path / name
-    listed = emberbox("list")
+    listed = emberbox("snapshot", "list")
     assert listed.returncode == 0, listed.stderr
     for word in (snapshot, "ready", "point", MINIMAL, "MiB"):
         assert word in listed.stdout
-    done = emberbox("export", snapshot, str(file))
+    done = emberbox("snapshot", "export", snapshot, str(file))
     assert done.returncode == 0, done.stderr
     assert "Keep it private" in done.stdout
     assert "writing" in done.stderr
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
     monkeypatch.setenv("EMBERBOX_STATE_DIR", str(tmp_path / "elsewhere"))
-    done = emberbox("import", str(file))
+    done = process("snapshot", "import", str(file))
     assert done.returncode == 0, done.stderr
     assert f"✓ {snapshot} (point)" in done.stdout
-    (row,) = json.loads(emberbox("list", "--json").stdout)
+    (row,) = json.loads(emberbox("snapshot", "list", "--json").stdout)
     assert (row["snapshot_id"], row["state"], row["imported"], row["kept"]) == (snapshot, "ready", True, True)
-    shown = emberbox("show", snapshot)
+    shown = emberbox("snapshot", "show", snapshot)
     assert "SECRET" in shown.stdout
-    assert "s3cret" not in shown.stdout + emberbox("show", snapshot, "--json").stdout, "values stay secret"
+    assert "s3cret" not in shown.stdout + emberbox("snapshot", "show", snapshot, "--json").stdout, "values stay secret"
     goes_on(snapshot)
     goes_on(snapshot)
-    again = emberbox("import", str(file))
+    again = emberbox("snapshot", "import", str(file))
     assert again.returncode == 2
     assert "is here already" in again.stderr
-    assert emberbox("delete", snapshot).returncode == 0
-    assert "No snapshots are kept" in emberbox("list").stdout
+    assert emberbox("snapshot", "delete", snapshot).returncode == 0
+    assert "No snapshots are kept" in emberbox("snapshot", "list").stdout
     with pytest.raises(SnapshotNotFound, match=snapshot):
         Sandbox.create(snapshot=snapshot)
 
 
 def test_wrong_use_has_its_exit_codes(tmp_path: Path) -> None:
     for command in (["show", "snap-00"], ["delete", "snap-00"], ["export", "snap-00", str(tmp_path / "x.tar")]):
-        done = emberbox(*command)
+        done = emberbox("snapshot", *command)
         assert done.returncode == 2, done.stderr
         assert "no kept snapshot 'snap-00'" in done.stderr
         assert "→" in done.stderr
-    assert json.loads(emberbox("show", "../x", "--json").stdout)["error"]["code"] == "snapshot_not_found"
+    assert json.loads(emberbox("snapshot", "show", "../x", "--json").stdout)["error"]["code"] == "snapshot_not_found"
     (tmp_path / "bad.tar").write_bytes(b"nonsense")
-    assert emberbox("import", str(tmp_path / "bad.tar")).returncode == 2
-    missing = emberbox("import", str(tmp_path / "none.tar"))
+    assert emberbox("snapshot", "import", str(tmp_path / "bad.tar")).returncode == 2
+    missing = emberbox("snapshot", "import", str(tmp_path / "none.tar"))
     assert missing.returncode == 1
     assert "No such file" in missing.stderr
     assert "Traceback" not in missing.stderr
@@ -98,27 +85,27 @@ def test_a_damaged_one_is_listed_refused_and_can_be_deleted(tmp_path: Path) -> N
     folder = load_settings().state_dir / "snapshots" / snapshot
     with (folder / "pages.img").open("r+b") as file:
         file.truncate(1000)
-    assert emberbox("export", snapshot, str(tmp_path / "x.tar")).returncode == 1
+    assert emberbox("snapshot", "export", snapshot, str(tmp_path / "x.tar")).returncode == 1
     assert not (tmp_path / "x.tar").exists()
     with pytest.raises(SnapshotFailed, match="damaged"):
         Sandbox.create(snapshot=snapshot)
     (folder / "snapshot.json").write_text("{")
-    (row,) = json.loads(emberbox("list", "--json").stdout)
+    (row,) = json.loads(emberbox("snapshot", "list", "--json").stdout)
     assert (row["snapshot_id"], row["state"]) == (snapshot, "broken")
-    assert "broken" in emberbox("list").stdout
-    assert emberbox("delete", snapshot).returncode == 0
+    assert "broken" in emberbox("snapshot", "list").stdout
+    assert emberbox("snapshot", "delete", snapshot).returncode == 0
     assert not folder.exists()
 
 
 async def test_what_a_durable_sandbox_goes_on_from_is_not_deleted_by_accident() -> None:
     async with Engine(durable=True) as engine:
         session = await engine.lease("alice", template=MINIMAL)
-    (row,) = json.loads(emberbox("list", "--json").stdout)
+    (row,) = json.loads(emberbox("snapshot", "list", "--json").stdout)
     assert (row["sandbox_id"], row["kind"], row["kept"]) == (session.id, "shutdown", False)
-    refused = emberbox("delete", row["snapshot_id"])
+    refused = emberbox("snapshot", "delete", row["snapshot_id"])
     assert refused.returncode == 2
     assert session.id in refused.stderr
-    assert emberbox("delete", row["snapshot_id"], "--force").returncode == 0
+    assert emberbox("snapshot", "delete", row["snapshot_id"], "--force").returncode == 0
     async with Engine(durable=True) as engine:
         assert await engine.list_sandboxes() == []
         assert [found.how for found in engine.recovered] == ["lost"]

@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from commandline import PROGRAM
 from emberbox import Settings, load_settings
 from emberbox.cli.app import app
 from emberbox.cli.exits import Exit
@@ -133,7 +133,7 @@ def test_a_sandbox_starts_under_the_units_restrictions(monkeypatch: pytest.Monke
     if ImageStore(settings).find(load_template("minimal", settings)) is None:
         pytest.skip("the image minimal is not built")
     code = "import pathlib; print(6 * 7)"
-    argv = [sys.executable, "-m", "emberbox.cli.app", "exec", "-t", "minimal", "-l", "python", "-c", code]
+    argv = [*PROGRAM, "exec", "-t", "minimal", "-l", "python", "-c", code]
     done = subprocess.run(
         argv, capture_output=True, text=True, timeout=120, check=False, preexec_fn=restrictions(SERVICE)
     )
