@@ -11,6 +11,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from emberbox._http import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
+from emberbox._text import check_path
 from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.models import (
     CommandHistoryEntry,
@@ -69,13 +70,13 @@ class RemoteFiles:
 
     async def read_stream(self, path: str) -> AsyncIterator[bytes]:
         """The file's bytes in pieces."""
-        async with self._server.download(self._path, path=path) as pieces:
+        async with self._server.download(self._path, path=check_path(path)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def read_bytes(self, path: str) -> bytes:
         """The whole file."""
-        return (await self._server.request("GET", self._path, params={"path": path})).content
+        return (await self._server.request("GET", self._path, params={"path": check_path(path)})).content
 
     async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
         """Write a file, whole or not at all."""
@@ -84,16 +85,18 @@ class RemoteFiles:
             body = data.encode()
         else:
             body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else chunks(data)
-        answer = await self._server.request("PUT", self._path, params={"path": path, "mode": mode}, content=body)
+        answer = await self._server.request(
+            "PUT", self._path, params={"path": check_path(path), "mode": mode}, content=body
+        )
         return parsed(EntryInfo, answer)
 
     async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
         """Entries of a directory."""
-        return (await self._server.get(EntryList, f"{self._path}/list", path=path, depth=depth)).entries
+        return (await self._server.get(EntryList, f"{self._path}/list", path=check_path(path), depth=depth)).entries
 
     async def get_info(self, path: str) -> EntryInfo:
         """One file or directory."""
-        return await self._server.get(EntryInfo, f"{self._path}/info", path=path)
+        return await self._server.get(EntryInfo, f"{self._path}/info", path=check_path(path))
 
     async def exists(self, path: str) -> bool:
         """Whether something has this name."""
@@ -107,15 +110,16 @@ class RemoteFiles:
 
     async def make_dir(self, path: str) -> bool:
         """Make a directory and its parents; False if it was there."""
-        return (await self._server.post(MadeDir, f"{self._path}/mkdir", PathRequest(path=path))).created
+        return (await self._server.post(MadeDir, f"{self._path}/mkdir", PathRequest(path=check_path(path)))).created
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a directory with all it holds."""
-        await self._server.request("DELETE", self._path, params={"path": path})
+        await self._server.request("DELETE", self._path, params={"path": check_path(path)})
 
     async def rename(self, path: str, new_path: str) -> EntryInfo:
         """Rename or move."""
-        return await self._server.post(EntryInfo, f"{self._path}/rename", RenameRequest(path=path, new_path=new_path))
+        request = RenameRequest(path=check_path(path), new_path=check_path(new_path))
+        return await self._server.post(EntryInfo, f"{self._path}/rename", request)
 
 
 class RemoteCommand:
