@@ -54,9 +54,9 @@ async def test_a_kernel_without_a_driver_of_disks(world: World, clean: None, mon
 
 async def test_a_kernel_without_a_driver_of_ports(world: World, clean: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first process waits for them; what the console said last comes with the error."""
-    # an emulated kernel on a busy host is silent for longer than six seconds
-    error = await _failed_boot(world, monkeypatch, "virtio-serial", "virtserialport", seconds=30)
-    assert "Its last words: [" in error.message or "no port emberbox.agent" in error.message
+    # it boots emulated, maybe on a busy host, and waits for PORTS_SECONDS
+    error = await _failed_boot(world, monkeypatch, "virtio-serial", "virtserialport", seconds=90)
+    assert "no port emberbox.agent" in error.message
     assert "boot_timeout_seconds" in error.remediation or "docs/qemu.md" in error.remediation
 
 
