@@ -34,6 +34,8 @@ from emberbox.sandbox.listeners import Listeners, OnResult, OnText
 
 IDLE_SECONDS = 0.2
 """After so long without output, what a filter holds back and knows to be harmless is shown: prompts, progress dots."""
+_AT_ONCE = 2_000
+"""Characters of code that the policy reads on the event loop: some 10 ms at most; longer code is read in a thread."""
 _EDITS = 5
 _POLICY = "policy"
 _NOBODY = "Run it where somebody can be asked (a terminal, an `approver`), or change the policy."
@@ -103,7 +105,10 @@ class Gate:
         """The settings' own policy, after the hooks, so that what they wrote is looked at as well. Syntax is left to
         the interpreter: its message is better, and an SDK's user expects it as the execution's error."""
         for _ in range(_EDITS):
-            open_questions = self._check(context, language)
+            if len(context.code) > _AT_ONCE:
+                open_questions = await asyncio.to_thread(self._check, context, language)
+            else:
+                open_questions = self._check(context, language)
             if not open_questions:
                 return context.code
             asking = AskUser(prompt=question(open_questions))

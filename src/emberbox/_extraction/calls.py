@@ -19,6 +19,7 @@ from typing import Any
 from emberbox._extraction import evidence
 from emberbox._extraction.blocks import Lines, RawBlock
 from emberbox._extraction.call_frames import find_frames
+from emberbox.errors import ValidationFailed
 from emberbox.languages import LANGUAGES, resolve
 
 _MAX_CALLS = 1_000
@@ -271,7 +272,10 @@ def _language_of_tag(tag: str, code: str) -> str:
     detected = evidence.detect(code)
     if detected is not None:
         return detected
-    return "python" if not LANGUAGES["python"].syntax_findings(code[:20_000]) else ""
+    try:
+        return "python" if not LANGUAGES["python"].syntax_findings(code[:20_000]) else ""
+    except ValidationFailed:
+        return ""
 
 
 def _wrapped(lines: Lines, start: int, begin: int, stop: int, end: int) -> Iterator[RawBlock]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from emberbox._extraction import evidence, introductions, phrases, relations, wh
 from emberbox._extraction.blocks import RawBlock
 from emberbox._extraction.needs import NOTHING, Known, Needs
 from emberbox._extraction.scoring import BLOCK_RULES, Score
+from emberbox.errors import ValidationFailed
 from emberbox.languages import resolve
 from emberbox.languages.destructive import is_destructive
 from emberbox.models import CodeBlock, Language
@@ -227,8 +229,9 @@ class Judge:
         look = Look(info, alike, known, language)
         if known is not None and raw.code.strip() and len(raw.code) <= min(_MAX_BLOCK, self._budget):
             self._budget -= len(raw.code)
-            look.structure = evidence.structure(known, raw.code)
-            look.needs = relations.needs_of(known, raw.code)
+            with contextlib.suppress(ValidationFailed):  # it cannot be read: not examined
+                structure, needs = evidence.structure(known, raw.code), relations.needs_of(known, raw.code)
+                look.structure, look.needs = structure, needs
         return look
 
     def _examine(self, index: int, raw: RawBlock, look: Look, score: Score) -> None:

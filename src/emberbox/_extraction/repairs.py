@@ -14,6 +14,7 @@ import re
 
 from emberbox._extraction.blocks import Lines, RawBlock, fenced
 from emberbox._extraction.open_text import OpenText
+from emberbox.errors import ValidationFailed
 from emberbox.languages import LANGUAGES, resolve
 
 _LOOKAHEAD = 2_000  # lines within which a repaired block must end
@@ -89,7 +90,10 @@ def _unindented(line: str, prefix: str) -> str:
 
 def _parses(info: str, code: str) -> bool:
     language = "bash" if "bash" in info.lower() else resolve(info.split(None, 1)[0].partition(":")[0])
-    return language is not None and not LANGUAGES[language].syntax_findings(code)
+    try:
+        return language is not None and not LANGUAGES[language].syntax_findings(code)
+    except ValidationFailed:
+        return False
 
 
 def is_markdown(info: str) -> bool:

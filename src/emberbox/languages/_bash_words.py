@@ -42,6 +42,9 @@ _WRAPPERS: dict[str, frozenset[str]] = {
     "unshare": frozenset(),
 }
 _LEADING_OPERANDS = {"timeout": 1, "chroot": 1}
+_COMPOSED = frozenset({"string", "translated_string", "concatenation", "command_name", "command_substitution"})
+_LONGEST = 10_000
+"""Characters that a command substitution may give, to be known."""
 
 
 @dataclass
@@ -71,26 +74,32 @@ class Words:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._variables: dict[str, str | None] = {"HOME": "~"}
-        for node in walk(source.root):
+        self._known: dict[int, str | None] = {}
+        nodes = list(walk(source.root))
+        for node in nodes:
             if node.type == "variable_assignment":
                 name, value = node.child_by_field_name("name"), node.child_by_field_name("value")
                 if name is not None:
                     key, text = source.text(name), self.constant(value)
                     again = key in self._variables and key != "HOME"
                     self._variables[key] = None if again else text
+        for node in reversed(nodes):  # inner ones first: each is looked at once, however deep they stand in each other
+            if node.type in _COMPOSED:
+                self._known[node.id] = self.constant(node)
 
     def constant(self, node: Node | None, depth: int = 0) -> str | None:  # noqa: PLR0911 - one per kind of node
         """The text of a word after quoting and expansion."""
         if node is None or depth > _DEPTH:
             return None
-        text = self._source.text(node)
+        if node.id in self._known:
+            return self._known[node.id]
         match node.type:
             case "word" | "number" | "regex":
-                return text.replace("\\\n", "").replace("\\", "")
+                return self._source.text(node).replace("\\\n", "").replace("\\", "")
             case "raw_string":
-                return text[1:-1]
+                return self._source.text(node)[1:-1]
             case "ansi_c_string":
-                return _ESCAPE.sub(_unescape, text[2:-1])
+                return _ESCAPE.sub(_unescape, self._source.text(node)[2:-1])
             case "string" | "translated_string":
                 return self._string(node, depth + 1)
             case "concatenation" | "command_name":
@@ -133,7 +142,7 @@ class Words:
         name = self.constant(inner[0].child_by_field_name("name"), depth)
         words = [self.constant(child, depth) for child in inner[0].children_by_field_name("argument")]
         known = [word for word in words if word is not None]
-        if len(known) != len(words):
+        if len(known) != len(words) or sum(map(len, known)) > _LONGEST:
             return None
         if name == "echo":
             return " ".join(word for word in known if word not in {"-n", "-e"})

@@ -20,6 +20,7 @@ _BUILTINS = frozenset(name for name in dir(builtins) if name not in {"True", "Fa
 }
 _DEPTH = 64  # nesting of one expression that is still looked through
 _ROUNDS = 4  # how many aliases of aliases are followed
+_LONGEST_NAME = 500  # characters of a dotted name that may mean something
 _CLIMB = 32  # how far up a parameter of the same name is looked for
 _FUNCTIONS = frozenset({"function_definition", "lambda"})
 _REFERRING = frozenset({"identifier", "attribute", "call", "subscript", "parenthesized_expression"})
@@ -56,6 +57,7 @@ class Scope:
         self._shadowed: set[str] = set()
         self._not_loaded: set[int] = set()
         self._parameter_names: set[str] = set()
+        self._known: dict[int, str | None] = {}
         self.nodes = list(walk(source.root))
         self.assignments: list[tuple[Node, Node]] = []
         for node in self.nodes:
@@ -161,6 +163,9 @@ class Scope:
     def references(self) -> Iterator[tuple[Node, str]]:
         """(node, dotted name) of the outermost expressions whose meaning is known, in the order of the text."""
         inside: set[int] = set()
+        for node in reversed(self.nodes):  # inner ones first: each is looked at once, however long the chain
+            if node.type in _REFERRING:
+                self._known[node.id] = self.path(node)
         for node in self.nodes:
             if node.type not in _REFERRING or node.id in self._not_loaded:
                 continue
@@ -192,6 +197,8 @@ class Scope:
         """The dotted name that an expression means, such as `os.system`."""
         if node is None or depth > _DEPTH:
             return None
+        if node.id in self._known:
+            return self._known[node.id]
         match node.type:
             case "identifier":
                 return self._name(self._source.text(node))
@@ -232,7 +239,7 @@ class Scope:
             return self._name(name)
         if name == "__dict__":
             return owner
-        return f"{owner}.{name}"
+        return f"{owner}.{name}" if len(owner) + len(name) <= _LONGEST_NAME else None
 
     def _call(self, node: Node, depth: int) -> str | None:  # noqa: PLR0911 - one per kind of call
         function = self.path(node.child_by_field_name("function"), depth)

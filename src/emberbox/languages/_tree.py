@@ -5,7 +5,9 @@ Everything here is iterative: a tree is as deep as its author likes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from emberbox.models import Finding
@@ -26,6 +28,7 @@ class Source:
         self.tree = tree
         self.bytes = self.encode(code)
         self._lines = self.bytes.split(b"\n")
+        self._begins = [0, *accumulate(len(line) + 1 for line in self._lines)]
 
     @staticmethod
     def encode(code: str) -> bytes:
@@ -42,9 +45,8 @@ class Source:
 
     def position(self, offset: int) -> tuple[int, int]:
         """Line and column (from 1, in characters) of a byte offset."""
-        before = self.bytes[:offset]
-        begin = before.rfind(b"\n") + 1
-        return before.count(b"\n") + 1, len(before[begin:].decode("utf-8", "replace")) + 1
+        line = bisect_right(self._begins, offset, hi=len(self._lines))
+        return line, len(self.bytes[self._begins[line - 1] : offset].decode("utf-8", "replace")) + 1
 
     def line_text(self, line: int) -> str:
         """A line of the source, shortened for display."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from emberbox.errors import ValidationFailed
 from emberbox.languages import LANGUAGES, _javascript_names, _python_names
 from emberbox.languages._bash_words import Command, Words, commands
 from emberbox.languages._tree import Source
@@ -53,7 +54,10 @@ def is_destructive(language: Language, code: str) -> bool:
         code: source text; it need not be free of syntax errors.
     """
     spec = LANGUAGES[language]
-    source = spec.source(code)
+    try:
+        source = spec.source(code)
+    except ValidationFailed:
+        return True  # nobody knows
     if any(hit.rule.partition(".")[2] in _RULES for hit in spec.hits(source)):
         return True
     if language == "bash":

@@ -8,6 +8,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from emberbox.errors import ValidationFailed
+from emberbox.languages._bearable import is_bearable
 from emberbox.languages._tree import Source, generic_syntax_findings
 from emberbox.models import Finding, Language, LanguageConfig
 
@@ -112,9 +114,18 @@ class LanguageSpec:
         return _grammar(self.grammar)
 
     def parse(self, code: str) -> Tree:
-        """The syntax tree. Never fails: what does not fit the grammar is an ERROR node in the tree."""
-        text = code if self.visible is None else self.visible(code)
-        return _parser(self.grammar).parse(Source.encode(text))
+        """The syntax tree. What does not fit the grammar is an ERROR node in the tree.
+
+        Raises:
+            ValidationFailed: the text is one that its parser does not get through with bounded work.
+        """
+        text = Source.encode(code if self.visible is None else self.visible(code))
+        if not is_bearable(self.grammar, text):
+            raise ValidationFailed(
+                f"{self.name} code that cannot be read: its parser takes too long, or too much memory.",
+                remediation="Write it in shorter statements, or in several pieces.",
+            )
+        return _parser(self.grammar).parse(text)
 
     def source(self, code: str) -> Source:
         """The code with its syntax tree and its positions."""
