@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from emberbox import AsyncSandbox
-from emberbox.local import LocalSandbox
 from emberbox.sandbox.session import Session
+from emberbox.sdk.backends.local import LocalSandbox
 
 
 def session_of(sandbox: AsyncSandbox) -> Session:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from emberbox.agent.role import Role
-from emberbox.aio import AsyncSandbox
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine, ExecuteRequest
@@ -23,10 +22,11 @@ from emberbox.hooks.loading import manager_of
 from emberbox.hooks.manager import HookManager
 from emberbox.images.store import Progress, no_progress
 from emberbox.languages import get_language
-from emberbox.local import LocalSandbox
 from emberbox.models import DecisionRecord, Execution
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session
+from emberbox.sdk.backends.local import LocalSandbox
+from emberbox.sdk.sandbox import AsyncSandbox
 
 _SETTLE_SECONDS = 10.0
 

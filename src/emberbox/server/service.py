@@ -31,7 +31,6 @@ from emberbox.errors import (
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.host.pressure import MemoryReader
 from emberbox.images.template import Template
-from emberbox.local import LocalCommands
 from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
 from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
@@ -40,6 +39,7 @@ from emberbox.sandbox.copies import CopyOptions
 from emberbox.sandbox.ledger import SandboxRecord
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session, SessionState
+from emberbox.sdk.backends.local import LocalCommands
 from emberbox.server import templates
 from emberbox.server.access import Doorkeeper, Places, Principal
 from emberbox.server.asking import Asking

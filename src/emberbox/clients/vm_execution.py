@@ -13,8 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import quote
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer, made
-from emberbox._loop import Loop, Relay
 from emberbox.errors import ExecutionTimeout, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.models import (
     HistoryQueryResponse,
@@ -37,11 +35,13 @@ from emberbox.models.service import (
     VmInstance,
     VmPoolResponse,
 )
-from emberbox.remote import followed
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText
+from emberbox.sdk.backends.remote import followed
+from emberbox.sdk.portal import Loop, Relay
+from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, made
 
 if TYPE_CHECKING:
-    from emberbox._guarded import Guarded
+    from emberbox.clients.guarded import Guarded
     from emberbox.hooks.manager import HookManager
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ _READY = frozenset({"ready", "running"})
 
 def _guarded(hooks: HookManager, config: VmExecutionConfig) -> Guarded:
     """Imported for clients that have hooks: hooks need the engine's policy."""
-    from emberbox._guarded import Guarded
+    from emberbox.clients.guarded import Guarded
 
     return Guarded(hooks, config)
 

@@ -11,10 +11,7 @@ from functools import partial
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from emberbox._loop import Loop, Relay
-from emberbox.aio import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
 from emberbox.errors import ForkFailed
-from emberbox.inside import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle
 from emberbox.models import (
     CommandHistoryEntry,
     CommandResult,
@@ -31,6 +28,9 @@ from emberbox.models import (
 )
 from emberbox.sandbox.files import Data
 from emberbox.sandbox.listeners import OnResult, OnText
+from emberbox.sdk.commands import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle
+from emberbox.sdk.portal import Loop, Relay
+from emberbox.sdk.sandbox import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
 
 if TYPE_CHECKING:
     from emberbox.config import Settings

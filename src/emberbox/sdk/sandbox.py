@@ -8,8 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed, VmNotAvailable
-from emberbox.handle import SandboxHandle
-from emberbox.inside import AsyncCommands, AsyncFiles
 from emberbox.models import (
     CommandHistoryEntry,
     ContextInfo,
@@ -22,13 +20,15 @@ from emberbox.models import (
     SnapshotInfo,
 )
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText, RunOptions
+from emberbox.sdk.backends.base import SandboxHandle
+from emberbox.sdk.commands import AsyncCommands, AsyncFiles
 
 if TYPE_CHECKING:  # who uses one kind of sandbox imports nothing of the other
     from emberbox.config import Settings
     from emberbox.engine import Engine
     from emberbox.hooks.approval import Approver
     from emberbox.hooks.contract import Hook
-    from emberbox.local import LocalSandbox
+    from emberbox.sdk.backends.local import LocalSandbox
 
 DEFAULT_SANDBOX_TIMEOUT = 300.0
 """Seconds after which a sandbox is killed unless `set_timeout` says otherwise."""
@@ -37,7 +37,7 @@ DEFAULT_SANDBOX_TIMEOUT = 300.0
 def _local() -> type[LocalSandbox]:
     """Sandboxes of this process; raises VmNotAvailable where only the client is installed."""
     try:
-        from emberbox.local import LocalSandbox
+        from emberbox.sdk.backends.local import LocalSandbox
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "emberbox":
             raise
@@ -114,7 +114,7 @@ class AsyncSandbox:
                     "A sandbox on a server has the hooks, the approver and the settings of that.",
                     remediation="Leave out `hooks`, `approver`, `engine` and `settings`, or leave out `base_url`.",
                 )
-            from emberbox.remote import RemoteSandbox
+            from emberbox.sdk.backends.remote import RemoteSandbox
 
             remote = await RemoteSandbox.create(
                 base_url,
@@ -159,7 +159,7 @@ class AsyncSandbox:
             SessionNotFound: there is none.
         """
         if base_url is not None:
-            from emberbox.remote import RemoteSandbox
+            from emberbox.sdk.backends.remote import RemoteSandbox
 
             return cls(await RemoteSandbox.connect(base_url, token, sandbox_id))
         return cls(await _local().connect(sandbox_id, engine))

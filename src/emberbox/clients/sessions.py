@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer, made
 from emberbox.errors import ConfigError, Conflict, SessionNotFound
 from emberbox.models import Model, RollbackResponse
 from emberbox.models.service import (
@@ -24,6 +23,7 @@ from emberbox.models.service import (
     SessionSnapshotRequest,
     SnapshotCreated,
 )
+from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, made
 
 _FILE = "sessions.json"
 

@@ -8,10 +8,10 @@ from typing import Literal, overload
 
 from emberbox._text import encoded
 from emberbox.errors import ValidationFailed
-from emberbox.handle import CommandsHandle, FilesHandle, RunningCommand
 from emberbox.models import CommandResult, EntryInfo, ProcessInfo
 from emberbox.sandbox.files import Data
 from emberbox.sandbox.listeners import Listeners, OnText
+from emberbox.sdk.backends.base import CommandsHandle, FilesHandle, RunningCommand
 
 DEFAULT_COMMAND_TIMEOUT = 60.0
 _LONGEST_SECONDS = 1e9

@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
 from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.models import (
     CommandHistoryEntry,
@@ -58,6 +57,7 @@ from emberbox.models.service import (
 )
 from emberbox.sandbox.files import Data, chunks
 from emberbox.sandbox.listeners import Listeners, RunOptions
+from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
 
 
 class RemoteFiles:

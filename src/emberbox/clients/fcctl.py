@@ -6,7 +6,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self
 
-from emberbox.client import VmExecutionClient
+from emberbox.clients.vm_execution import VmExecutionClient
 from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine
 from emberbox.models import (
