@@ -1,0 +1,8 @@
+"""The asynchronous SDK by its public name; `emberbox.sdk` has it."""
+
+from __future__ import annotations
+
+from emberbox.sdk.commands import AsyncCommandHandle, AsyncCommands, AsyncFiles
+from emberbox.sdk.sandbox import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
+
+__all__ = ["DEFAULT_SANDBOX_TIMEOUT", "AsyncCommandHandle", "AsyncCommands", "AsyncFiles", "AsyncSandbox"]
