@@ -26,8 +26,8 @@ from emberbox.models import (
     SandboxMetrics,
     SnapshotInfo,
 )
-from emberbox.sandbox.files import Data
 from emberbox.sandbox.listeners import OnResult, OnText
+from emberbox.sandbox.uploads import Data
 from emberbox.sdk.commands import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle
 from emberbox.sdk.portal import Loop, Relay
 from emberbox.sdk.sandbox import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox

@@ -9,8 +9,8 @@ from typing import Literal, overload
 from emberbox._text import encoded
 from emberbox.errors import ValidationFailed
 from emberbox.models import CommandResult, EntryInfo, ProcessInfo
-from emberbox.sandbox.files import Data
 from emberbox.sandbox.listeners import Listeners, OnText
+from emberbox.sandbox.uploads import Data
 from emberbox.sdk.backends.base import CommandsHandle, FilesHandle, RunningCommand
 
 DEFAULT_COMMAND_TIMEOUT = 60.0

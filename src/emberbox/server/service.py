@@ -35,11 +35,11 @@ from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
 from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
+from emberbox.sandbox.background import BackgroundCommands
 from emberbox.sandbox.copies import CopyOptions
 from emberbox.sandbox.ledger import SandboxRecord
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session, SessionState
-from emberbox.sdk.backends.local import LocalCommands
 from emberbox.server import templates
 from emberbox.server.access import Doorkeeper, Places, Principal
 from emberbox.server.asking import Asking
@@ -248,9 +248,9 @@ class Service:
         await self.engine.kill_sandbox(vm_id)
         self.followers.closed(vm_id)
 
-    def commands(self, session: Session) -> LocalCommands:
+    def commands(self, session: Session) -> BackgroundCommands:
         """The commands that were started in a machine through this server."""
-        commands: LocalCommands = session.attachments.setdefault("commands", LocalCommands(session))
+        commands: BackgroundCommands = session.attachments.setdefault("commands", BackgroundCommands(session))
         return commands
 
     # --- executions -----------------------------------------------------------------------------------------------

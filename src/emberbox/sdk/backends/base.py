@@ -19,8 +19,8 @@ from emberbox.models import (
     SandboxMetrics,
     SnapshotInfo,
 )
-from emberbox.sandbox.files import Data
 from emberbox.sandbox.listeners import Listeners, RunOptions
+from emberbox.sandbox.uploads import Data
 
 
 class FilesHandle(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from emberbox._text import check_agent
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import ExecutionFailed, ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook
 from emberbox.models import (
@@ -27,6 +27,7 @@ from emberbox.models import (
     SandboxMetrics,
     SnapshotInfo,
 )
+from emberbox.sandbox.background import BackgroundCommands
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.session import Session
@@ -77,44 +78,14 @@ def _common_share() -> _Share:
     return _engines.setdefault(asyncio.get_running_loop(), _Share(Engine()))
 
 
-class LocalCommands:
+class LocalCommands(BackgroundCommands):
     """Programs in a sandbox of this process."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._running: dict[int, LocalCommand] = {}
 
     async def run(
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
     ) -> CommandResult:
         """Run a program to its end."""
         return await self._session.runner.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
-
-    async def start(
-        self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
-    ) -> LocalCommand:
-        """Start a program and leave it running."""
-        started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        work = self._session.runner.exec(
-            argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
-            on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
-        )  # fmt: skip
-        task = asyncio.ensure_future(work)
-        both: list[asyncio.Future[Any]] = [started, task]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException:
-            task.cancel()  # which kills the command
-            raise
-        if not started.done():
-            started.cancel()
-            done = await task  # raises why it did not start
-            raise ExecutionFailed(f"{argv[0]} ended with {done.exit_code} before it began: {done.error or ''}")
-        request, pid = started.result()
-        command = LocalCommand(self._session, task, request, pid)
-        self._running[pid] = command
-        task.add_done_callback(lambda _: self._running.pop(pid, None))
-        return command
 
     async def list(self) -> list[ProcessInfo]:
         """Commands under way."""
@@ -123,35 +94,6 @@ class LocalCommands:
     async def kill(self, pid: int) -> bool:
         """Kill a command; False if there is none of this pid."""
         return await self._session.processes.kill(pid)
-
-    async def send_stdin(self, pid: int, data: bytes, *, eof: bool = False) -> None:
-        """Write to a background command's standard input."""
-        command = self._running.get(pid)
-        if command is None:
-            raise SessionNotFound(f"There is no background command {pid}.", remediation="commands.list() shows them.")
-        await command.send_stdin(data, eof=eof)
-
-
-class LocalCommand:
-    """A command that runs in the background of a sandbox of this process."""
-
-    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
-        self._session = session
-        self._task = task
-        self._request = request
-        self.pid = pid
-
-    async def wait(self) -> CommandResult:
-        """Wait for its end. Being cancelled here leaves the command running."""
-        return await asyncio.shield(self._task)
-
-    async def kill(self) -> bool:
-        """Kill it and its children; False if it had ended."""
-        return not self._task.done() and await self._session.processes.kill(self.pid)
-
-    async def send_stdin(self, data: bytes, *, eof: bool = False) -> None:
-        """Write to its standard input; `eof` closes it afterwards."""
-        await self._session.runner.send_stdin(self._request, data, eof=eof)
 
 
 class LocalSandbox:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
 
+from emberbox._text import encoded
 from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.models import (
     CommandHistoryEntry,
@@ -55,8 +56,8 @@ from emberbox.models.service import (
     VmCreateRequest,
     VmInstance,
 )
-from emberbox.sandbox.files import Data, chunks
 from emberbox.sandbox.listeners import Listeners, RunOptions
+from emberbox.sandbox.uploads import Data, pieces_of
 from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
 
 
@@ -81,9 +82,9 @@ class RemoteFiles:
         """Write a file, whole or not at all."""
         body: bytes | AsyncIterator[bytes]
         if isinstance(data, str):
-            body = data.encode()
+            body = encoded("data", data)
         else:
-            body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else chunks(data)
+            body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else pieces_of(data, _UPLOAD_PIECE)
         answer = await self._server.request("PUT", self._path, params={"path": path, "mode": mode}, content=body)
         return parsed(EntryInfo, answer)
 
@@ -205,6 +206,7 @@ class RemoteCommands:
 
 
 _STDIN_PIECE = 1 << 20
+_UPLOAD_PIECE = 256 << 10
 
 
 async def followed(
