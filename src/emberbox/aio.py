@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emberbox.sdk.commands import AsyncCommandHandle, AsyncCommands, AsyncFiles
+from emberbox.sdk.commands import AsyncCommandHandle, AsyncCommands
+from emberbox.sdk.files import AsyncFiles
 from emberbox.sdk.sandbox import DEFAULT_SANDBOX_TIMEOUT, AsyncSandbox
 
 __all__ = ["DEFAULT_SANDBOX_TIMEOUT", "AsyncCommandHandle", "AsyncCommands", "AsyncFiles", "AsyncSandbox"]

@@ -25,7 +25,7 @@ from emberbox.languages import get_language
 from emberbox.models import DecisionRecord, Execution
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session
-from emberbox.sdk.backends.local import LocalSandbox
+from emberbox.sdk.backends.local import LocalBackend
 from emberbox.sdk.sandbox import AsyncSandbox
 
 _SETTLE_SECONDS = 10.0
@@ -129,7 +129,7 @@ class DirectPlace(Place):
         self._session = await self._engine.create_sandbox(
             agent_id=self.role.agent, timeout=self.role.sandbox_timeout_seconds, progress=self._progress
         )
-        return AsyncSandbox(LocalSandbox(self._session, self._engine))
+        return AsyncSandbox(LocalBackend(self._session, self._engine))
 
     async def run(self, language: str, code: str, metadata: Mapping[str, Any], listeners: Listeners) -> Execution:
         if self._session is None:

@@ -20,24 +20,25 @@ from emberbox.models import (
     SnapshotInfo,
 )
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText, RunOptions
-from emberbox.sdk.backends.base import SandboxHandle
-from emberbox.sdk.commands import AsyncCommands, AsyncFiles
+from emberbox.sdk.backends.base import Backend, CreateOptions
+from emberbox.sdk.commands import AsyncCommands
+from emberbox.sdk.files import AsyncFiles
 
 if TYPE_CHECKING:  # who uses one kind of sandbox imports nothing of the other
     from emberbox.config import Settings
     from emberbox.engine import Engine
     from emberbox.hooks.approval import Approver
     from emberbox.hooks.contract import Hook
-    from emberbox.sdk.backends.local import LocalSandbox
+    from emberbox.sdk.backends.local import LocalBackend
 
 DEFAULT_SANDBOX_TIMEOUT = 300.0
 """Seconds after which a sandbox is killed unless `set_timeout` says otherwise."""
 
 
-def _local() -> type[LocalSandbox]:
+def _local() -> type[LocalBackend]:
     """Sandboxes of this process; raises VmNotAvailable where only the client is installed."""
     try:
-        from emberbox.sdk.backends.local import LocalSandbox
+        from emberbox.sdk.backends.local import LocalBackend
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "emberbox":
             raise
@@ -45,7 +46,7 @@ def _local() -> type[LocalSandbox]:
             f"Sandboxes of this process need more than the client that is installed: there is no {exc.name}.",
             remediation="pip install 'emberbox[engine]', or give the `base_url` of a server.",
         ) from exc
-    return LocalSandbox
+    return LocalBackend
 
 
 class AsyncSandbox:
@@ -57,10 +58,13 @@ class AsyncSandbox:
         commands: run programs (see `AsyncCommands`).
     """
 
-    def __init__(self, handle: SandboxHandle) -> None:
-        self._handle = handle
-        self.files = AsyncFiles(handle.files)
-        self.commands = AsyncCommands(handle.commands)
+    files: AsyncFiles
+    commands: AsyncCommands
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.files = backend.files
+        self.commands = backend.commands
         self._contexts: dict[str, ContextInfo] = {}
         """Those that were made or listed here, so that a context's name tells its language without a question."""
 
@@ -107,6 +111,7 @@ class AsyncSandbox:
             ImageError: the template's image could not be built.
             SnapshotNotFound, SnapshotFailed: there is no such snapshot, or it cannot be used here.
         """
+        options = CreateOptions(template, timeout, envs, metadata, limits, snapshot, agent_id)
         hooks = tuple(hooks)
         if base_url is not None:
             if hooks or approver is not None or engine is not None or settings is not None:
@@ -114,34 +119,11 @@ class AsyncSandbox:
                     "A sandbox on a server has the hooks, the approver and the settings of that.",
                     remediation="Leave out `hooks`, `approver`, `engine` and `settings`, or leave out `base_url`.",
                 )
-            from emberbox.sdk.backends.remote import RemoteSandbox
+            from emberbox.sdk.backends.remote import RemoteBackend
 
-            remote = await RemoteSandbox.create(
-                base_url,
-                token,
-                template,
-                timeout=timeout,
-                envs=envs,
-                metadata=metadata,
-                limits=limits,
-                snapshot=snapshot,
-                agent_id=agent_id,
-            )
-            return cls(remote)
-        local = await _local().create(
-            template,
-            timeout=timeout,
-            envs=envs,
-            metadata=metadata,
-            limits=limits,
-            snapshot=snapshot,
-            agent_id=agent_id or "local",
-            hooks=hooks,
-            approver=approver,
-            engine=engine,
-            settings=settings,
-        )
-        return cls(local)
+            return cls(await RemoteBackend.create(base_url, token, options))
+        local = _local().create(options, hooks=hooks, approver=approver, engine=engine, settings=settings)
+        return cls(await local)
 
     @classmethod
     async def connect(
@@ -159,9 +141,9 @@ class AsyncSandbox:
             SessionNotFound: there is none.
         """
         if base_url is not None:
-            from emberbox.sdk.backends.remote import RemoteSandbox
+            from emberbox.sdk.backends.remote import RemoteBackend
 
-            return cls(await RemoteSandbox.connect(base_url, token, sandbox_id))
+            return cls(await RemoteBackend.connect(base_url, token, sandbox_id))
         return cls(await _local().connect(sandbox_id, engine))
 
     async def __aenter__(self) -> Self:
@@ -174,12 +156,12 @@ class AsyncSandbox:
 
     @property
     def sandbox_id(self) -> str:
-        return self._handle.id
+        return self._backend.id
 
     @property
     def backend(self) -> str:
         """Which isolation it runs in, such as `gvisor`."""
-        return self._handle.backend
+        return self._backend.isolation
 
     # --- code -----------------------------------------------------------------------------------------------------
 
@@ -228,7 +210,7 @@ class AsyncSandbox:
             timeout=timeout,
         )
         listeners = Listeners(on_stdout, on_stderr, on_result)
-        return await self._handle.run_code(language, code, options, requirements, listeners)
+        return await self._backend.run_code(language, code, options, requirements, listeners)
 
     async def _language_of(self, language: str | None, context: ContextInfo | str | None) -> tuple[str, str | None]:
         if context is None:
@@ -242,7 +224,7 @@ class AsyncSandbox:
                     remediation="Make one with create_code_context().",
                 )
             context = self._contexts[context]
-        if language is not None and self._handle.runnable_language(language) != context.language:
+        if language is not None and self._backend.runnable_language(language) != context.language:
             raise ValidationFailed(
                 f"Context {context.id} is for {context.language}, not {language}.",
                 remediation="Leave `language` out, or use another context.",
@@ -253,28 +235,28 @@ class AsyncSandbox:
         self, language: str = "python", *, cwd: str | None = None, envs: Mapping[str, str] | None = None
     ) -> ContextInfo:
         """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
-        made = await self._handle.create_context(language, cwd, envs or {})
+        made = await self._backend.create_context(language, cwd, envs or {})
         self._contexts[made.id] = made
         return made
 
     async def list_code_contexts(self) -> list[ContextInfo]:
-        found = await self._handle.list_contexts()
+        found = await self._backend.list_contexts()
         self._contexts = {context.id: context for context in found}
         return found
 
     async def restart_code_context(self, context: ContextInfo | str) -> None:
         """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
-        await self._handle.restart_context(context if isinstance(context, str) else context.id)
+        await self._backend.restart_context(context if isinstance(context, str) else context.id)
 
     async def remove_code_context(self, context: ContextInfo | str) -> None:
         """End its interpreter and whatever it runs."""
         name = context if isinstance(context, str) else context.id
         self._contexts.pop(name, None)
-        await self._handle.remove_context(name)
+        await self._backend.remove_context(name)
 
     async def interrupt(self, context: ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
-        return await self._handle.interrupt(context.id if isinstance(context, ContextInfo) else context)
+        return await self._backend.interrupt(context.id if isinstance(context, ContextInfo) else context)
 
     async def history(
         self,
@@ -294,7 +276,7 @@ class AsyncSandbox:
         Raises:
             HistoryError: recording is switched off, or the history cannot be read.
         """
-        return await self._handle.history(limit, failures_only=failures_only, since=since, until=until)
+        return await self._backend.history(limit, failures_only=failures_only, since=since, until=until)
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
@@ -309,15 +291,15 @@ class AsyncSandbox:
         Raises:
             SnapshotFailed: code is running, there are too many, or the disk is full.
         """
-        return await self._handle.snapshot(name, keep=keep, description=description)
+        return await self._backend.snapshot(name, keep=keep, description=description)
 
     async def list_snapshots(self) -> list[SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
-        return await self._handle.list_snapshots()
+        return await self._backend.list_snapshots()
 
     async def delete_snapshot(self, snapshot: SnapshotInfo | str) -> None:
         """Remove a snapshot; the ones taken after it stay."""
-        await self._handle.delete_snapshot(_id_of(snapshot))
+        await self._backend.delete_snapshot(_id_of(snapshot))
 
     async def rollback(
         self, to: SnapshotInfo | Execution | str, *, paths: Sequence[str] | None = None, keep_current: bool = False
@@ -334,19 +316,19 @@ class AsyncSandbox:
             SnapshotNotFound: there is no snapshot of that state.
             RollbackFailed: nothing could be started from it; the sandbox is as it was.
         """
-        return await self._handle.rollback(_id_of(to), paths=paths, keep_current=keep_current)
+        return await self._backend.rollback(_id_of(to), paths=paths, keep_current=keep_current)
 
     async def diff(
         self, before: SnapshotInfo | Execution | str, after: SnapshotInfo | Execution | str | None = None
     ) -> list[FileDiff]:
         """Files that differ between two points (as of `rollback`; None: now), text files with their lines."""
-        return await self._handle.diff(_id_of(before), None if after is None else _id_of(after))
+        return await self._backend.diff(_id_of(before), None if after is None else _id_of(after))
 
     async def branch(
         self, point: SnapshotInfo | Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
     ) -> AsyncSandbox:
         """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
-        return AsyncSandbox(await self._handle.branch(_id_of(point), timeout))
+        return AsyncSandbox(await self._backend.branch(_id_of(point), timeout))
 
     async def fork(self, count: int = 1, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT) -> list[AsyncSandbox]:
         """`count` new sandboxes that go on from this moment, each on its own. Random numbers differ in each.
@@ -356,48 +338,48 @@ class AsyncSandbox:
             ForkFailed: some did not start; its `children` are the sandboxes that did.
         """
         try:
-            return [AsyncSandbox(child) for child in await self._handle.fork(count, timeout)]
+            return [AsyncSandbox(child) for child in await self._backend.fork(count, timeout)]
         except ForkFailed as exc:
             exc.children = [AsyncSandbox(child) for child in exc.children]
             raise
 
     async def pause(self) -> None:
         """Stop everything in it: no CPU is used, memory stays. Calls are refused until `resume`."""
-        await self._handle.pause()
+        await self._backend.pause()
 
     async def resume(self) -> None:
         """Let it go on after `pause`."""
-        await self._handle.resume()
+        await self._backend.resume()
 
     # --- life -----------------------------------------------------------------------------------------------------
 
     async def set_timeout(self, seconds: float | None) -> None:
         """Kill the sandbox this many seconds from now; None: never."""
-        await self._handle.set_timeout(seconds)
+        await self._backend.set_timeout(seconds)
 
     async def get_info(self) -> SandboxInfo:
-        return await self._handle.info()
+        return await self._backend.info()
 
     async def get_metrics(self) -> SandboxMetrics:
         """Memory, CPU, disk and processes of now."""
-        return await self._handle.metrics()
+        return await self._backend.metrics()
 
     async def is_running(self) -> bool:
-        return await self._handle.is_running()
+        return await self._backend.is_running()
 
     async def kill(self) -> None:
         """End it and everything in it. Harmless when it has ended."""
-        await self._handle.kill()
+        await self._backend.kill()
 
     @property
     def is_remote(self) -> bool:
         """It is one of a server."""
-        return self._handle.remote
+        return self._backend.remote
 
     async def disconnect(self) -> None:
         """Let go of a sandbox of a server without ending it: `connect` finds it again. One of this process goes on
         until it is killed."""
-        await self._handle.disconnect()
+        await self._backend.disconnect()
 
 
 def _id_of(point: SnapshotInfo | Execution | str) -> str:
