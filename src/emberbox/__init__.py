@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from emberbox.clients._sync import VmExecutionClientSync
     from emberbox.clients.fcctl import FcctlBridge
     from emberbox.clients.sessions import DirectSessionAdapter
-    from emberbox.clients.vm_execution import VmExecutionClient, VmExecutionClientSync
+    from emberbox.clients.vm_execution import VmExecutionClient
     from emberbox.code_extractor import CodeBlockExtractor
     from emberbox.config import Settings, load_settings
     from emberbox.engine import Engine
@@ -42,7 +43,7 @@ _HOMES = {
     "Settings": "config",
     "TerminationReason": "models",
     "VmExecutionClient": "clients.vm_execution",
-    "VmExecutionClientSync": "clients.vm_execution",
+    "VmExecutionClientSync": "clients._sync",
     "VmExecutionError": "errors",
     "load_settings": "config",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from emberbox.clients.vm_execution import VmExecutionClient, VmExecutionClientSync
+from emberbox.clients._sync import VmExecutionClientSync
+from emberbox.clients.vm_execution import VmExecutionClient
 
 __all__ = ["VmExecutionClient", "VmExecutionClientSync"]

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from datetime import datetime
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 from emberbox.errors import ExecutionTimeout, SessionNotFound, ValidationFailed, VmNotAvailable
@@ -37,7 +36,6 @@ from emberbox.models.service import (
 )
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText
 from emberbox.sdk.backends.remote import followed
-from emberbox.sdk.portal import Loop, Relay
 from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, made
 
 if TYPE_CHECKING:
@@ -68,6 +66,8 @@ class VmExecutionClient:
         hook_manager: hooks of this side: code goes through them before it leaves, its output when it comes, and the
             policy of `config` is checked. The server's own hooks and policy are in force in any case.
     """
+
+    config: VmExecutionConfig
 
     def __init__(
         self,
@@ -155,35 +155,73 @@ class VmExecutionClient:
         wanted = CancelRequest(execution_id=execution_id, idempotency_key=idempotency_key)
         return (await self._server.post(CancelResponse, "/api/v2/executions/cancel", wanted)).cancelled
 
-    async def _of_language(
-        self, language: str, agent_id: str, code: str, vm_id: str | None, options: Mapping[str, Any]
-    ) -> VmExecuteResponse:
-        request = VmExecuteRequest(agent_id=agent_id, language=language, code=code, vm_id=vm_id)
-        return await self.execute_code(request, **options)
-
     async def execute_python(
-        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+        self,
+        agent_id: str,
+        code: str,
+        vm_id: str | None = None,
+        *,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        idempotency_key: str | None = None,
     ) -> VmExecuteResponse:
-        """Run Python; options as of `execute_code`."""
-        return await self._of_language("python", agent_id, code, vm_id, options)
+        """Run Python; the rest as of `execute_code`."""
+        request = VmExecuteRequest(agent_id=agent_id, language="python", code=code, vm_id=vm_id)
+        return await self.execute_code(
+            request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
+        )
 
     async def execute_javascript(
-        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+        self,
+        agent_id: str,
+        code: str,
+        vm_id: str | None = None,
+        *,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        idempotency_key: str | None = None,
     ) -> VmExecuteResponse:
-        """Run JavaScript; options as of `execute_code`."""
-        return await self._of_language("javascript", agent_id, code, vm_id, options)
+        """Run JavaScript; the rest as of `execute_code`."""
+        request = VmExecuteRequest(agent_id=agent_id, language="javascript", code=code, vm_id=vm_id)
+        return await self.execute_code(
+            request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
+        )
 
     async def execute_bash(
-        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+        self,
+        agent_id: str,
+        code: str,
+        vm_id: str | None = None,
+        *,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        idempotency_key: str | None = None,
     ) -> VmExecuteResponse:
-        """Run Bash; options as of `execute_code`."""
-        return await self._of_language("bash", agent_id, code, vm_id, options)
+        """Run Bash; the rest as of `execute_code`."""
+        request = VmExecuteRequest(agent_id=agent_id, language="bash", code=code, vm_id=vm_id)
+        return await self.execute_code(
+            request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
+        )
 
     async def execute_rust(
-        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
+        self,
+        agent_id: str,
+        code: str,
+        vm_id: str | None = None,
+        *,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        idempotency_key: str | None = None,
     ) -> VmExecuteResponse:
-        """Run Rust; options as of `execute_code`."""
-        return await self._of_language("rust", agent_id, code, vm_id, options)
+        """Run Rust; the rest as of `execute_code`."""
+        request = VmExecuteRequest(agent_id=agent_id, language="rust", code=code, vm_id=vm_id)
+        return await self.execute_code(
+            request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
+        )
 
     async def parse_and_execute(
         self,
@@ -315,137 +353,3 @@ def _part(text: str) -> str:
     if not text:
         raise SessionNotFound("An empty id names nothing.", remediation="Give the id of a machine or an agent.")
     return quote(text, safe="")
-
-
-class VmExecutionClientSync:
-    """The synchronous twin of `VmExecutionClient`: the same arguments, the same methods. Callbacks are called in the
-    caller's thread. Use it as a context manager, or `close()` it."""
-
-    def __init__(
-        self,
-        config: VmExecutionConfig | None = None,
-        *,
-        auth_token: str | None = None,
-        hook_manager: HookManager | None = None,
-    ) -> None:
-        self._loop = Loop("client", "closed")
-        try:
-
-            async def make() -> VmExecutionClient:
-                return VmExecutionClient(config, auth_token=auth_token, hook_manager=hook_manager)
-
-            self._client = self._loop.call(make)
-        except BaseException:
-            self._loop.close()
-            raise
-        self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def config(self) -> VmExecutionConfig:
-        """As it was given."""
-        return self._client.config
-
-    def close(self) -> None:
-        """Close the connections. Harmless when they are."""
-        if not self._closed:
-            self._closed = True
-            try:
-                self._loop.call(self._client.aclose)
-            finally:
-                self._loop.close()
-
-    def _relayed(self, method: Any, *args: Any, **options: Any) -> VmExecuteResponse:
-        relay = Relay()
-        wrapped = {name: relay.wrap(options.pop(name, None)) for name in ("on_stdout", "on_stderr", "on_result")}
-        return cast(VmExecuteResponse, self._loop.call(partial(method, *args, **wrapped, **options), relay))
-
-    def execute_code(self, request: VmExecuteRequest, **options: Any) -> VmExecuteResponse:
-        """As of `VmExecutionClient.execute_code`."""
-        return self._relayed(self._client.execute_code, request, **options)
-
-    def execute_python(self, agent_id: str, code: str, vm_id: str | None = None, **options: Any) -> VmExecuteResponse:
-        """Run Python."""
-        return self._relayed(self._client.execute_python, agent_id, code, vm_id, **options)
-
-    def execute_javascript(
-        self, agent_id: str, code: str, vm_id: str | None = None, **options: Any
-    ) -> VmExecuteResponse:
-        """Run JavaScript."""
-        return self._relayed(self._client.execute_javascript, agent_id, code, vm_id, **options)
-
-    def execute_bash(self, agent_id: str, code: str, vm_id: str | None = None, **options: Any) -> VmExecuteResponse:
-        """Run Bash."""
-        return self._relayed(self._client.execute_bash, agent_id, code, vm_id, **options)
-
-    def execute_rust(self, agent_id: str, code: str, vm_id: str | None = None, **options: Any) -> VmExecuteResponse:
-        """Run Rust."""
-        return self._relayed(self._client.execute_rust, agent_id, code, vm_id, **options)
-
-    def cancel(self, *, execution_id: str | None = None, idempotency_key: str | None = None) -> bool:
-        """Stop an execution (call it from another thread)."""
-        return self._loop.call(partial(self._client.cancel, execution_id=execution_id, idempotency_key=idempotency_key))
-
-    def parse_and_execute(self, agent_id: str, llm_response: str, **options: Any) -> ParseExecuteResponse:
-        """As of `VmExecutionClient.parse_and_execute`."""
-        return self._loop.call(partial(self._client.parse_and_execute, agent_id, llm_response, **options))
-
-    def get_vm_pool(self, agent_id: str) -> VmPoolResponse:
-        """The machines of an agent."""
-        return self._loop.call(partial(self._client.get_vm_pool, agent_id))
-
-    def provision_vm(self, agent_id: str, vm_type: str | None = None, *, name: str | None = None) -> VmInstance:
-        """A machine of the agent's own."""
-        return self._loop.call(partial(self._client.provision_vm, agent_id, vm_type, name=name))
-
-    def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> VmInstance:
-        """Wait until a machine can be used; `timeout` in seconds."""
-        return self._loop.call(partial(self._client.wait_for_vm_ready, vm_id, timeout))
-
-    def kill_vm(self, vm_id: str) -> None:
-        """End a machine."""
-        self._loop.call(partial(self._client.kill_vm, vm_id))
-
-    def health_check(self) -> Health:
-        """Whether the server lives."""
-        return self._loop.call(self._client.health_check)
-
-    def query_history(self, vm_id: str, **options: Any) -> HistoryQueryResponse:
-        """As of `VmExecutionClient.query_history`."""
-        return self._loop.call(partial(self._client.query_history, vm_id, **options))
-
-    def query_failures(self, vm_id: str, *, limit: int = 50) -> HistoryQueryResponse:
-        """Only what failed or was refused."""
-        return self._loop.call(partial(self._client.query_failures, vm_id, limit=limit))
-
-    def create_snapshot(self, vm_id: str, name: str | None = None) -> str:
-        """Keep a machine as it is now."""
-        return self._loop.call(partial(self._client.create_snapshot, vm_id, name))
-
-    def get_last_successful_snapshot(self, vm_id: str) -> str | None:
-        """The newest snapshot of a state after a success."""
-        return self._loop.call(partial(self._client.get_last_successful_snapshot, vm_id))
-
-    def rollback_to_snapshot(
-        self, vm_id: str, snapshot_id: str, *, create_pre_rollback_snapshot: bool = False
-    ) -> RollbackResponse:
-        """Take a machine back."""
-        return self._loop.call(
-            partial(
-                self._client.rollback_to_snapshot,
-                vm_id,
-                snapshot_id,
-                create_pre_rollback_snapshot=create_pre_rollback_snapshot,
-            )
-        )
-
-    def rollback_to_last_success(self, vm_id: str) -> RollbackResponse:
-        """The same, to the newest good state."""
-        return self._loop.call(partial(self._client.rollback_to_last_success, vm_id))

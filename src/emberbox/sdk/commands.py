@@ -65,6 +65,8 @@ class AsyncCommands(ABC):
             background: return a handle at once; only then can it be sent standard input.
             timeout: seconds; None: none (the sandbox's own time bounds it). If it is left out: 60, and none in the
                 background.
+            on_stdout, on_stderr: called as output arrives; those of a command in the background in the event loop's
+                thread.
 
         Raises:
             VmNotAvailable: the sandbox is gone.

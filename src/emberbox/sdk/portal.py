@@ -1,25 +1,26 @@
-"""Synchronous twins of asynchronous things: their calls run on an event loop in a thread of its own."""
+"""Run what is asynchronous for synchronous twins: the thread of the event loop, and callbacks out of it."""
 
 from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 from emberbox.errors import VmNotAvailable
 
 T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, T]]
 
 _provider = BlockingPortalProvider(backend="asyncio")
 """The loop's thread: it starts with the first sandbox or client and ends with the last."""
 
 
-class Loop:
+class PortalThread:
     """Calls of one sandbox or client into the loop's thread.
 
     Args:
@@ -28,25 +29,65 @@ class Loop:
     """
 
     def __init__(self, what: str = "sandbox", ended: str = "killed") -> None:
+        self.ended = False
+        """Its end was asked for."""
         self._what = what
-        self._ended = ended
+        self._how = ended
         self._stack = ExitStack()
         self._pid = os.getpid()
         self._closed = False
         self._portal: BlockingPortal = self._stack.enter_context(_provider)
 
-    def call(self, work: Callable[[], Coroutine[Any, Any, T]], listeners: Relay | None = None) -> T:
+    def call(self, work: Work[T], relay: CallbackRelay | None = None) -> T:
         """Run a coroutine function there and return what it returned; relay its callbacks meanwhile."""
         self._check()
         future: Future[T] = self._portal.start_task_soon(work)
         try:
-            if listeners is not None:
-                future.add_done_callback(lambda _: listeners.end())
-                listeners.serve()
+            if relay is not None:
+                future.add_done_callback(lambda _: relay.end())
+                relay.serve()
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def first(self, work: Work[T]) -> T:
+        """Run what makes the original; let go of the thread where it fails."""
+        try:
+            return self.call(work)
+        except BaseException:
+            self.close()
+            raise
+
+    def finish(self, work: Work[None]) -> None:
+        """Run what ends the original, and let go of the thread. Harmless when that was done."""
+        if self.ended:
+            return
+        self.ended = True
+        try:
+            self.call(work)
+        finally:
+            self.close()
+
+    def call_anew(self, work: Work[T]) -> T:
+        """Run what is possible after the end as well."""
+        if not self.ended:
+            return self.call(work)
+        other = PortalThread()
+        try:
+            return other.call(work)
+        finally:
+            other.close()
+
+    def pieces(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """Yield what an asynchronous iterator there yields."""
+        end = object()
+
+        async def next_piece() -> T | object:
+            return await anext(source, end)
+
+        while (piece := self.call(next_piece)) is not end:
+            yield piece  # type: ignore[misc]
 
     def close(self) -> None:
         """Let go of the thread; it ends with the last."""
@@ -55,7 +96,7 @@ class Loop:
 
     def _check(self) -> None:
         if self._closed:
-            raise VmNotAvailable(f"The {self._what} was {self._ended}.", remediation="Create a new one.")
+            raise VmNotAvailable(f"The {self._what} was {self._how}.", remediation="Create a new one.")
         if os.getpid() != self._pid:
             raise VmNotAvailable(
                 f"This {self._what} belongs to the process that forked this one.",
@@ -63,15 +104,22 @@ class Loop:
             )
 
 
-class Relay:
-    """Carries callbacks from the loop's thread to the caller's."""
+class CallbackRelay:
+    """Carries callbacks from the loop's thread to the caller's.
 
-    def __init__(self) -> None:
+    Args:
+        direct: leave them in the loop's thread, for a call that returns before they come.
+    """
+
+    def __init__(self, *, direct: bool = False) -> None:
+        self._direct = direct
         self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
 
     def wrap(self, listener: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
-        """A callback for the loop's thread that has `listener` called in the caller's."""
-        return None if listener is None else lambda value: self._queue.put((listener, value))
+        """Return a callback for the loop's thread that has `listener` called in the caller's."""
+        if listener is None or self._direct:
+            return listener
+        return lambda value: self._queue.put((listener, value))
 
     def serve(self) -> None:
         """Call what comes, until `end`."""
@@ -82,3 +130,19 @@ class Relay:
     def end(self) -> None:
         """Nothing more comes."""
         self._queue.put(None)
+
+
+A = TypeVar("A")
+
+
+class Twin(Generic[A]):
+    """The synchronous form of something asynchronous.
+
+    Args:
+        portal: where that lives.
+        original: it.
+    """
+
+    def __init__(self, portal: PortalThread, original: A) -> None:
+        self._portal = portal
+        self._original = original

@@ -50,8 +50,14 @@ def _local() -> type[LocalBackend]:
 
 
 class AsyncSandbox:
-    """An isolated machine. Make one with `await AsyncSandbox.create()`; use it as an async context manager, or
-    `await sandbox.kill()` it.
+    """An isolated machine to run code in. Make one with `await AsyncSandbox.create()`; use it as an async context
+    manager, or `await sandbox.kill()` it.
+
+    >>> async with await AsyncSandbox.create() as sandbox:              # doctest: +SKIP
+    ...     await sandbox.run_code("x = 41")
+    ...     execution = await sandbox.run_code("x + 1")
+    ...     execution.text
+    '42'
 
     Attributes:
         files: read, write, list, … (see `AsyncFiles`).
@@ -100,7 +106,7 @@ class AsyncSandbox:
             agent_id: for whom it is, in history and policy; `local`, or the token's agent, unless given.
             hooks: policy around each execution, after the hooks that the settings name; makes an engine of its own.
             approver: asks a person where a hook or a rule wants it; makes an engine of its own.
-            engine: use this one; else one is shared by all sandboxes of this event loop.
+            engine: use this one; else all sandboxes of this event loop share one.
             settings: make an engine of this sandbox's own with these settings.
             base_url: make it on the server of this address (`emberbox serve`), which has its own settings and hooks.
             token: of that server; the variable EMBERBOX_TOKEN unless given.
@@ -255,7 +261,8 @@ class AsyncSandbox:
         await self._backend.remove_context(name)
 
     async def interrupt(self, context: ContextInfo | str | None = None) -> int:
-        """Interrupt running code as Ctrl-C would, in one context or in all; how many executions it reached."""
+        """Interrupt running code as Ctrl-C would, in one context or in all. Call it from another task than the one that
+        waits for the code. Return how many executions it reached."""
         return await self._backend.interrupt(context.id if isinstance(context, ContextInfo) else context)
 
     async def history(
