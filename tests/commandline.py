@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from emberbox.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = [sys.executable, "-m", "emberbox.cli.app"]
+PROGRAM = [sys.executable, "-m", "emberbox.cli.entry"]
 """What a user types for `emberbox`."""
 SECONDS = 180.0
 """How long a process may take; in the process of the tests their own time-out counts."""

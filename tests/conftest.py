@@ -62,7 +62,7 @@ def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None
     assert processes_of(f"{run_dir}/") == [], "processes are left"
     assert sorted(line for pid, line in _children().items() if pid not in children) == [], "children are left"
     assert list(run_dir.iterdir()) == [], "files are left in the run directory"
-    assert sorted(_groups(3) - groups) == [], "cgroups are left"
+    assert sorted(_groups(15) - groups) == [], "cgroups are left"
     assert str(run_dir) not in Path("/proc/self/mounts").read_text(), "mounts are left"
     left = {n: t for n, t in _descriptors().items() if n not in before}
     assert shared or left == {}, "descriptors are left"  # an engine that goes on opens what it needs

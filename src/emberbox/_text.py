@@ -41,6 +41,20 @@ def check_texts(**values: str | Iterable[str] | Mapping[str, str] | None) -> Non
                 check_texts(**{name: one})
 
 
+def check_path(path: str) -> str:
+    """A path inside a sandbox, as it was given.
+
+    Raises:
+        ValidationFailed: no file can have it: empty, with NUL, longer than PATH_MAX (4096) or no text.
+    """
+    if not isinstance(path, str) or not path or "\0" in path or len(path) > 4096:
+        raise ValidationFailed(
+            f"{path!r:.80} is no path.", remediation="Give a non-empty string without NUL, at most 4096 characters."
+        )
+    check_texts(path=path)
+    return path
+
+
 def check_environment(envs: Mapping[str, str] | None) -> None:
     """Refuse what cannot be an environment of a process, before a machine is asked: it would find out late.
 

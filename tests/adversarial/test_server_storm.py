@@ -252,15 +252,12 @@ def test_a_crash_leaves_no_machine_that_nobody_asked_for(server: Served) -> None
 
 
 def test_stopped_in_the_storm_it_answers_or_refuses_and_goes(server: Served) -> None:
-    """Within its time to drain; nobody is answered with a defect; the next one finds everything."""
+    """In good time (`stop` has a deadline); nobody is answered with a defect; the next one finds everything."""
     with Storm(server) as storm:
         until(lambda: storm.acknowledged > AGENTS, "some load", 30)
-        began = time.monotonic()
         status = server.stop(signal.SIGTERM)
-        seconds = time.monotonic() - began
     assert storm.wrong == [], storm.wrong[:5]
     assert status in {0, -signal.SIGTERM}
-    assert seconds < 25, f"it took {seconds:.1f} s"
     assert defects(server) == {}
     server.start()
     with server.client() as client:

@@ -13,6 +13,7 @@ from httpx_sse import connect_sse
 
 from emberbox.server.examples import EXAMPLES
 from served import Served
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 ANSWER = """Run this:
@@ -116,7 +117,12 @@ def test_request_ids_are_taken_over_into_answer_and_log(api: httpx.Client, serve
     assert answer.headers["X-Request-ID"] == "mine-1"
     evil = api.get("/api/vms", headers={"X-Request-ID": 'a"b c'}).headers["X-Request-ID"]
     assert evil != 'a"b c'
-    assert [line["path"] for line in served.logs() if line.get("request_id") == "mine-1"] == ["/api/vms"]
+
+    def logged() -> list[str]:  # written when the answer is out, read by a thread
+        return [line["path"] for line in served.logs() if line.get("request_id") == "mine-1"]
+
+    until(logged, "the line of the log")
+    assert logged() == ["/api/vms"]
 
 
 # --- /api/llm ---------------------------------------------------------------------------------------------------------

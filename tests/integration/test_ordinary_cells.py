@@ -126,7 +126,7 @@ BASH: dict[str, list[Cell]] = {
         Cell("unit=apples; cd /tmp"),
         Cell("set -euo pipefail\n. ./no-such.env", exit_code=1, stderr_lacks=("descriptor", "/opt/")),
         Cell('echo "$unit in $PWD"', "apples in /tmp\n"),
-        Cell('set -u\necho "$never_set"', exit_code=127, stderr_lacks=("descriptor", "/opt/")),
+        Cell('set -u\necho "$never_set"', exit_code=1, stderr_lacks=("descriptor", "/opt/")),
         Cell('echo "$unit in $PWD"', "apples in /tmp\n"),
     ],
     "a-commit": [

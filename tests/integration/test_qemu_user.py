@@ -167,7 +167,7 @@ def test_machines_of_an_ordinary_user(somebody: User) -> None:
     assert (process["NoNewPrivs"], process["Seccomp"]) == (["1"], ["2"])
     assert found["left"] == []
     assert processes_of(f"{somebody.folder}/run/") == []
-    report = json.loads(somebody.runs("-m", "emberbox.cli.app", "doctor", "--json").stdout)
+    report = json.loads(somebody.runs("-m", "emberbox.cli.entry", "doctor", "--json").stdout)
     assert any("own rights" in text for text in _texts(report))
 
 

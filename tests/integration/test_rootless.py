@@ -45,7 +45,7 @@ class User:
         )
 
     def emberbox(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.runs("-m", "emberbox.cli.app", *arguments)
+        return self.runs("-m", "emberbox.cli.entry", *arguments)
 
 
 _BECOME = (

@@ -16,7 +16,7 @@ case "$*" in
     "-VV") echo stand-in ;;
     "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
     *sysconfig*) dirname "$0" ;;
-    "-P -m emberbox.cli.app "*)
+    "-P -m emberbox.cli.entry "*)
         shift 3
         echo "$$ $*" >>"$CALLS"
         [ "$1" != serve ] || { read -r line <"$BARRIER"; exit 3; }

@@ -13,7 +13,7 @@ from emberbox.bench.measure import Clock, Contender, in_thread, interleave
 from emberbox.bench.results import BARE, VERSION, Row
 from emberbox.errors import ExecutionFailed
 
-_PROGRAM = (sys.executable, "-P", "-m", "emberbox.cli.app")
+_PROGRAM = (sys.executable, "-P", "-m", "emberbox.cli.entry")
 _BARE = (sys.executable, "-P", "-c")
 _TITLES = {
     "exec": "emberbox exec of one print, from the start of the process to its end",

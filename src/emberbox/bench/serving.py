@@ -42,7 +42,7 @@ async def _server(lab: Lab) -> AsyncIterator[VmExecutionClient]:
         "EMBERBOX_VM_EXECUTION__DEFAULT_VM_TYPE": lab.template or lab.settings.vm_execution.default_vm_type,
         "COLUMNS": "200",
     }
-    argv = [sys.executable, "-m", "emberbox.cli.app", "serve", "--port", "0", "--host", "127.0.0.1"]
+    argv = [sys.executable, "-m", "emberbox.cli.entry", "serve", "--port", "0", "--host", "127.0.0.1"]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *argv, env=os.environ | own, stderr=pipe, stdout=asyncio.subprocess.DEVNULL, start_new_session=True

@@ -465,7 +465,3 @@ server_app.register(app, snapshot_app)
 def main() -> None:
     """Entry point of the `emberbox` program."""
     app(prog_name="emberbox")
-
-
-if __name__ == "__main__":
-    main()

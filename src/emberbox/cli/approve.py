@@ -6,11 +6,9 @@ import getpass
 import sys
 from collections.abc import Callable
 
-import click
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.syntax import Syntax
 from rich.text import Text
 
 from emberbox.cli.printing import printable
@@ -48,6 +46,8 @@ class Prompt:
             Panel(Text(printable(request.prompt)), title=f"{escape(request.hook)} asks", border_style="yellow")
         )
         if request.stage == "pre_tool":
+            from rich.syntax import Syntax
+
             console.print(Syntax(printable(request.code), language or "text", line_numbers=True))
         edited: str | None = None
         while True:
@@ -66,6 +66,8 @@ class Prompt:
         language = resolve(request.language or "")
         suffix = ".txt" if language is None else LANGUAGES[language].config.file_extension
         text = edited if edited is not None else request.code
+        import click
+
         try:
             changed = click.edit(text, extension=suffix)
         except click.ClickException as exc:

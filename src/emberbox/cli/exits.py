@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -90,13 +91,23 @@ def fail(error: VmExecutionError, *, as_json: bool) -> NoReturn:
     sys.exit(int(exit_of_error(error)))
 
 
+async def _collecting(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Do it, with Python's collection of garbage switched on once the start is over."""
+    asyncio.get_running_loop().call_later(_START_SECONDS, gc.enable)
+    try:
+        return await work()
+    finally:
+        gc.enable()
+
+
+_START_SECONDS = 2.0
 _OUTPUT = "Is there space where the output goes?"
 
 
 def run_async(work: Callable[[], Coroutine[Any, Any, int]], *, as_json: bool) -> NoReturn:
     """Run a command's coroutine and leave with its code; errors and Ctrl-C become messages."""
     try:
-        sys.exit(asyncio.run(work()))
+        sys.exit(asyncio.run(_collecting(work)))
     except VmExecutionError as error:
         fail(error, as_json=as_json)
     except BrokenPipeError:

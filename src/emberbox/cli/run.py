@@ -126,9 +126,10 @@ class Screen:
         self.console.print(table)
         runs = any(block.execution_confidence >= self.threshold for block in blocks)
         if runs and intent.suggested_action != "auto-execute":
+            says = "leaves open whether to run it" if intent.suggested_action == "ask" else "only shows code"
             self.console.print(
-                f"[dim]The text itself does not ask to run anything (intent {intent.suggested_action}); you did, with"
-                " `run`, so what is sure enough to be meant runs. --dry-run only shows.[/]",
+                f"[dim]The text itself {says} (intent {intent.suggested_action}); you asked to, with `run`, so what is"
+                " sure enough to be meant runs. --dry-run only shows.[/]",
                 soft_wrap=True,
             )
 

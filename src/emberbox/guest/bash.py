@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from .protocol import Header
 
 # All of it in the first line, so that the line numbers in Bash's messages are those of the user's code.
+# Bash reads it as a script, from its standard input: given by -c, it would end with 127 where a script ends with 1
+# (an unbound variable under `set -u`). The true one comes as 6.
 # While a group has another 3, Bash keeps the true one as 10, with close-on-exec, and what is copied from there has that
 # too: no program that user code starts gets the kernel's descriptors, and the shell has them whatever ends it.
 # What the user has set for errors or for every command ends here, outside of functions: in one it would come back.
 LOOP = (
-    "{ exec 200<&10 201>&11 202<&12; } 3>&- 4>&- 5>&-; { exec 203<&10 204>&11 205>&12; } 0>&- 1>&- 2>&-; "
-    "exec 3>&- 4>&- 5<&-; IFS= read -r -d '' __kernel_code <%s; eval \"$__kernel_code\"; "
+    "{ exec 200<&10 201>&11 202<&12 203<&13; } 3>&- 4>&- 5>&- 6>&-; { exec 204>&10 205>&11; } 1>&- 2>&-; "
+    "exec 0<&203 3>&- 4>&- 5<&- 6<&-; IFS= read -r -d '' __kernel_code <%s; eval \"$__kernel_code\"; "
     "while { __kernel_status=$?; builtin trap - DEBUG ERR RETURN; builtin set +exuET; } >/dev/null 2>&1; "
     "__kernel_end && __kernel_next; do "
-    'eval "$__kernel_prelude"; eval "$__kernel_code"; done'
+    'eval "$__kernel_prelude"; eval "$__kernel_code"; done\n'
 )
 COMPLETE = b"# complete\n"
 STATE_LIMIT = 16 << 20
@@ -73,17 +75,20 @@ class BashKernel(SpawnedKernel):
         with AsUser(settings):
             self._state = os.memfd_create("state", os.MFD_CLOEXEC)
             self._code = os.memfd_create("code", os.MFD_CLOEXEC)
+            self._loop_code = os.memfd_create("loop", os.MFD_CLOEXEC)
+        os.write(self._loop_code, LOOP.encode() % quote(os.path.join(KERNELS, "bash.sh")))
+        os.lseek(self._loop_code, 0, os.SEEK_SET)
         self._prologue = b""
         super().__init__(loop, settings)
 
-    def extra_fds(self) -> List[int]:
-        """What the process gets beside the usual descriptors."""
-        return [self._state, self._code]
+    def descriptors(self, fds: List[int]) -> List[int]:
+        """What the process has as 0, 1, 2 and so on, of control, stdin, stdout, stderr."""
+        control, stdin, stdout, stderr = fds
+        return [self._loop_code, stdout, stderr, control, self._state, self._code, stdin]
 
     def command(self) -> List[str]:
         """The program and its arguments."""
-        script = LOOP % os.fsdecode(quote(os.path.join(KERNELS, "bash.sh")))
-        return ["bash", "--noprofile", "--norc", "-c", script, "bash"]
+        return ["bash", "--noprofile", "--norc", "-s"]
 
     def warm_up(self, ready: Callable[[], None]) -> None:
         """A shell is warm as soon as it runs."""
@@ -149,4 +154,5 @@ class BashKernel(SpawnedKernel):
     def _close(self) -> None:
         os.close(self._state)
         os.close(self._code)
+        os.close(self._loop_code)
         super()._close()

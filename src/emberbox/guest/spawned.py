@@ -43,7 +43,7 @@ class SpawnedKernel(KernelProcess):
                 self.command(),
                 cwd=self._settings.workdir,
                 env=self._settings.env,
-                stdio=[*fds[1:], fds[0], *self.extra_fds()],
+                stdio=self.descriptors(fds),
             )
         except OSError:
             self._loop.later(0, lambda: self.born(None))
@@ -52,9 +52,9 @@ class SpawnedKernel(KernelProcess):
         self._loop.on_death(pid, self.died)
         self.born(pid)
 
-    def extra_fds(self) -> List[int]:
-        """What the process gets beside the usual descriptors, from 4 on."""
-        return []
+    def descriptors(self, fds: List[int]) -> List[int]:
+        """What the process has as 0, 1, 2 and so on, of control, stdin, stdout, stderr."""
+        return [*fds[1:], fds[0]]
 
     def command(self) -> List[str]:
         """The program and its arguments."""

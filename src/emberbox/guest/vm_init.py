@@ -47,7 +47,7 @@ GREETING = struct.Struct("!8sQ64s")
 ACCEPTED = b"K"
 READY = b"emberbox-vm: ready\n"
 AGENT_PORT, GREETING_PORT = "emberbox.agent", "emberbox.greeting"
-PORTS_SECONDS = 30.0
+PORTS_SECONDS = 10.0
 CHUNK = 1 << 16
 GREETING_SECONDS = 5.0
 

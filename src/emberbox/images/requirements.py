@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from emberbox.errors import ValidationFailed
 from emberbox.images.store import Manifest
 from emberbox.models import Language
@@ -37,6 +35,8 @@ def check_requirements(requirements: Sequence[str], language: Language, manifest
 
 
 def _python_problem(text: str, manifest: Manifest) -> str | None:
+    from packaging.requirements import InvalidRequirement, Requirement
+
     try:
         wanted = Requirement(text)
     except InvalidRequirement:

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from emberbox.config import Settings
@@ -72,6 +71,11 @@ class TemplateFile(Model):
             raise ImageError(f"Cannot read {path}, which a template puts at {self.path}: {exc.strerror}.") from exc
 
 
+_BOUND = r"(?:==|>=|<=|<|>)[0-9]+(?:\.[0-9]+)*"
+_PLAIN_REQUIREMENT = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:{_BOUND}(?:,{_BOUND})*)?")
+"""A name with or without plain bounds: the usual part of PEP 508."""
+
+
 class Template(Model):
     """A template file. `name` and `directory` come from where it was found."""
 
@@ -101,6 +105,10 @@ class Template(Model):
     @classmethod
     def _requirements(cls, value: list[str]) -> list[str]:
         for line in value:
+            if _PLAIN_REQUIREMENT.fullmatch(line):
+                continue  # without the import of what reads the others
+            from packaging.requirements import InvalidRequirement, Requirement
+
             try:
                 requirement = Requirement(line)
             except InvalidRequirement as exc:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Protocol
 
-from emberbox._text import check_texts
+from emberbox._text import check_path
 from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
 from emberbox.guest.protocol import CHUNK_SIZE
 from emberbox.machines.channel import Channel, Event
@@ -62,7 +62,7 @@ class GuestFiles:
         Raises:
             GuestFileError: there is no such file, it is no regular file, or another took its name meanwhile (ESTALE).
         """
-        path = _checked(path)
+        path = check_path(path)
         offset, ident = 0, None
         while True:
             header, data = await self._call("read", path=path, offset=offset, length=CHUNK_SIZE, ident=ident)
@@ -86,7 +86,7 @@ class GuestFiles:
             GuestFileError: for example ENOSPC when the sandbox's disk is full, EROFS outside home and /tmp.
         """
         self._owner.touched()
-        path = _checked(path)
+        path = check_path(path)
         upload = secrets.token_hex(8)
         channel = self._owner.open_channel()
         under_way: deque[asyncio.Task[Event]] = deque()
@@ -127,7 +127,7 @@ class GuestFiles:
         """
         if depth < 1:
             raise ValidationFailed(f"depth must be at least 1, not {depth}.", remediation="Leave it out for one level.")
-        header, payload = await self._call("list", path=_checked(path), depth=depth, limit=_MAX_ENTRIES)
+        header, payload = await self._call("list", path=check_path(path), depth=depth, limit=_MAX_ENTRIES)
         if header.get("truncated"):
             raise ExecutionFailed(
                 f"{path} has more entries than can be listed at once ({_MAX_ENTRIES}, or 6 MB of them).",
@@ -143,7 +143,7 @@ class GuestFiles:
 
     async def get_info(self, path: str) -> EntryInfo:
         """One file or directory (of a symbolic link: the link itself)."""
-        header, _ = await self._call("stat", path=_checked(path))
+        header, _ = await self._call("stat", path=check_path(path))
         return _entry(header.get("entry"))
 
     async def exists(self, path: str) -> bool:
@@ -159,18 +159,18 @@ class GuestFiles:
     async def make_dir(self, path: str) -> bool:
         """Make a directory and its parents; False if it was there already."""
         self._owner.touched()
-        header, _ = await self._call("mkdir", path=_checked(path))
+        header, _ = await self._call("mkdir", path=check_path(path))
         return header.get("created") is True
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a directory with all it holds."""
         self._owner.touched()
-        await self._call("remove", path=_checked(path))
+        await self._call("remove", path=check_path(path))
 
     async def rename(self, path: str, new_path: str) -> EntryInfo:
         """Rename or move; an existing file of the new name is replaced."""
         self._owner.touched()
-        await self._call("rename", path=_checked(path), to=_checked(new_path))
+        await self._call("rename", path=check_path(path), to=check_path(new_path))
         return await self.get_info(new_path)
 
 
@@ -183,26 +183,17 @@ class ExactFiles(GuestFiles):
     async def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link; it replaces what has its name, but a directory. No link is followed on the way."""
         self._owner.touched()
-        await self._call("symlink", path=_checked(path), target=target, upload=secrets.token_hex(8))
+        await self._call("symlink", path=check_path(path), target=target, upload=secrets.token_hex(8))
 
     async def chmod_dir(self, path: str, mode: int) -> None:
         """Set the permissions of a directory. No link is followed on the way."""
         self._owner.touched()
-        await self._call("chmod", path=_checked(path), mode=mode)
+        await self._call("chmod", path=check_path(path), mode=mode)
 
 
 def _with_path(error: GuestFileError, path: str) -> GuestFileError:
     """The same error, naming the file."""
     return GuestFileError(f"{path}: {error.message}", details=error.details)
-
-
-def _checked(path: str) -> str:
-    if not isinstance(path, str) or not path or "\0" in path or len(path) > 4096:
-        raise ValidationFailed(
-            f"{path!r:.80} is no path.", remediation="Give a non-empty string without NUL, at most 4096 characters."
-        )
-    check_texts(path=path)
-    return path
 
 
 def _entry(value: object) -> EntryInfo:

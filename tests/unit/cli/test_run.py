@@ -202,7 +202,7 @@ def test_the_summary_when_there_is_no_code(screen: Screen) -> None:
 @pytest.mark.parametrize("action", ["show", "ask", "none"])
 def test_the_overview_says_why_blocks_run_though_nobody_asks(screen: Screen, action: str) -> None:
     screen.overview("answer.md", [block()], INTENT.model_copy(update={"suggested_action": action}))
-    assert f"intent {action}); you did, with `run`" in " ".join(shown(screen).split())
+    assert f"intent {action}); you asked to, with `run`" in " ".join(shown(screen).split())
 
 
 def test_the_overview_says_nothing_of_the_kind_where_it_does_not_apply(screen: Screen) -> None:

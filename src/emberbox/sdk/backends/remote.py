@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
 
-from emberbox._text import encoded
+from emberbox._text import check_path, encoded
 from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.models import (
     CommandHistoryEntry,
@@ -71,12 +71,12 @@ class RemoteFiles(AsyncFiles):
         self._path = path + "/files"
 
     async def _read_stream(self, path: str) -> AsyncIterator[bytes]:
-        async with self._server.download(self._path, path=path) as pieces:
+        async with self._server.download(self._path, path=check_path(path)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def _read_bytes(self, path: str) -> bytes:
-        return (await self._server.request("GET", self._path, params={"path": path})).content
+        return (await self._server.request("GET", self._path, params={"path": check_path(path)})).content
 
     async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
         """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
@@ -85,16 +85,18 @@ class RemoteFiles(AsyncFiles):
             body = encoded("data", data)
         else:
             body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else pieces_of(data, _UPLOAD_PIECE)
-        answer = await self._server.request("PUT", self._path, params={"path": path, "mode": mode}, content=body)
+        answer = await self._server.request(
+            "PUT", self._path, params={"path": check_path(path), "mode": mode}, content=body
+        )
         return parsed(EntryInfo, answer)
 
     async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
         """List the entries of a directory, `depth` levels deep."""
-        return (await self._server.get(EntryList, f"{self._path}/list", path=path, depth=depth)).entries
+        return (await self._server.get(EntryList, f"{self._path}/list", path=check_path(path), depth=depth)).entries
 
     async def get_info(self, path: str) -> EntryInfo:
         """Describe one file or directory (of a symbolic link: the link itself)."""
-        return await self._server.get(EntryInfo, f"{self._path}/info", path=path)
+        return await self._server.get(EntryInfo, f"{self._path}/info", path=check_path(path))
 
     async def exists(self, path: str) -> bool:
         """Tell whether something has this name."""
@@ -108,15 +110,16 @@ class RemoteFiles(AsyncFiles):
 
     async def make_dir(self, path: str) -> bool:
         """Make a directory and its parents; False if it was there already."""
-        return (await self._server.post(MadeDir, f"{self._path}/mkdir", PathRequest(path=path))).created
+        return (await self._server.post(MadeDir, f"{self._path}/mkdir", PathRequest(path=check_path(path)))).created
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a directory with all it holds."""
-        await self._server.request("DELETE", self._path, params={"path": path})
+        await self._server.request("DELETE", self._path, params={"path": check_path(path)})
 
     async def rename(self, path: str, new_path: str) -> EntryInfo:
         """Rename or move; an existing file of the new name is replaced."""
-        return await self._server.post(EntryInfo, f"{self._path}/rename", RenameRequest(path=path, new_path=new_path))
+        request = RenameRequest(path=check_path(path), new_path=check_path(new_path))
+        return await self._server.post(EntryInfo, f"{self._path}/rename", request)
 
 
 class RemoteCommand:
