@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Literal, overload
 
+from emberbox.errors import GuestFileError
 from emberbox.models import EntryInfo
 from emberbox.sandbox.uploads import Data
 
@@ -47,9 +48,15 @@ class AsyncFiles(ABC):
     async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
         """List the entries of a directory, `depth` levels deep."""
 
-    @abstractmethod
     async def exists(self, path: str) -> bool:
         """Tell whether something has this name."""
+        try:
+            await self.get_info(path)
+        except GuestFileError as exc:
+            if exc.details.get("errno") in ("ENOENT", "ENOTDIR"):
+                return False
+            raise
+        return True
 
     @abstractmethod
     async def get_info(self, path: str) -> EntryInfo:

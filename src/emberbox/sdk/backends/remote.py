@@ -11,7 +11,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from emberbox._text import check_path, encoded
-from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
+from emberbox.errors import SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.models import (
     CommandHistoryEntry,
     CommandResult,
@@ -97,16 +97,6 @@ class RemoteFiles(AsyncFiles):
     async def get_info(self, path: str) -> EntryInfo:
         """Describe one file or directory (of a symbolic link: the link itself)."""
         return await self._server.get(EntryInfo, f"{self._path}/info", path=check_path(path))
-
-    async def exists(self, path: str) -> bool:
-        """Tell whether something has this name."""
-        try:
-            await self.get_info(path)
-        except GuestFileError as exc:
-            if exc.details.get("errno") in ("ENOENT", "ENOTDIR"):
-                return False
-            raise
-        return True
 
     async def make_dir(self, path: str) -> bool:
         """Make a directory and its parents; False if it was there already."""
