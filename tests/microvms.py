@@ -85,7 +85,7 @@ async def world(options: FirecrackerOptions, tmp_path_factory: pytest.TempPathFa
         async with Engine(settings) as engine:
             session = await engine.create_sandbox("minimal", limits=LIMITS)
             seconds = time.monotonic() - started
-            snapshot = await session.checkpoint(folder / "template")
+            snapshot, _ = await session.checkpoint(folder / "template")
         yield World(settings, options, image, replace(snapshot, digests=digests_of(folder / "template")), seconds)
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)

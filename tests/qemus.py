@@ -77,7 +77,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         async with Engine(settings) as engine:
             for _ in range(2):  # the first may be the one that was booted
                 session = await engine.create_sandbox("minimal", limits=LIMITS)
-            snapshot = await session.checkpoint(folder / "template")
+            snapshot, _ = await session.checkpoint(folder / "template")
         yield World(settings, image, replace(snapshot, digests=digests_of(folder / "template")))
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)

@@ -375,7 +375,7 @@ async def test_a_blank_and_a_damaged_snapshot_are_a_failed_rollback(engine: Engi
 
 async def test_a_blank_of_other_limits_is_not_filled(engine: Engine) -> None:
     session = await engine.create_sandbox(MINIMAL)
-    point = await session.checkpoint(Path(engine.settings.run_dir) / "elsewhere")
+    point, _ = await session.checkpoint(Path(engine.settings.run_dir) / "elsewhere")
     factory = engine._factory
     assert isinstance(factory, GvisorFactory)
     blank = await factory.prepare(session.image, session.limits.model_copy(update={"disk_mb": 64}))

@@ -274,3 +274,30 @@ def test_pause_is_refused_while_something_runs_against_the_clock(nothing_left: N
             await sandbox.pause()
 
     asyncio.run(main())
+
+
+async def test_a_snapshot_asked_for_during_a_rollback_knows_what_that_undid(
+    nothing_left: None, snapshots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(Settings()) as engine:
+        sandbox = await AsyncSandbox.create(MINIMAL, engine=engine)
+        await sandbox.run_code("x = 1")
+        before = await sandbox.snapshot()
+        await sandbox.run_code("x = 2")
+        session = session_of(sandbox)
+        going_back, under_way = asyncio.Event(), session._wake_copy
+
+        async def wake(*args: object) -> None:
+            going_back.set()
+            await under_way(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(session, "_wake_copy", wake)
+        rollback = asyncio.create_task(sandbox.rollback(before))
+        await going_back.wait()
+        during = await sandbox.snapshot("during")
+        await rollback
+        third = await sandbox.run_code("x")
+        assert third.text == "1"
+        assert (await sandbox.rollback(during)).executions_undone == [third.execution_id]
+        assert (await sandbox.rollback(before)).executions_undone == [], "what was undone before is undone once more"
+        await sandbox.kill()

@@ -11,6 +11,7 @@ from emberbox.images.store import Image
 from emberbox.machines.base import Death, Machine, Snapshot
 from emberbox.machines.digests import states_of
 from emberbox.models import MachineLimits, TerminationReason
+from emberbox.sandbox.lineage import Moment
 
 _CALL_TIMEOUT = 15.0
 
@@ -51,7 +52,7 @@ async def _wake_again(machine: Machine) -> None:
             await machine.kill(Death(TerminationReason.CRASHED, "the sandbox did not go on after a snapshot"))
 
 
-async def discard(work: asyncio.Future[Snapshot], directory: Path) -> None:
+async def discard(work: asyncio.Future[tuple[Snapshot, Moment]], directory: Path) -> None:
     """Remove a checkpoint that nobody waits for any more, when it has been written."""
     await asyncio.wait([work])
     if not work.cancelled():

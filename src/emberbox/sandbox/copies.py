@@ -158,9 +158,8 @@ class Copies:
             stored = await asyncio.to_thread(self._stored_bytes, session.agent_id) if keep else 0
             self._check_quota(session.agent_id, stored)
         directory = tree.new_directory(kind)
-        # what changes during the checkpoint changes the version: the snapshot is then one of before
-        moment = session.lineage.moment
-        node = tree.add(await session.checkpoint(directory), name, kind, moment)
+        snapshot, moment = await session.checkpoint(directory)
+        node = tree.add(snapshot, name, kind, moment)
         node.info.description = description
         try:
             with tree.use(node):
@@ -258,8 +257,7 @@ class Copies:
         """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
         # not in the tree: the copies do not depend on whether the sandbox lives on
         directory = self._folder() / f"fork-{secrets.token_hex(6)}"
-        moment = session.lineage.moment
-        snapshot = await session.checkpoint(directory, look=count > 1)
+        snapshot, moment = await session.checkpoint(directory, look=count > 1)
         try:
             return await self._copies(session, snapshot, moment, count, options)
         finally:

@@ -206,7 +206,7 @@ class SandboxManager:
         reach the others, so it comes afterwards."""
         await session.start(self._boot_timeout)
         try:
-            snapshot = await session.checkpoint(self._templates.place(session.image, session.limits))
+            snapshot, _ = await session.checkpoint(self._templates.place(session.image, session.limits))
             await asyncio.to_thread(self._templates.keep, snapshot)
         except VmConnectionError as exc:
             raise await session.died_early() from exc

@@ -307,8 +307,9 @@ class Session:
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
-    async def checkpoint(self, directory: Path, *, look: bool = False) -> Snapshot:
-        """Write the machine into `directory`, between executions. Commands in the background go on.
+    async def checkpoint(self, directory: Path, *, look: bool = False) -> tuple[Snapshot, Moment]:
+        """Write the machine into `directory`, between executions, and the moment at which that began: what changes
+        during it changes the revision, and the snapshot is then one of before. Commands in the background go on.
 
         `look`: find out whether anything of the user's runs in it, for `Snapshot.idle`.
 
@@ -325,10 +326,12 @@ class Session:
             self.spawn(discard(work, directory))
             raise
 
-    async def _checkpoint(self, directory: Path, *, look: bool) -> Snapshot:
-        async with self._changing:
+    async def _checkpoint(self, directory: Path, *, look: bool) -> tuple[Snapshot, Moment]:
+        async with self._changing:  # a rollback that is under way ends first
             self.open_channel()  # raises where there is none
-            return await checkpoint(self.machine, self.image, self.limits, directory, sandbox_id=self.id, look=look)
+            moment, machine = self.lineage.moment, self.machine
+            taken = await checkpoint(machine, self.image, self.limits, directory, sandbox_id=self.id, look=look)
+            return taken, moment
 
     async def replace_machine(
         self,
