@@ -35,8 +35,7 @@ from emberbox.models.service import (
     VmPoolResponse,
 )
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText
-from emberbox.sdk.backends.remote import followed
-from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, made
+from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, followed, made
 
 if TYPE_CHECKING:
     from emberbox.clients.guarded import Guarded

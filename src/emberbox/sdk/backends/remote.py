@@ -29,7 +29,6 @@ from emberbox.models import (
 )
 from emberbox.models.service import (
     CommandRequest,
-    CommandStarted,
     ContextCreateRequest,
     ContextList,
     DiffRequest,
@@ -42,12 +41,10 @@ from emberbox.models.service import (
     KeepRequest,
     KillResponse,
     MadeDir,
-    OutputEvent,
     PathRequest,
     PointRequest,
     ProcessList,
     RenameRequest,
-    ResultEvent,
     RunCodeRequest,
     SnapshotList,
     StdinRequest,
@@ -60,7 +57,7 @@ from emberbox.sandbox.uploads import Data, pieces_of
 from emberbox.sdk.backends.base import CreateOptions
 from emberbox.sdk.commands import AsyncCommands
 from emberbox.sdk.files import AsyncFiles
-from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
+from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, base64_of, followed, made, parsed
 
 
 class RemoteFiles(AsyncFiles):
@@ -199,38 +196,6 @@ class RemoteCommands(AsyncCommands):
 
 _STDIN_PIECE = 1 << 20
 _UPLOAD_PIECE = 256 << 10
-
-
-async def followed(
-    model: type[M],
-    events: AsyncIterator[ServerEvent],
-    listeners: Listeners,
-    started: asyncio.Future[int] | None = None,
-) -> M:
-    """Hand a stream's events to listeners, and return what its last one says.
-
-    Args:
-        model: of the last event.
-        events: of the stream.
-        listeners: hear output and results.
-        started: gets the pid of a command.
-
-    Raises:
-        VmConnectionError: the stream ended too early; it may have run all the same.
-    """
-    async for event in events:
-        if event.name in ("stdout", "stderr"):
-            await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
-        elif event.name == "result":
-            await listeners.result(parsed_text(ResultEvent, event.data).result)
-        elif event.name == "started" and started is not None and not started.done():
-            started.set_result(parsed_text(CommandStarted, event.data).pid)
-        elif event.name == "complete":
-            return parsed_text(model, event.data)
-    raise VmConnectionError(
-        "The server's stream ended before its work did.",
-        remediation="It may have run all the same: look at the history before you try again.",
-    )
 
 
 class RemoteBackend:
