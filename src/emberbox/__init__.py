@@ -17,32 +17,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from emberbox.aio import AsyncSandbox
-    from emberbox.client import VmExecutionClient, VmExecutionClientSync
+    from emberbox.clients._sync import VmExecutionClientSync
+    from emberbox.clients.fcctl import FcctlBridge
+    from emberbox.clients.sessions import DirectSessionAdapter
+    from emberbox.clients.vm_execution import VmExecutionClient
     from emberbox.code_extractor import CodeBlockExtractor
     from emberbox.config import Settings, load_settings
     from emberbox.engine import Engine
     from emberbox.errors import NoCapacity, VmExecutionError
-    from emberbox.fcctl_bridge import FcctlBridge
     from emberbox.models import Execution, MachineLimits, Result, TerminationReason
-    from emberbox.session_adapter import DirectSessionAdapter
-    from emberbox.sync import Sandbox
+    from emberbox.sdk._sync import Sandbox
+    from emberbox.sdk.sandbox import AsyncSandbox
 
 _HOMES = {
-    "AsyncSandbox": "aio",
+    "AsyncSandbox": "sdk.sandbox",
     "CodeBlockExtractor": "code_extractor",
-    "DirectSessionAdapter": "session_adapter",
+    "DirectSessionAdapter": "clients.sessions",
     "Engine": "engine",
     "Execution": "models",
-    "FcctlBridge": "fcctl_bridge",
+    "FcctlBridge": "clients.fcctl",
     "MachineLimits": "models",
     "NoCapacity": "errors",
     "Result": "models",
-    "Sandbox": "sync",
+    "Sandbox": "sdk._sync",
     "Settings": "config",
     "TerminationReason": "models",
-    "VmExecutionClient": "client",
-    "VmExecutionClientSync": "client",
+    "VmExecutionClient": "clients.vm_execution",
+    "VmExecutionClientSync": "clients._sync",
     "VmExecutionError": "errors",
     "load_settings": "config",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -64,6 +64,24 @@ class Asker:
             "execution_id": self.execution_id,
             "metadata": dict(self.metadata),
         }
+
+
+@dataclass(slots=True)
+class GuardedRun:
+    """An execution between `admit` and `release`."""
+
+    code: str
+    """To be run, instead of what was asked for."""
+    listeners: Listeners
+    execution: Execution | None = None
+    """Set by who runs the code; then what its caller may see."""
+
+    @property
+    def seen(self) -> Execution:
+        """What the caller may see, after the end."""
+        if self.execution is None:
+            raise RuntimeError("Nothing was run.")
+        return self.execution
 
 
 class Gate:
@@ -179,6 +197,35 @@ class Gate:
         if isinstance(decision, Modify) and isinstance(decision.value, ToolOutput):
             return _with(execution, decision.value, trail)
         return execution
+
+    @contextlib.asynccontextmanager
+    async def guarded(
+        self, asker: Asker, language: Language, code: str, wanted: Listeners, trail: list[DecisionRecord]
+    ) -> AsyncIterator[GuardedRun]:
+        """Guard code that the body runs: `admit` before it, `listeners` while it runs, `release` behind it.
+
+        Args:
+            asker: who wants it, and where.
+            language: of the code.
+            code: what is wanted.
+            wanted: hear what the hooks' filters let through.
+            trail: gets every decision.
+
+        Raises:
+            ValidationFailed, PolicyBlocked: it was refused, and the body not entered; or its output is withheld.
+        """
+        code = await self.admit(asker, language, code, trail)
+        filtered = self.listeners(asker, language, code, wanted)
+        run = GuardedRun(code, wanted if filtered is None else filtered.listeners)
+        ended = False
+        try:
+            yield run
+            ended = True
+        finally:
+            if filtered is not None:
+                await filtered.close(ended=ended)
+        if run.execution is not None:
+            run.execution = await self.release(asker, code, run.execution, filtered, trail)
 
     # --- models -----------------------------------------------------------------------------------------------------
 

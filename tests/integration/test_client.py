@@ -329,7 +329,7 @@ def test_the_twin_has_every_method() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert public(VmExecutionClientSync) - {"close"} == public(VmExecutionClient) - {"aclose"} | {"config"}
+    assert public(VmExecutionClientSync) - {"close"} == public(VmExecutionClient) - {"aclose"}
 
 
 # --- Sandbox on a server ----------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_a_directory_that_is_not_there_is_a_clear_error(sandbox: Sandbox) -> Non
 def test_only_a_command_that_is_waited_for_has_a_time_by_itself(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emberbox.inside.DEFAULT_COMMAND_TIMEOUT", 0.5)
+    monkeypatch.setattr("emberbox.sdk.commands.DEFAULT_COMMAND_TIMEOUT", 0.5)
     server = sandbox.commands.run("sleep 2; echo served", background=True)
     assert sandbox.commands.run("sleep 1000").termination_reason is TerminationReason.TIMEOUT
     assert server.wait().stdout == "served\n"

@@ -108,7 +108,7 @@ def test_disk_in_bash(sandbox: Sandbox) -> None:
 
 def test_kill_while_running(sandbox: Sandbox) -> None:
     run = sandbox.run_code(
-        "print('up', flush=True)\nwhile True: pass", on_stdout=lambda _: sandbox._loop.call(sandbox._sandbox.kill)
+        "print('up', flush=True)\nwhile True: pass", on_stdout=lambda _: sandbox._portal.call(sandbox._original.kill)
     )
     assert run.termination_reason is TerminationReason.KILLED
     assert run.exit_code == 137

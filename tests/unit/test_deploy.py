@@ -106,7 +106,7 @@ def test_nothing_is_set_that_would_break_machines() -> None:
 
 
 def test_the_folders_of_the_unit_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 0)
+    monkeypatch.setattr("emberbox.config.settings.os.getuid", lambda: 0)
     for pair in shlex.split(SERVICE["Environment"]):
         monkeypatch.setenv(*pair.split("=", 1))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)

@@ -34,7 +34,7 @@ def loaded(code: str) -> set[str]:
         ("import emberbox", (*HEAVY, "pydantic", "httpx")),
         ("import emberbox.client", (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.base")),
         ("from emberbox import Sandbox, AsyncSandbox", (*HEAVY, "emberbox.engine", "httpx")),
-        ("from emberbox.remote import RemoteSandbox", (*HEAVY, "emberbox.engine", "emberbox.machines.base")),
+        ("import emberbox.sdk.backends.remote", (*HEAVY, "emberbox.engine", "emberbox.machines.base")),
         (
             "import emberbox.cli.execute",
             ("sqlalchemy", "fastapi", "httpx", "emberbox.machines.firecracker", "emberbox.machines.qemu",

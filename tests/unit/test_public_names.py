@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,27 @@ def test_names_of_the_contract_in_models(name: str) -> None:
 )  # fmt: skip
 def test_names_of_the_contract_in_errors(name: str) -> None:
     assert issubclass(getattr(errors, name), errors.VmExecutionError)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("aio", {"AsyncSandbox", "AsyncFiles", "AsyncCommands", "AsyncCommandHandle", "DEFAULT_SANDBOX_TIMEOUT"}),
+        ("sync", {"Sandbox", "Files", "Commands", "CommandHandle"}),
+        ("client", {"VmExecutionClient", "VmExecutionClientSync"}),
+        ("session_adapter", {"DirectSessionAdapter"}),
+        ("fcctl_bridge", {"FcctlBridge"}),
+        (
+            "config",
+            {"Backend", "Settings", "default_cache_dir", "default_run_dir", "default_state_dir", "load_settings"},
+        ),
+    ],
+)
+def test_modules_of_the_contract_have_their_names(module: str, names: set[str]) -> None:
+    home = import_module(f"emberbox.{module}")
+    assert set(home.__all__) == names
+    for name in names:
+        assert getattr(home, name) is getattr(emberbox, name, getattr(home, name))
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -15,13 +15,13 @@ from emberbox.agent.listening import AgentListener, Silent
 from emberbox.agent.models import CommandInput, CommandOutput, CommandType
 from emberbox.agent.place import place_of
 from emberbox.agent.role import Role
-from emberbox.aio import AsyncSandbox
 from emberbox.engine import Engine
 from emberbox.errors import ConfigError, ValidationFailed, VmNotAvailable
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook
 from emberbox.hooks.manager import HookManager
 from emberbox.images.store import Progress, no_progress
+from emberbox.sdk.sandbox import AsyncSandbox
 
 
 class TerraphimAgent:

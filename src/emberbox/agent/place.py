@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from emberbox.agent.role import Role
-from emberbox.aio import AsyncSandbox
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine, ExecuteRequest
@@ -23,10 +22,11 @@ from emberbox.hooks.loading import manager_of
 from emberbox.hooks.manager import HookManager
 from emberbox.images.store import Progress, no_progress
 from emberbox.languages import get_language
-from emberbox.local import LocalSandbox
-from emberbox.models import DecisionRecord, Execution
+from emberbox.models import Execution
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.session import Session
+from emberbox.sdk.backends.local import LocalBackend
+from emberbox.sdk.sandbox import AsyncSandbox
 
 _SETTLE_SECONDS = 10.0
 
@@ -129,7 +129,7 @@ class DirectPlace(Place):
         self._session = await self._engine.create_sandbox(
             agent_id=self.role.agent, timeout=self.role.sandbox_timeout_seconds, progress=self._progress
         )
-        return AsyncSandbox(LocalSandbox(self._session, self._engine))
+        return AsyncSandbox(LocalBackend(self._session, self._engine))
 
     async def run(self, language: str, code: str, metadata: Mapping[str, Any], listeners: Listeners) -> Execution:
         if self._session is None:
@@ -199,23 +199,16 @@ class ServerPlace(Place):
         if self._left:
             await _settled(sandbox)
             self._left = False
-        trail: list[DecisionRecord] = []
-        code = await self._gate.admit(asker, name, code, trail)
-        filtered = self._gate.listeners(asker, name, code, listeners)
-        heard = listeners if filtered is None else filtered.listeners
-        ended = False
-        try:
-            execution = await sandbox.run_code(
-                code, name, on_stdout=heard.on_stdout, on_stderr=heard.on_stderr, on_result=heard.on_result
-            )
-            ended = True
-        except asyncio.CancelledError:
-            self._left = True
-            raise
-        finally:
-            if filtered is not None:
-                await filtered.close(ended=ended)
-        return await self._gate.release(asker, code, execution, filtered, trail)
+        async with self._gate.guarded(asker, name, code, listeners, []) as guarded:
+            heard = guarded.listeners
+            try:
+                guarded.execution = await sandbox.run_code(
+                    guarded.code, name, on_stdout=heard.on_stdout, on_stderr=heard.on_stderr, on_result=heard.on_result
+                )
+            except asyncio.CancelledError:
+                self._left = True
+                raise
+        return guarded.seen
 
     async def check_prompt(self, context: PreLlmContext) -> str:
         return await self._gate.prompt(context, [])

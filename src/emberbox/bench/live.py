@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from emberbox.aio import AsyncSandbox
 from emberbox.bench.alternatives import bare_python, usable
 from emberbox.bench.jupyter import LiveKernel
 from emberbox.bench.lab import WORKERS, Lab, others, ours, run
@@ -16,6 +15,7 @@ from emberbox.bench.results import JUPYTER, OURS, PYTHON, RUNSC_RESTORE, RUNSC_S
 from emberbox.engine import Engine
 from emberbox.errors import ExecutionFailed
 from emberbox.sandbox.session import Session
+from emberbox.sdk.sandbox import AsyncSandbox
 
 SESSION = """\
 x = 41

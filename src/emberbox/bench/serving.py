@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from emberbox.bench.lab import Lab, ours, run
 from emberbox.bench.measure import Clock, Contender, interleave, summarise
 from emberbox.bench.results import IN_PROCESS, OURS, Aim, Figure, Row
-from emberbox.client import VmExecutionClient
+from emberbox.clients.vm_execution import VmExecutionClient
 from emberbox.errors import ExecutionFailed, VmNotAvailable
 from emberbox.models import VmExecuteRequest, VmExecutionConfig
 

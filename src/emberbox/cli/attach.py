@@ -11,7 +11,6 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from emberbox._http import HttpServer, ServerEvent, parsed_text
 from emberbox.cli.approve import Prompt
 from emberbox.cli.printing import printable
 from emberbox.cli.remote import on_server, part
@@ -19,6 +18,7 @@ from emberbox.cli.target import Target
 from emberbox.errors import ValidationFailed
 from emberbox.models import ApprovalRequest
 from emberbox.models.service import ApprovalAnswer, ApprovalList, Done, FollowedEvent
+from emberbox.sdk.transport import HttpServer, ServerEvent, parsed_text
 
 
 def attach(target: Target, vm_id: str, *, as_json: bool) -> None:

@@ -19,10 +19,10 @@ from rich.text import Text
 from emberbox.cli.exits import Exit, fail
 from emberbox.cli.printing import printable
 from emberbox.config import Settings, load_settings
+from emberbox.config.example import example
 from emberbox.errors import ConfigError, VmExecutionError
 from emberbox.hooks.loading import manager_of
 from emberbox.languages.policy import Policy
-from emberbox.settings_example import example
 
 _COLOURS = {"default": "dim", "file": "green", "environment": "cyan"}
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]+@")

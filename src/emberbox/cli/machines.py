@@ -13,7 +13,6 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer, made
 from emberbox.cli.printing import printable, write_output
 from emberbox.cli.remote import on_server, part
 from emberbox.cli.target import Target
@@ -31,6 +30,7 @@ from emberbox.models.service import (
     VmInstance,
     VmList,
 )
+from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, made
 
 _COLOURS = {"ready": "green", "running": "cyan", "paused": "yellow", "stopped": "dim", "failed": "red"}
 

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import NoReturn
 from urllib.parse import quote
 
-from emberbox._http import HttpServer
 from emberbox.cli.exits import Exit, run_async
 from emberbox.cli.target import Target
 from emberbox.errors import SessionNotFound
@@ -17,6 +16,7 @@ from emberbox.models import (
     HistoryQueryResponse,
     HistoryVerification,
 )
+from emberbox.sdk.transport import HttpServer
 
 
 @asynccontextmanager

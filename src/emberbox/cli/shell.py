@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from emberbox.aio import AsyncSandbox
 from emberbox.cli.exits import Exit, run_async
 from emberbox.cli.machines import show_entry
 from emberbox.cli.printing import printable
@@ -24,6 +23,7 @@ from emberbox.config import load_settings
 from emberbox.errors import ValidationFailed, VmExecutionError
 from emberbox.languages import get_language
 from emberbox.models import Execution, Result, SnapshotInfo
+from emberbox.sdk.sandbox import AsyncSandbox
 
 _UNFINISHED = {"python": (":", "\\", "(", "[", "{", ","), "javascript": ("{", "(", "[", ",", "\\"), "bash": ("\\",)}
 _BLOCKS = {"bash": {"do", "then", "else", "{"}}

@@ -7,25 +7,24 @@ import contextlib
 import json
 import secrets
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import IO, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from emberbox._text import check_path, encoded
+from emberbox._text import check_path
 from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
 from emberbox.guest.protocol import CHUNK_SIZE
 from emberbox.machines.channel import Channel, Event
 from emberbox.models import EntryInfo
 from emberbox.sandbox.outcome import printable
+from emberbox.sandbox.uploads import Data, pieces_of
 
 _CALL_TIMEOUT = 60.0
 _IN_FLIGHT = 8
 """Chunks of an upload that are under way at once: enough to keep the pipe full, few enough to hold in memory."""
 _MAX_ENTRIES = 100_000
 _TYPES = {"file", "dir", "symlink", "other"}
-
-Data = str | bytes | bytearray | memoryview | IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes]
 
 
 class HasChannel(Protocol):
@@ -43,13 +42,13 @@ class GuestFiles:
 
     Args:
         owner: the sandbox.
-        exact: `read_stream`, `write`, `make_dir` (without its parents) and `remove` (no directory with content) mean
-            the very name that they are given, below the folders that the user can write to: no link is followed.
     """
 
-    def __init__(self, owner: HasChannel, *, exact: bool = False) -> None:
+    _how: ClassVar[Mapping[str, Any]] = {}
+    """Sent with each request."""
+
+    def __init__(self, owner: HasChannel) -> None:
         self._owner = owner
-        self._how: dict[str, Any] = {"exact": True} if exact else {}
 
     async def _call(self, op: str, payload: bytes = b"", **fields: Any) -> Event:
         try:
@@ -98,7 +97,7 @@ class GuestFiles:
             under_way.append(asyncio.ensure_future(channel.call("write", chunk, timeout=_CALL_TIMEOUT, **fields)))
 
         try:
-            async for chunk in chunks(data):
+            async for chunk in pieces_of(data, CHUNK_SIZE):
                 send(chunk, final=False)
                 offset += len(chunk)
                 while len(under_way) >= _IN_FLIGHT:
@@ -168,6 +167,19 @@ class GuestFiles:
         self._owner.touched()
         await self._call("remove", path=check_path(path))
 
+    async def rename(self, path: str, new_path: str) -> EntryInfo:
+        """Rename or move; an existing file of the new name is replaced."""
+        self._owner.touched()
+        await self._call("rename", path=check_path(path), to=check_path(new_path))
+        return await self.get_info(new_path)
+
+
+class ExactFiles(GuestFiles):
+    """Files by their very names, below the folders that the user can write to: `read_stream`, `write`, `make_dir`
+    (without its parents) and `remove` (no directory with content) follow no link."""
+
+    _how: ClassVar[Mapping[str, Any]] = {"exact": True}
+
     async def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link; it replaces what has its name, but a directory. No link is followed on the way."""
         self._owner.touched()
@@ -178,38 +190,10 @@ class GuestFiles:
         self._owner.touched()
         await self._call("chmod", path=check_path(path), mode=mode)
 
-    async def rename(self, path: str, new_path: str) -> EntryInfo:
-        """Rename or move; an existing file of the new name is replaced."""
-        self._owner.touched()
-        await self._call("rename", path=check_path(path), to=check_path(new_path))
-        return await self.get_info(new_path)
-
 
 def _with_path(error: GuestFileError, path: str) -> GuestFileError:
     """The same error, naming the file."""
     return GuestFileError(f"{path}: {error.message}", details=error.details)
-
-
-async def chunks(data: Data) -> AsyncIterator[bytes]:
-    """What is to be written, in pieces; an open file is read in a thread."""
-    if isinstance(data, str):
-        data = encoded("data", data)
-    if isinstance(data, bytes | bytearray | memoryview):
-        view = memoryview(data)
-        for start in range(0, len(view), CHUNK_SIZE):
-            yield bytes(view[start : start + CHUNK_SIZE])
-        return
-    if hasattr(data, "read"):
-        while piece := await asyncio.to_thread(data.read, CHUNK_SIZE):
-            yield encoded("data", piece) if isinstance(piece, str) else piece
-        return
-    if isinstance(data, AsyncIterable):
-        async for item in data:
-            yield item
-        return
-    for item in data:
-        for start in range(0, len(item), CHUNK_SIZE):
-            yield bytes(item[start : start + CHUNK_SIZE])
 
 
 def _entry(value: object) -> EntryInfo:

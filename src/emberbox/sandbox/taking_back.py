@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from emberbox.errors import ExecutionFailed, GuestFileError, RollbackFailed, ValidationFailed
-from emberbox.sandbox.files import GuestFiles
+from emberbox.sandbox.files import ExactFiles
 from emberbox.sandbox.outcome import printable
 from emberbox.sandbox.session import Session
 from emberbox.sandbox.trees import LONGEST_COMPARED, File, content, tree
@@ -164,7 +164,7 @@ class _Work:
 
     async def carry_out(self) -> None:
         """Remove what was not there, from the inside out; then make the rest; then set the rights of folders."""
-        files = GuestFiles(self.now, exact=True)
+        files = ExactFiles(self.now)
         done: list[str] = []
         for path in reversed(self.affected):
             if self._goes(path):
@@ -181,7 +181,7 @@ class _Work:
             elif old.kind == "symlink":
                 await self._do(files.symlink(path, old.target or ""), path, done)
             else:
-                source = GuestFiles(self.then, exact=True).read_stream(path)
+                source = ExactFiles(self.then).read_stream(path)
                 await self._do(files.write(path, source, mode=old.mode), path, done)
         for path in reversed(folders):
             await self._do(files.chmod_dir(path, self.before[path].mode), path, done)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from emberbox._http import error_of
 from emberbox.errors import Conflict, HistoryError, ValidationFailed, VmExecutionError
+from emberbox.sdk.transport import error_of
 from emberbox.server.failures import plain
 
 HEADER = "Idempotency-Key"

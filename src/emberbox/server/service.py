@@ -31,11 +31,11 @@ from emberbox.errors import (
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.host.pressure import MemoryReader
 from emberbox.images.template import Template
-from emberbox.local import LocalCommands
 from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
 from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
+from emberbox.sandbox.background import BackgroundCommands
 from emberbox.sandbox.copies import CopyOptions
 from emberbox.sandbox.ledger import SandboxRecord
 from emberbox.sandbox.listeners import Listeners
@@ -248,9 +248,9 @@ class Service:
         await self.engine.kill_sandbox(vm_id)
         self.followers.closed(vm_id)
 
-    def commands(self, session: Session) -> LocalCommands:
+    def commands(self, session: Session) -> BackgroundCommands:
         """The commands that were started in a machine through this server."""
-        commands: LocalCommands = session.attachments.setdefault("commands", LocalCommands(session))
+        commands: BackgroundCommands = session.attachments.setdefault("commands", BackgroundCommands(session))
         return commands
 
     # --- executions -----------------------------------------------------------------------------------------------

@@ -118,14 +118,14 @@ async def command(vm_id: str, body: CommandRequest, call: Executes) -> Response:
 
 async def _command(call: Call, session: Session, body: CommandRequest, outbox: Outbox) -> BaseModel:
     argv = ["/bin/bash", "-c", body.cmd] if isinstance(body.cmd, str) else body.cmd
-    commands = call.service.commands(session)
     seconds = bounds.command_seconds(call.service.config, body.timeout_seconds)
     if not body.background:
         with call.service.accepted(call.principal):
-            return await commands.run(argv, body.cwd, body.envs, seconds, outbox.listeners())
+            heard = outbox.listeners()
+            return await session.runner.exec(argv, cwd=body.cwd, env=body.envs, timeout=seconds, listeners=heard)
     call.service.check_open()
     followed = _Leaving(outbox)
-    running = await commands.start(argv, body.cwd, body.envs, seconds, followed.listeners)
+    running = await call.service.commands(session).start(argv, body.cwd, body.envs, seconds, followed.listeners)
     try:
         await outbox.put("started", CommandStarted(pid=running.pid))
         followed.begun.set()
@@ -158,14 +158,14 @@ class _Leaving:
 async def list_commands(vm_id: str, call: Executes) -> Response:
     """Those that were started from outside."""
     session = await used(call, vm_id)
-    return answer(ProcessList(processes=await call.service.commands(session).list()))
+    return answer(ProcessList(processes=await session.processes.list()))
 
 
 @router.delete("/commands/{pid}", response_model=KillResponse, summary="Kill a command")
 async def kill(vm_id: str, pid: Pid, call: Executes) -> Response:
     """With its children."""
     session = await used(call, vm_id)
-    return answer(KillResponse(killed=await call.service.commands(session).kill(pid)))
+    return answer(KillResponse(killed=await session.processes.kill(pid)))
 
 
 @router.post("/commands/{pid}/stdin", response_model=Done, summary="Write to a command's standard input")

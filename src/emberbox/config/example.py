@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from emberbox.config import Settings
+from emberbox.config.settings import Settings
 from emberbox.models import HookUse
 from emberbox.models.policy import PolicySwitches, RuleConfig
 

@@ -1,4 +1,4 @@
-"""Sandboxes of a server, as the SDK uses them."""
+"""Sandboxes of a server."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
 
-from emberbox._http import EXECUTION_SECONDS, HttpServer, M, ServerEvent, base64_of, made, parsed, parsed_text
-from emberbox._text import check_path
-from emberbox.errors import GuestFileError, SessionNotFound, ValidationFailed, VmConnectionError
+from emberbox._text import check_path, encoded
+from emberbox.errors import SessionNotFound, ValidationFailed, VmConnectionError
 from emberbox.models import (
     CommandHistoryEntry,
     CommandResult,
@@ -21,7 +20,6 @@ from emberbox.models import (
     Execution,
     FileDiff,
     HistoryQueryResponse,
-    MachineLimits,
     ProcessInfo,
     RollbackRequest,
     RollbackResponse,
@@ -31,7 +29,6 @@ from emberbox.models import (
 )
 from emberbox.models.service import (
     CommandRequest,
-    CommandStarted,
     ContextCreateRequest,
     ContextList,
     DiffRequest,
@@ -44,12 +41,10 @@ from emberbox.models.service import (
     KeepRequest,
     KillResponse,
     MadeDir,
-    OutputEvent,
     PathRequest,
     PointRequest,
     ProcessList,
     RenameRequest,
-    ResultEvent,
     RunCodeRequest,
     SnapshotList,
     StdinRequest,
@@ -57,59 +52,51 @@ from emberbox.models.service import (
     VmCreateRequest,
     VmInstance,
 )
-from emberbox.sandbox.files import Data, chunks
 from emberbox.sandbox.listeners import Listeners, RunOptions
+from emberbox.sandbox.uploads import Data, pieces_of
+from emberbox.sdk.backends.base import CreateOptions
+from emberbox.sdk.commands import AsyncCommands
+from emberbox.sdk.files import AsyncFiles
+from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, base64_of, followed, made, parsed
 
 
-class RemoteFiles:
+class RemoteFiles(AsyncFiles):
     """Files of a sandbox behind a server."""
 
     def __init__(self, server: HttpServer, path: str) -> None:
         self._server = server
         self._path = path + "/files"
 
-    async def read_stream(self, path: str) -> AsyncIterator[bytes]:
-        """The file's bytes in pieces."""
+    async def _read_stream(self, path: str) -> AsyncIterator[bytes]:
         async with self._server.download(self._path, path=check_path(path)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def read_bytes(self, path: str) -> bytes:
-        """The whole file."""
+    async def _read_bytes(self, path: str) -> bytes:
         return (await self._server.request("GET", self._path, params={"path": check_path(path)})).content
 
     async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
-        """Write a file, whole or not at all."""
+        """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
         body: bytes | AsyncIterator[bytes]
         if isinstance(data, str):
-            body = data.encode()
+            body = encoded("data", data)
         else:
-            body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else chunks(data)
+            body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else pieces_of(data, _UPLOAD_PIECE)
         answer = await self._server.request(
             "PUT", self._path, params={"path": check_path(path), "mode": mode}, content=body
         )
         return parsed(EntryInfo, answer)
 
     async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
-        """Entries of a directory."""
+        """List the entries of a directory, `depth` levels deep."""
         return (await self._server.get(EntryList, f"{self._path}/list", path=check_path(path), depth=depth)).entries
 
     async def get_info(self, path: str) -> EntryInfo:
-        """One file or directory."""
+        """Describe one file or directory (of a symbolic link: the link itself)."""
         return await self._server.get(EntryInfo, f"{self._path}/info", path=check_path(path))
 
-    async def exists(self, path: str) -> bool:
-        """Whether something has this name."""
-        try:
-            await self.get_info(path)
-        except GuestFileError as exc:
-            if exc.details.get("errno") in ("ENOENT", "ENOTDIR"):
-                return False
-            raise
-        return True
-
     async def make_dir(self, path: str) -> bool:
-        """Make a directory and its parents; False if it was there."""
+        """Make a directory and its parents; False if it was there already."""
         return (await self._server.post(MadeDir, f"{self._path}/mkdir", PathRequest(path=check_path(path)))).created
 
     async def remove(self, path: str) -> None:
@@ -117,7 +104,7 @@ class RemoteFiles:
         await self._server.request("DELETE", self._path, params={"path": check_path(path)})
 
     async def rename(self, path: str, new_path: str) -> EntryInfo:
-        """Rename or move."""
+        """Rename or move; an existing file of the new name is replaced."""
         request = RenameRequest(path=check_path(path), new_path=check_path(new_path))
         return await self._server.post(EntryInfo, f"{self._path}/rename", request)
 
@@ -138,12 +125,12 @@ class RemoteCommand:
         """Kill it; False if it had ended."""
         return not self._end.done() and await self._commands.kill(self.pid)
 
-    async def send_stdin(self, data: bytes, *, eof: bool = False) -> None:
+    async def send_stdin(self, data: str | bytes, *, eof: bool = False) -> None:
         """Write to its standard input."""
         await self._commands.send_stdin(self.pid, data, eof=eof)
 
 
-class RemoteCommands:
+class RemoteCommands(AsyncCommands):
     """Programs of a sandbox behind a server."""
 
     def __init__(self, server: HttpServer, path: str) -> None:
@@ -151,18 +138,16 @@ class RemoteCommands:
         self._path = path + "/commands"
         self._following: set[asyncio.Task[CommandResult]] = set()
 
-    async def run(
+    async def _run(
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
     ) -> CommandResult:
-        """Run a program to its end."""
         request = CommandRequest(cmd=list(argv), cwd=cwd, envs=dict(envs), timeout_seconds=timeout)
         async with self._server.events(self._path, request) as events:
             return await followed(CommandResult, events, listeners)
 
-    async def start(
+    async def _start(
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
     ) -> RemoteCommand:
-        """Start a program and leave it running."""
         request = CommandRequest(cmd=list(argv), cwd=cwd, envs=dict(envs), timeout_seconds=timeout, background=True)
         started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._follow(request, listeners, started))
@@ -187,15 +172,16 @@ class RemoteCommands:
             return await followed(CommandResult, events, listeners, started)
 
     async def list(self) -> list[ProcessInfo]:
-        """Commands under way."""
+        """List the commands under way."""
         return (await self._server.get(ProcessList, self._path)).processes
 
     async def kill(self, pid: int) -> bool:
         """Kill a command; False if there is none of this pid."""
         return parsed(KillResponse, await self._server.request("DELETE", f"{self._path}/{int(pid)}")).killed
 
-    async def send_stdin(self, pid: int, data: bytes, *, eof: bool = False) -> None:
+    async def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
         """Write to a background command's standard input."""
+        data = encoded("data", data) if isinstance(data, str) else data
         pieces = [data[at : at + _STDIN_PIECE] for at in range(0, len(data), _STDIN_PIECE)] or [b""]
         for number, piece in enumerate(pieces, 1):
             body = StdinRequest(data=base64_of(piece), eof=eof and number == len(pieces))
@@ -209,82 +195,40 @@ class RemoteCommands:
 
 
 _STDIN_PIECE = 1 << 20
+_UPLOAD_PIECE = 256 << 10
 
 
-async def followed(
-    model: type[M],
-    events: AsyncIterator[ServerEvent],
-    listeners: Listeners,
-    started: asyncio.Future[int] | None = None,
-) -> M:
-    """Hand a stream's events to listeners, and return what its last one says.
-
-    Args:
-        model: of the last event.
-        events: of the stream.
-        listeners: hear output and results.
-        started: gets the pid of a command.
-
-    Raises:
-        VmConnectionError: the stream ended too early; it may have run all the same.
-    """
-    async for event in events:
-        if event.name in ("stdout", "stderr"):
-            await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
-        elif event.name == "result":
-            await listeners.result(parsed_text(ResultEvent, event.data).result)
-        elif event.name == "started" and started is not None and not started.done():
-            started.set_result(parsed_text(CommandStarted, event.data).pid)
-        elif event.name == "complete":
-            return parsed_text(model, event.data)
-    raise VmConnectionError(
-        "The server's stream ended before its work did.",
-        remediation="It may have run all the same: look at the history before you try again.",
-    )
-
-
-class RemoteSandbox:
+class RemoteBackend:
     """A sandbox behind a server."""
 
     remote = True
 
-    def __init__(self, server: HttpServer, vm_id: str, backend: str, family: deque[str]) -> None:
+    def __init__(self, server: HttpServer, vm_id: str, isolation: str, family: deque[str]) -> None:
         self._server = server
         self._path = f"/api/vms/{quote(vm_id, safe='')}"
         self._family = family
         """Sandboxes that share the connections; the last one that is killed closes them."""
         family.append(vm_id)
         self.id = vm_id
-        self.backend = backend
+        self.isolation = isolation
         self.files = RemoteFiles(server, self._path)
         self.commands = RemoteCommands(server, self._path)
 
     @classmethod
-    async def create(
-        cls,
-        base_url: str,
-        token: str | None,
-        template: str | None,
-        *,
-        timeout: float | None,
-        envs: Mapping[str, str] | None,
-        metadata: Mapping[str, str] | None,
-        limits: MachineLimits | None,
-        snapshot: str | None,
-        agent_id: str | None,
-    ) -> Self:
+    async def create(cls, base_url: str, token: str | None, options: CreateOptions) -> Self:
         """Start one; see `AsyncSandbox.create`."""
+        timeout = options.timeout
         if timeout is not None and timeout <= 0:
             raise ValidationFailed(f"A sandbox's timeout must be positive, not {timeout:g}.", remediation="Use kill().")
         request = made(
             VmCreateRequest,
-            vm_type=template,
-            agent_id=agent_id,
-            envs=dict(envs or {}),
-            metadata=dict(metadata or {}),
-            limits=limits,
+            vm_type=options.template,
+            agent_id=options.agent_id,
+            envs=dict(options.envs or {}),
+            metadata=dict(options.metadata or {}),
+            limits=options.limits,
             timeout_seconds=timeout,
-            snapshot_id=snapshot,
+            snapshot_id=options.snapshot,
         )
         server = HttpServer(base_url, token)
         try:
@@ -301,7 +245,7 @@ class RemoteSandbox:
         try:
             sandbox = cls(server, sandbox_id, "", deque())
             await sandbox.resume()
-            sandbox.backend = (await sandbox.info()).backend
+            sandbox.isolation = (await sandbox.info()).backend
         except BaseException:
             await server.aclose()
             raise
@@ -391,12 +335,12 @@ class RemoteSandbox:
         answer = await self._server.post(DiffResponse, f"{self._path}/diff", request, seconds=EXECUTION_SECONDS)
         return answer.files
 
-    async def branch(self, point: str, timeout: float | None) -> RemoteSandbox:
+    async def branch(self, point: str, timeout: float | None) -> RemoteBackend:
         request = PointRequest(point=point, timeout_seconds=timeout)
         vm = await self._server.post(VmInstance, f"{self._path}/branch", _explicit(request), seconds=EXECUTION_SECONDS)
         return self._beside(vm)
 
-    async def fork(self, count: int, timeout: float | None) -> list[RemoteSandbox]:
+    async def fork(self, count: int, timeout: float | None) -> list[RemoteBackend]:
         if count < 1:
             raise ValidationFailed(f"count must be at least 1, not {count}.", remediation="Leave it out for one fork.")
         request = ForkRequest(count=count, timeout_seconds=timeout)
@@ -404,8 +348,8 @@ class RemoteSandbox:
         made = await answer
         return [self._beside(vm) for vm in made.vms]
 
-    def _beside(self, vm: VmInstance) -> RemoteSandbox:
-        return RemoteSandbox(self._server, vm.id, vm.backend, self._family)
+    def _beside(self, vm: VmInstance) -> RemoteBackend:
+        return RemoteBackend(self._server, vm.id, vm.backend, self._family)
 
     # --- life -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from emberbox.gate import Asker, Gate
 from emberbox.hooks.manager import HookManager
 from emberbox.languages import get_language
 from emberbox.models import (
-    DecisionRecord,
     Execution,
     ExecutionError,
     Logs,
@@ -46,21 +45,10 @@ class Guarded:
         """
         language = get_language(request.language).config.name
         asker = Asker(agent_id=request.agent_id, vm_id=request.vm_id, metadata=request.metadata or {})
-        trail: list[DecisionRecord] = []
-        code = await self._gate.admit(asker, language, request.code, trail)
-        checked = request.model_copy(update={"code": code})
-        filtered = self._gate.listeners(asker, language, code, listeners)
-        if filtered is None:
-            response = await run(checked, listeners)
-        else:
-            ended = False
-            try:
-                response = await run(checked, filtered.listeners)
-                ended = True
-            finally:
-                await filtered.close(ended=ended)
-        seen = await self._gate.release(asker, code, _execution(response), filtered, trail)
-        return VmExecuteResponse.of(seen)
+        async with self._gate.guarded(asker, language, request.code, listeners, []) as guarded:
+            checked = request.model_copy(update={"code": guarded.code})
+            guarded.execution = _execution(await run(checked, guarded.listeners))
+        return VmExecuteResponse.of(guarded.seen)
 
 
 def _execution(response: VmExecuteResponse) -> Execution:

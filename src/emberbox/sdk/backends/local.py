@@ -1,16 +1,16 @@
-"""Sandboxes of this process, as the SDK uses them."""
+"""Sandboxes of this process."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from emberbox._text import check_agent
 from emberbox.config import Settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import ExecutionFailed, ForkFailed, SessionNotFound, ValidationFailed
+from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook
 from emberbox.models import (
@@ -20,16 +20,19 @@ from emberbox.models import (
     Execution,
     FileDiff,
     HistoryQueryRequest,
-    MachineLimits,
     ProcessInfo,
     RollbackResponse,
     SandboxInfo,
     SandboxMetrics,
     SnapshotInfo,
 )
+from emberbox.sandbox.background import BackgroundCommand, BackgroundCommands
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.session import Session
+from emberbox.sdk.backends.base import CreateOptions
+from emberbox.sdk.commands import AsyncCommands
+from emberbox.sdk.files import AsyncFiles
 
 
 class _Share:
@@ -77,111 +80,68 @@ def _common_share() -> _Share:
     return _engines.setdefault(asyncio.get_running_loop(), _Share(Engine()))
 
 
-class LocalCommands:
+class LocalFiles(GuestFiles, AsyncFiles):
+    """Files of a sandbox of this process."""
+
+    _read_stream = GuestFiles.read_stream
+    _read_bytes = GuestFiles.read_bytes
+
+
+class LocalCommands(AsyncCommands):
     """Programs in a sandbox of this process."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._running: dict[int, LocalCommand] = {}
+        self._background = BackgroundCommands(session)
 
-    async def run(
+    async def _run(
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
     ) -> CommandResult:
-        """Run a program to its end."""
         return await self._session.runner.exec(argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners)
 
-    async def start(
+    async def _start(
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
-    ) -> LocalCommand:
-        """Start a program and leave it running."""
-        started: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        work = self._session.runner.exec(
-            argv, cwd=cwd, env=envs, timeout=timeout, listeners=listeners, stdin=True,
-            on_start=lambda request, pid: None if started.done() else started.set_result((request, pid)),
-        )  # fmt: skip
-        task = asyncio.ensure_future(work)
-        both: list[asyncio.Future[Any]] = [started, task]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException:
-            task.cancel()  # which kills the command
-            raise
-        if not started.done():
-            started.cancel()
-            done = await task  # raises why it did not start
-            raise ExecutionFailed(f"{argv[0]} ended with {done.exit_code} before it began: {done.error or ''}")
-        request, pid = started.result()
-        command = LocalCommand(self._session, task, request, pid)
-        self._running[pid] = command
-        task.add_done_callback(lambda _: self._running.pop(pid, None))
-        return command
+    ) -> BackgroundCommand:
+        return await self._background.start(argv, cwd, envs, timeout, listeners)
 
     async def list(self) -> list[ProcessInfo]:
-        """Commands under way."""
+        """List the commands under way."""
         return await self._session.processes.list()
 
     async def kill(self, pid: int) -> bool:
         """Kill a command; False if there is none of this pid."""
         return await self._session.processes.kill(pid)
 
-    async def send_stdin(self, pid: int, data: bytes, *, eof: bool = False) -> None:
+    async def send_stdin(self, pid: int, data: str | bytes, *, eof: bool = False) -> None:
         """Write to a background command's standard input."""
-        command = self._running.get(pid)
-        if command is None:
-            raise SessionNotFound(f"There is no background command {pid}.", remediation="commands.list() shows them.")
-        await command.send_stdin(data, eof=eof)
+        await self._background.send_stdin(pid, data, eof=eof)
 
 
-class LocalCommand:
-    """A command that runs in the background of a sandbox of this process."""
-
-    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
-        self._session = session
-        self._task = task
-        self._request = request
-        self.pid = pid
-
-    async def wait(self) -> CommandResult:
-        """Wait for its end. Being cancelled here leaves the command running."""
-        return await asyncio.shield(self._task)
-
-    async def kill(self) -> bool:
-        """Kill it and its children; False if it had ended."""
-        return not self._task.done() and await self._session.processes.kill(self.pid)
-
-    async def send_stdin(self, data: bytes, *, eof: bool = False) -> None:
-        """Write to its standard input; `eof` closes it afterwards."""
-        await self._session.runner.send_stdin(self._request, data, eof=eof)
-
-
-class LocalSandbox:
+class LocalBackend:
     """A sandbox of this process, or of an engine of this process."""
 
     remote = False
 
     def __init__(self, session: Session, engine: Engine, share: _Share | None = None) -> None:
         self.session = session
+        self.id = session.id
+        self.files = LocalFiles(session)
+        self.commands = LocalCommands(session)
         self._engine = engine
         self._share = share
-        self.commands = LocalCommands(session)
 
     @classmethod
     async def create(
         cls,
-        template: str | None,
+        options: CreateOptions,
         *,
-        timeout: float | None,
-        envs: Mapping[str, str] | None,
-        metadata: Mapping[str, str] | None,
-        limits: MachineLimits | None,
-        snapshot: str | None,
-        agent_id: str,
         hooks: Iterable[Hook],
         approver: Approver | None,
         engine: Engine | None,
         settings: Settings | None,
     ) -> Self:
         """Start one; see `AsyncSandbox.create`."""
+        agent_id = options.agent_id or "local"
         check_agent(agent_id)
         hooks = tuple(hooks)
         own = settings is not None or hooks != () or approver is not None
@@ -197,12 +157,12 @@ class LocalSandbox:
             share.take(making)
         try:
             session = await engine.create_sandbox(
-                template,
-                limits=limits,
-                envs=envs,
-                metadata=metadata,
-                timeout=timeout,
-                snapshot=snapshot,
+                options.template,
+                limits=options.limits,
+                envs=options.envs,
+                metadata=options.metadata,
+                timeout=options.timeout,
+                snapshot=options.snapshot,
                 agent_id=agent_id,
             )
             if share is not None:
@@ -229,16 +189,8 @@ class LocalSandbox:
         return cls(session, engine, share)
 
     @property
-    def id(self) -> str:
-        return self.session.id
-
-    @property
-    def backend(self) -> str:
+    def isolation(self) -> str:
         return self.session.machine.backend
-
-    @property
-    def files(self) -> GuestFiles:
-        return self.session.files
 
     # --- code -----------------------------------------------------------------------------------------------------
 
@@ -292,10 +244,10 @@ class LocalSandbox:
     async def diff(self, before: str, after: str | None) -> list[FileDiff]:
         return await self._engine.undo.diff(self.session, before, after)
 
-    async def branch(self, point: str, timeout: float | None) -> LocalSandbox:
+    async def branch(self, point: str, timeout: float | None) -> LocalBackend:
         return self._beside(await self._engine.undo.branch(self.session, point, timeout=timeout))
 
-    async def fork(self, count: int, timeout: float | None) -> list[LocalSandbox]:
+    async def fork(self, count: int, timeout: float | None) -> list[LocalBackend]:
         try:
             sessions = await self._engine.undo.fork(self.session, count, timeout=timeout)
         except ForkFailed as exc:
@@ -303,11 +255,11 @@ class LocalSandbox:
             raise
         return [self._beside(session) for session in sessions]
 
-    def _beside(self, session: Session) -> LocalSandbox:
+    def _beside(self, session: Session) -> LocalBackend:
         """A sandbox beside this one, which keeps the engine alive as well."""
         if self._share is not None:
             self._share.take(session.id)
-        return LocalSandbox(session, self._engine, self._share)
+        return LocalBackend(session, self._engine, self._share)
 
     # --- life -----------------------------------------------------------------------------------------------------
 

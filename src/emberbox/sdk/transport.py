@@ -29,6 +29,8 @@ from emberbox.errors import (
     VmNotAvailable,
     error_classes,
 )
+from emberbox.models.service import CommandStarted, ErrorResponse, OutputEvent, ResultEvent
+from emberbox.sandbox.listeners import Listeners
 
 TOKEN_VARIABLE = "EMBERBOX_TOKEN"  # noqa: S105 (the name of a variable)
 CONNECT_SECONDS = 10.0
@@ -281,10 +283,40 @@ def parsed_text(model: type[M], text: str | bytes) -> M:
         ) from exc
 
 
+async def followed(
+    model: type[M],
+    events: AsyncIterator[ServerEvent],
+    listeners: Listeners,
+    started: asyncio.Future[int] | None = None,
+) -> M:
+    """Hand a stream's events to listeners, and return what its last one says.
+
+    Args:
+        model: of the last event.
+        events: of the stream.
+        listeners: hear output and results.
+        started: gets the pid of a command.
+
+    Raises:
+        VmConnectionError: the stream ended too early; it may have run all the same.
+    """
+    async for event in events:
+        if event.name in ("stdout", "stderr"):
+            await listeners.text(event.name, parsed_text(OutputEvent, event.data).content)
+        elif event.name == "result":
+            await listeners.result(parsed_text(ResultEvent, event.data).result)
+        elif event.name == "started" and started is not None and not started.done():
+            started.set_result(parsed_text(CommandStarted, event.data).pid)
+        elif event.name == "complete":
+            return parsed_text(model, event.data)
+    raise VmConnectionError(
+        "The server's stream ended before its work did.",
+        remediation="It may have run all the same: look at the history before you try again.",
+    )
+
+
 def error_of(status: int | None, body: bytes, headers: Mapping[str, str]) -> VmExecutionError:
     """The error that an answer tells of, as the class that it is."""
-    from emberbox.models.service import ErrorResponse
-
     try:
         told = ErrorResponse.model_validate_json(body).error
     except ValidationError:

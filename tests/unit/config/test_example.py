@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 
 from emberbox.cli import config as cli
 from emberbox.config import Settings, load_settings
+from emberbox.config.example import FOR_ROOT, NAMED, ROWS, SAMPLES, _setting, example, uncommented
 from emberbox.models import HooksConfig, PolicyConfig, VmExecutionConfig
 from emberbox.models.server import ServerConfig
-from emberbox.settings_example import FOR_ROOT, NAMED, ROWS, SAMPLES, _setting, example, uncommented
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILE = ROOT / "deploy/emberbox.toml"
 
 
@@ -75,7 +75,7 @@ def test_it_is_the_same_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     first = example()
     monkeypatch.setenv("EMBERBOX_SERVER__PORT", "1234")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 1234)
+    monkeypatch.setattr("emberbox.config.settings.os.getuid", lambda: 1234)
     assert example() == first
 
 
@@ -86,7 +86,7 @@ def test_as_it_is_it_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_every_setting_is_in_it_at_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_file = flat(tomllib.loads(uncommented(example())))
     assert set(in_file) == set(NAMES) - TABLES
-    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 0)
+    monkeypatch.setattr("emberbox.config.settings.os.getuid", lambda: 0)
     monkeypatch.setenv("HOME", "/root")
     settings, defaults = load(uncommented(example()), tmp_path, monkeypatch), load("", tmp_path, monkeypatch)
     for name in in_file:

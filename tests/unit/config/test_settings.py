@@ -53,21 +53,21 @@ def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_state_directory(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 0)
+    monkeypatch.setattr("emberbox.config.settings.os.getuid", lambda: 0)
     assert default_state_dir() == Path("/var/lib/emberbox")
-    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 1234)
+    monkeypatch.setattr("emberbox.config.settings.os.getuid", lambda: 1234)
     assert default_state_dir() == home / ".local/state/emberbox"
     monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
     assert default_state_dir() == Path("/somewhere/emberbox")
 
 
 def test_the_run_directory_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 0)
+    monkeypatch.setattr("emberbox.config.settings.os.getuid", lambda: 0)
     assert default_run_dir() == Path("/run/emberbox")
 
 
 def test_the_run_directory_of_an_ordinary_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberbox.config.os.getuid", lambda: 1234)
+    monkeypatch.setattr("emberbox.config.settings.os.getuid", lambda: 1234)
     assert default_run_dir() == Path("/tmp/emberbox-1234")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1234")
     assert default_run_dir() == Path("/run/user/1234/emberbox")

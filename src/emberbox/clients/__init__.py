@@ -1,0 +1,1 @@
+"""Clients of a server, in the words of its requests and answers."""
