@@ -457,7 +457,7 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join))
 LINE_END = re.compile(r"\r\n?|\n")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TEXTS)
 def test_any_text_gives_blocks_with_right_places(text: str) -> None:
     end = 0
@@ -477,7 +477,7 @@ def test_any_text_gives_blocks_with_right_places(text: str) -> None:
 CODE_LINES = st.lists(st.text(st.characters(exclude_characters="\r\n`~"), max_size=30), max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(CODE_LINES, st.sampled_from(["\n", "\r\n"]), st.sampled_from(["```", "~~~", "`````"]))
 def test_code_of_an_unindented_fence_is_its_slice(lines: list[str], end: str, fence: str) -> None:
     code = "".join(line + end for line in lines)
