@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import os
 import shutil
 import tempfile
@@ -33,19 +32,13 @@ __all__ = ["pytest_terminal_summary", "pytest_xdist_make_scheduler"]
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Settings of the person who runs the tests do not reach them (the caches are shared on purpose). Each test has a
-    history of its own, in a folder that is only made where it is used."""
+    history of its own."""
     for name in list(os.environ):
         if name.startswith("EMBERBOX_") and name != "EMBERBOX_CACHE_DIR":
             monkeypatch.delenv(name)
-    state = tmp_path_factory.getbasetemp() / f"state-{next(_numbers)}"
-    monkeypatch.setenv("EMBERBOX_STATE_DIR", str(state))
-    yield
-    shutil.rmtree(state, ignore_errors=True)
-
-
-_numbers = itertools.count()
+    monkeypatch.setenv("EMBERBOX_STATE_DIR", str(tmp_path / "state"))
 
 
 @pytest.fixture

@@ -303,7 +303,6 @@ def test_files_of_snapshots_are_private_where_new_files_are_for_the_group(
 ) -> None:
     """Those of a running sandbox, of its template, and those that are kept; an export as well."""
     monkeypatch.setenv("EMBERBOX_SNAPSHOT_DIR", str(tmp_path / "snapshots"))
-    monkeypatch.setenv("EMBERBOX_STATE_DIR", str(tmp_path / "state"))
     previous = os.umask(0o002)
     try:
         with Sandbox.create("minimal", envs={"SECRET": "s3cret"}) as sandbox:
