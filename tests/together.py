@@ -17,10 +17,18 @@ if TYPE_CHECKING:
 _LONGEST_FIRST = (
     "firecracker",
     "qemu",
-    "test_growth.py",
     "test_images.py",
+    "test_docs.py",
+    "test_growth.py",
+    "test_server_schema.py",
+    "test_server_hostile.py",
+    "test_languages.py",
+    "test_cli.py",
+    "test_durable.py",
+    "test_copies_share_nothing.py",
+    "test_bench.py",
 )
-"""Groups, by the time that they take. Those that are not named have less than half a minute each."""
+"""Groups, by the time that they take. Those that are not named take less than that of the last one."""
 
 
 def group_of(nodeid: str) -> str:

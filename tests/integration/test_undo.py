@@ -53,7 +53,7 @@ def test_rollback_takes_back_files_memory_and_processes(sandbox: Sandbox) -> Non
     assert sleeping(sandbox) == ["sleep 4242"]
 
 
-@pytest.mark.every_backend
+@pytest.mark.every_backend(heavy=True)
 def test_rollback_works_again_and_again(sandbox: Sandbox) -> None:
     sandbox.run_code("n = 0")
     point = sandbox.snapshot()
@@ -62,7 +62,7 @@ def test_rollback_works_again_and_again(sandbox: Sandbox) -> None:
         sandbox.rollback(point.snapshot_id)
 
 
-@pytest.mark.every_backend
+@pytest.mark.every_backend(heavy=True)
 @pytest.mark.own_machine
 def test_snapshots_make_a_tree(sandbox: Sandbox) -> None:
     root = sandbox.snapshot("root", description="before anything")
@@ -120,7 +120,7 @@ RANDOM = (
 )
 
 
-@pytest.mark.every_backend
+@pytest.mark.every_backend(heavy=True)
 def test_two_forks_never_draw_the_same_numbers(sandbox: Sandbox) -> None:
     sandbox.run_code(RANDOM)
     sandbox.run_code("echo $RANDOM", "bash")
@@ -131,7 +131,7 @@ def test_two_forks_never_draw_the_same_numbers(sandbox: Sandbox) -> None:
         assert len(set(shells)) == 3
 
 
-@pytest.mark.every_backend
+@pytest.mark.every_backend(heavy=True)
 def test_branch_leaves_the_sandbox_alone(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 'then'")
     point = sandbox.snapshot()
