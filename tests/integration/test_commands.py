@@ -23,7 +23,7 @@ def test_a_list_is_run_without_a_shell(sandbox: Sandbox) -> None:
     assert sandbox.commands.run(["echo", "$HOME", "; ls"]).stdout == "$HOME ; ls\n"
 
 
-@pytest.mark.every_backend
+@pytest.mark.every_backend(heavy=True)
 def test_directory_environment_and_user(sandbox: Sandbox) -> None:
     sandbox.files.make_dir("inner")
     done = sandbox.commands.run("pwd; echo $WORD; id -u; echo $HOME", cwd="inner", envs={"WORD": "hi"})
