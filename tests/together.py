@@ -6,13 +6,10 @@ takes longest is begun first, and the short files fill the gaps, so that all pro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
-
-if TYPE_CHECKING:
-    pass
 
 _LONGEST_FIRST = (
     "firecracker",
@@ -63,7 +60,7 @@ class Together(LoadScopeScheduling):  # type: ignore[misc]
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadScopeScheduling:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Called by pytest-xdist."""
     config.option.loadscopereorder = False
-    return Together(config)
+    return Together(config, log)
