@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,9 +21,10 @@ from emberbox import load_settings
 from emberbox.errors import ImageError, VmNotAvailable
 from emberbox.images.kernel import find_kernel
 from emberbox.images.kernel_debian import ensure_debian_kernel
+from emberbox.images.template import load_template
 from emberbox.machines.processor import emulated
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 600.0
 SLOW_SECONDS = 230.0
 """What one execution may take on an emulated processor beside other tests. It is to be slow there, not to fail."""
 LIFE_SECONDS = 3600.0
@@ -117,10 +120,31 @@ def need_qemu() -> None:
         pytest.skip("qemu-system-x86_64 (package qemu-system-x86) is not installed")
 
 
+def warmed(name: str) -> str:
+    """A template of the same image whose interpreters all run when its snapshot is taken: an emulated processor takes
+    seconds to start one. By the path of its file, which stays, as snapshots are kept by what is in it."""
+    theirs = load_template(name, load_settings())
+    languages = [language for language in theirs.languages if language in ("python", "javascript", "bash")]
+    text = (theirs.directory / f"{name}.toml").read_text()
+    changed = re.sub(r"(?m)^warm = .*$", f"warm = {json.dumps(languages)}", text)
+    assert changed != text
+    target = load_settings().cache_dir / "test-templates" / f"{name}.toml"
+    if not target.is_file() or target.read_text() != changed:
+        _publish(changed.encode(), target, 0o444)
+    return str(target)
+
+
+def snapshots_of(backend: str) -> Path:
+    """Where snapshots of templates are kept from one run to the next: to boot takes minutes on an emulated processor,
+    and in the usual place those of other limits and back ends would soon take theirs."""
+    return load_settings().cache_dir / f"{backend}-tests"
+
+
 def environment_of(backend: str) -> dict[str, str]:
     """Settings, as environment variables, with which sandboxes run on `firecracker` or `qemu`."""
     need_root_disks()
     found = {"BACKEND": backend, "BOOT_TIMEOUT_SECONDS": str(BOOT_SECONDS)}
+    found["SNAPSHOT_DIR"] = str(snapshots_of(backend) / "contract")
     found["VM_EXECUTION__EXECUTION_TIMEOUT_MS"] = str(int(SLOW_SECONDS * 1000))
     if backend == "qemu":
         need_qemu()

@@ -14,16 +14,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backends import ALL_ON_FIRECRACKER, LIFE_SECONDS, environment_of
+import microvms
+import qemus
+import together
+from backends import ALL_ON_FIRECRACKER, LIFE_SECONDS, environment_of, warmed
 from backends_table import COLUMNS, pytest_terminal_summary, ran_on
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
 from emberbox.machines.processor import emulated
 from served import Served
+from shared_machines import SharedMachines
+from together import pytest_xdist_make_scheduler
 
-__all__ = ["pytest_terminal_summary"]
-"""A hook, which pytest finds here."""
+__all__ = ["pytest_terminal_summary", "pytest_xdist_make_scheduler"]
+"""Hooks, which pytest finds here."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +58,11 @@ def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None
     on_server = params.get("sandbox") == "remote" or "127.0.0.1:8080" in str(params.get("code", ""))
     if "served" in request.fixturenames or on_server:
         request.getfixturevalue("served")  # it stays: it must be there before we count
-    shared = params.get("sandbox") == "qemu" and hasattr(request.module, "SHARED")
+    shared = _is_shared(request)
     if shared:
-        request.getfixturevalue("on_qemu")
+        ran_on(request.node, params["sandbox"])
+        _need(params["sandbox"], request)
+        request.getfixturevalue("shared_machines").of(request)  # likewise
     before, groups, children = _descriptors(), _groups(0), _children()
     yield
     gc.collect()
@@ -89,7 +96,7 @@ def _ours(process: psutil.Process) -> bool:
 
 
 _servers: set[int] = set()
-"""Processes that outlive a test: servers, and the spawners of `on_qemu`."""
+"""Processes that outlive a test: servers, and the spawners of `shared_machines`."""
 
 
 def _groups(seconds: float) -> set[str]:
@@ -124,26 +131,32 @@ def settings(run_dir: Path) -> Settings:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes are begun first: files run beside each other, and nothing is to wait for the last one."""
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    together.sort(items)
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("sandbox") in ("qemu", "firecracker"):
+        if together.group_of(item.nodeid) in ("qemu", "firecracker"):
             item.add_marker(pytest.mark.timeout(LIFE_SECONDS / 4))  # an emulated processor makes them slow, not red
 
 
-_LONG = {"test_undo.py", "test_images.py", "test_firecracker.py", "test_firecracker_machines.py", "test_growth.py"}
+def pytest_collection_finish() -> None:
+    """Thousands of tests stay as they are until the end: `nothing_left` need not look through them every time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Modules that say `CONTRACT = True` test what the SDK promises: on every back end, and against a server."""
+    """Modules that say `CONTRACT = True` test what the SDK promises: on gVisor, here and on a server, and what each
+    back end decides for itself (`every_backend`) on all of them."""
     if "sandbox" in metafunc.fixturenames and getattr(metafunc.module, "CONTRACT", False):
-        metafunc.parametrize("sandbox", list(COLUMNS), indirect=True)
+        everywhere = any(metafunc.definition.iter_markers("every_backend")) or ALL_ON_FIRECRACKER
+        metafunc.parametrize("sandbox", list(COLUMNS) if everywhere else ["local", "remote"], indirect=True)
 
 
 @pytest.fixture
 def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A fresh sandbox, of the module's `TEMPLATE` and `LIMITS` or the default ones."""
+    """A sandbox as new, of the module's `TEMPLATE` and `LIMITS` or the default ones."""
+    if _is_shared(request):
+        yield request.getfixturevalue("shared_machines").of(request)
+        return
     where: str = getattr(request, "param", "local")
     ran_on(request.node, where)
     template: str | None = getattr(request.module, "TEMPLATE", None)
@@ -153,16 +166,29 @@ def sandbox(nothing_left: None, request: pytest.FixtureRequest, monkeypatch: pyt
         with Sandbox.create(template, base_url=served.url, limits=limits, timeout=LIFE_SECONDS) as sandbox:
             yield sandbox
         return
-    if where == "qemu" and hasattr(request.module, "SHARED"):
-        yield request.getfixturevalue("on_qemu")
-        return
-    if where == "firecracker" and emulated() and not (hasattr(request.module, "QUICK") or ALL_ON_FIRECRACKER):
-        pytest.skip("minutes where KVM is emulated: EMBERBOX_TEST_FIRECRACKER=1 runs it")
     if where != "local":
+        _need(where, request)
         for name, value in environment_of(where).items():
             monkeypatch.setenv(name, value)
+        template = warmed(template or "default")
     with Sandbox.create(template, limits=limits, timeout=LIFE_SECONDS) as sandbox:
         yield sandbox
+
+
+def _need(backend: str, request: pytest.FixtureRequest) -> None:
+    """Skips what takes minutes on emulated KVM, where the first touch of a page of memory takes some milliseconds."""
+    marker = request.node.get_closest_marker("every_backend")
+    with_node = not hasattr(request.module, "TEMPLATE")
+    heavy = with_node or (marker is not None and marker.kwargs.get("heavy", False))
+    if backend == "firecracker" and heavy and emulated() and not ALL_ON_FIRECRACKER:
+        pytest.skip("minutes where KVM is emulated: EMBERBOX_TEST_FIRECRACKER=1 runs it")
+
+
+def _is_shared(request: pytest.FixtureRequest) -> bool:
+    """Whether a test has a sandbox of `shared_machines`."""
+    callspec = getattr(request.node, "callspec", None)
+    on = None if callspec is None else callspec.params.get("sandbox")
+    return on in ("qemu", "firecracker") and request.node.get_closest_marker("own_machine") is None
 
 
 @pytest.fixture
@@ -174,29 +200,28 @@ def where(request: pytest.FixtureRequest) -> str | None:
     return served.url
 
 
-@pytest.fixture(scope="module")
-def on_qemu(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """One sandbox on QEMU for all tests of a module that says `SHARED = True`: an emulated processor takes seconds to
-    start an interpreter for the first time."""
-    run_dir = Path(tempfile.mkdtemp(prefix="ebt-", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as environment:
-        wanted = environment_of("qemu") | {"EMBERBOX_RUN_DIR": str(run_dir), "EMBERBOX_STATE_DIR": f"{run_dir}.state"}
-        for name, value in (wanted | {"EMBERBOX_VM_EXECUTION__VM_POOL_SIZE": "0"}).items():
-            environment.setenv(name, value)
-        settings = load_settings()
-    spawners: set[int] = set()
+@pytest.fixture(scope="session")
+def shared_machines() -> Iterator[SharedMachines]:
+    """The sandboxes of emulated back ends that tests share."""
+    machines = SharedMachines(_servers)
     try:
-        template: str | None = getattr(request.module, "TEMPLATE", None)
-        with Sandbox.create(template, settings=settings, timeout=LIFE_SECONDS) as sandbox:
-            spawners.update(processes_of(f"{run_dir}/"))
-            _servers.update(spawners)
-            yield sandbox
-        assert processes_of(f"{run_dir}/") == [], "processes are left"
-        assert list(run_dir.iterdir()) == [], "files are left in the run directory"
+        yield machines
     finally:
-        _servers.difference_update(spawners)
-        shutil.rmtree(run_dir, ignore_errors=True)
-        shutil.rmtree(f"{run_dir}.state", ignore_errors=True)
+        machines.end()
+
+
+@pytest.fixture(scope="session")
+def firecracker_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[microvms.World]:
+    """What the tests of Firecracker's machines share, in all their modules."""
+    with microvms.making_of_world(tmp_path_factory.mktemp("firecracker")) as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def qemu_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qemus.World]:
+    """What the tests of QEMU's machines share, in all their modules."""
+    with qemus.making_of_world(tmp_path_factory.mktemp("qemu")) as world:
+        yield world
 
 
 @pytest.fixture

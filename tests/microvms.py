@@ -7,9 +7,13 @@ its fixtures by name.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +21,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backends import BOOT_SECONDS, firecracker_kernel, firecracker_programs, need_kvm, need_root_disks
+from backends import BOOT_SECONDS, firecracker_kernel, firecracker_programs, need_kvm, need_root_disks, warmed
 from emberbox import Engine, MachineLimits, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.host.cgroups import find_cgroup_root
@@ -36,14 +40,6 @@ from emberbox.sandbox.store import digests_of
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
 
 
-@pytest.fixture(scope="module")
-def options() -> FirecrackerOptions:
-    need_kvm()
-    need_root_disks()
-    programs = firecracker_programs()
-    return FirecrackerOptions(programs / "firecracker", programs / "jailer", firecracker_kernel(), accept_emulated=True)
-
-
 @dataclass(frozen=True, slots=True)
 class World:
     """What the tests share."""
@@ -53,43 +49,79 @@ class World:
     image: Image
     snapshot: Snapshot
     """Of a machine that has just been configured."""
-    boot_seconds: float
 
     def factory(self, **changes: object) -> FirecrackerFactory:
         return FirecrackerFactory(self.settings, replace(self.options, **changes))  # type: ignore[arg-type]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(options: FirecrackerOptions, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """Boots the one machine of which all others are copies."""
-    run_dir, folder = Path(tempfile.mkdtemp(prefix="ebf-", dir="/tmp")), tmp_path_factory.mktemp("firecracker")
-    image = await ensure_image(load_template("minimal", load_settings()), load_settings())
-    # a cache of its own for the jails, where other tests run beside these; below the usual one, so that links work
-    cache = Path(tempfile.mkdtemp(prefix="test-", dir=load_settings().cache_dir))
-    (cache / "images").symlink_to(image.directory.parent)
-    settings = load_settings(
-        backend="firecracker",
-        cache_dir=cache,
-        run_dir=run_dir,
-        snapshot_dir=folder / "snapshots",
-        state_dir=folder / "state",
-        firecracker=options.firecracker,
-        jailer=options.jailer,
-        kernel=options.kernel,
-        boot_timeout_seconds=BOOT_SECONDS,
-        vm_execution={"enabled": True, "vm_pool_size": 0, "code_validation": False},
+@contextlib.contextmanager
+def making_of_world(folder: Path) -> Iterator[World]:
+    """Boots the one machine of which all others are copies, unless the cache has it. For `firecracker_world` of
+    conftest.py, by which the modules of a process share it."""
+    need_kvm()
+    need_root_disks()
+    programs = firecracker_programs()
+    options = FirecrackerOptions(
+        programs / "firecracker", programs / "jailer", firecracker_kernel(), accept_emulated=True
     )
-    image = await ensure_image(load_template("minimal", settings), settings)
+    run_dir = Path(tempfile.mkdtemp(prefix="ebf-", dir="/tmp"))
+    with _own_cache() as cache:
+        settings = load_settings(
+            backend="firecracker",
+            cache_dir=cache,
+            run_dir=run_dir,
+            snapshot_dir=cache / "snapshots",
+            state_dir=folder / "state",
+            firecracker=options.firecracker,
+            jailer=options.jailer,
+            kernel=options.kernel,
+            boot_timeout_seconds=BOOT_SECONDS,
+            vm_execution={"enabled": True, "vm_pool_size": 0, "code_validation": False},
+        )
+        try:
+            yield asyncio.run(_made(settings, options, folder))
+        finally:
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_cache() -> Iterator[Path]:
+    """A cache of this process alone, where it looks at what machines left in their jails; with the usual images, and
+    the snapshots of earlier runs. It is below the usual cache, so that links work."""
+    usual = load_settings().cache_dir
+    base = usual / "firecracker-tests"
+    base.mkdir(mode=0o700, exist_ok=True)
+    for number in itertools.count():
+        fd = os.open(base / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        break
     try:
-        started = time.monotonic()
-        async with Engine(settings) as engine:
-            session = await engine.create_sandbox("minimal", limits=LIMITS)
-            seconds = time.monotonic() - started
-            snapshot, _ = await session.checkpoint(folder / "template")
-        yield World(settings, options, image, replace(snapshot, digests=digests_of(folder / "template")), seconds)
+        cache = base / str(number)
+        cache.mkdir(exist_ok=True)
+        shutil.rmtree(cache / "jails", ignore_errors=True)  # of a run that was killed
+        (usual / "images").mkdir(exist_ok=True)
+        if not (cache / "images").is_symlink():
+            (cache / "images").symlink_to(usual / "images")
+        yield cache
     finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        shutil.rmtree(cache, ignore_errors=True)
+        os.close(fd)
+
+
+async def _made(settings: Settings, options: FirecrackerOptions, folder: Path) -> World:
+    image = await ensure_image(load_template("minimal", settings), settings)
+    async with Engine(settings) as engine:
+        session = await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
+        snapshot, _ = await session.checkpoint(folder / "template")
+    return World(settings, options, image, replace(snapshot, digests=digests_of(folder / "template")))
+
+
+@pytest.fixture
+def world(firecracker_world: World) -> World:
+    return firecracker_world
 
 
 def _left(settings: Settings) -> list[str]:
@@ -103,8 +135,8 @@ def _left(settings: Settings) -> list[str]:
     return files + processes + groups
 
 
-@pytest.fixture
-def clean(world: World) -> Iterator[None]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def clean(world: World) -> AsyncIterator[None]:
     """After the test nothing of it is left."""
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     yield
@@ -129,7 +161,7 @@ async def engine(world: World, clean: None) -> AsyncIterator[Engine]:
 
 
 async def start(engine: Engine) -> Session:
-    return await engine.create_sandbox("minimal", limits=LIMITS)
+    return await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
 
 
 async def run(engine: Engine, session: Session, code: str, language: str = "python", seconds: float = 60) -> Execution:

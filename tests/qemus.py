@@ -7,6 +7,7 @@ import its fixtures by name.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backends import BOOT_SECONDS, need_qemu, need_root_disks, qemu_kernel
+from backends import BOOT_SECONDS, need_qemu, need_root_disks, qemu_kernel, snapshots_of, warmed
 from emberbox import Engine, MachineLimits, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.host.cgroups import find_cgroup_root
@@ -57,7 +58,7 @@ def _settings(run_dir: Path, folder: Path, **changes: object) -> Settings:
         qemu_accel="tcg",
         kernel=qemu_kernel(),
         run_dir=run_dir,
-        snapshot_dir=load_settings().cache_dir / "qemu-tests",
+        snapshot_dir=snapshots_of("qemu"),
         state_dir=folder / "state",
         boot_timeout_seconds=BOOT_SECONDS,
         vm_execution={"enabled": True, "vm_pool_size": 0, "code_validation": False},
@@ -65,22 +66,31 @@ def _settings(run_dir: Path, folder: Path, **changes: object) -> Settings:
     )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """Boots the one machine of which all others are copies, unless the cache has it."""
+@contextlib.contextmanager
+def making_of_world(folder: Path) -> Iterator[World]:
+    """Boots the one machine of which all others are copies, unless the cache has it. For `qemu_world` of conftest.py,
+    by which the modules of a process share it."""
     need_root_disks()
     need_qemu()
-    run_dir, folder = Path(tempfile.mkdtemp(prefix="ebq-", dir="/tmp")), tmp_path_factory.mktemp("qemu")
+    run_dir = Path(tempfile.mkdtemp(prefix="ebq-", dir="/tmp"))
     try:
-        settings = _settings(run_dir, folder)
-        image = await ensure_image(load_template("minimal", settings), settings)
-        async with Engine(settings) as engine:
-            for _ in range(2):  # the first may be the one that was booted
-                session = await engine.create_sandbox("minimal", limits=LIMITS)
-            snapshot, _ = await session.checkpoint(folder / "template")
-        yield World(settings, image, replace(snapshot, digests=digests_of(folder / "template")))
+        yield asyncio.run(_made(_settings(run_dir, folder), folder))
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+async def _made(settings: Settings, folder: Path) -> World:
+    image = await ensure_image(load_template("minimal", settings), settings)
+    async with Engine(settings) as engine:
+        for _ in range(2):  # the first may be the one that was booted
+            session = await start(engine)
+        snapshot, _ = await session.checkpoint(folder / "template")
+    return World(settings, image, replace(snapshot, digests=digests_of(folder / "template")))
+
+
+@pytest.fixture
+def world(qemu_world: World) -> World:
+    return qemu_world
 
 
 def _left(settings: Settings) -> list[str]:
@@ -101,15 +111,16 @@ def _descriptors() -> list[str]:
     return found
 
 
-@pytest.fixture
-def clean(world: World) -> Iterator[None]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def clean(world: World) -> AsyncIterator[None]:
     """After the test nothing of it is left: no file, process, cgroup, descriptor, memory."""
-    before = len(_descriptors())
+    before = _descriptors()
     yield
     assert _left(world.settings) == []
     after = _descriptors()
-    assert len(after) <= before + 1
-    assert not any("emberbox-ram" in name for name in after)
+    assert len(after) <= len(before) + 1
+    memories, had = (sum("emberbox-ram" in name for name in names) for names in (after, before))
+    assert memories == had  # those of `shared_machines` stay
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -129,7 +140,7 @@ async def engine(world: World, clean: None) -> AsyncIterator[Engine]:
 
 
 async def start(engine: Engine) -> Session:
-    return await engine.create_sandbox("minimal", limits=LIMITS)
+    return await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
 
 
 async def run(engine: Engine, session: Session, code: str, language: str = "python") -> Execution:

@@ -12,8 +12,9 @@ import pytest
 from emberbox import Engine, Sandbox, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 
-COPIES = 50
-DRAWS = 2_000_000
+COPIES = 12
+DRAWS = 600
+"""Of each copy. What two of them share shows in the first ones; many copies find a seed of few bits."""
 
 # A draw is 8 bytes: a part of random bytes, or the first bytes of a digest. `draw` appends them to the file `drawn`.
 PYTHON = """
@@ -148,7 +149,7 @@ def _run(sandbox: Sandbox, code: str, language: str = "python") -> str:
     return run.stdout
 
 
-def test_two_million_draws_over_fifty_copies_are_all_different(nothing_left: None, free: Settings) -> None:
+def test_all_draws_of_many_copies_are_different(nothing_left: None, free: Settings) -> None:
     with Sandbox.create(settings=free) as sandbox:
         _run(sandbox, PYTHON)
         _run(sandbox, JAVASCRIPT, "javascript")
@@ -156,13 +157,12 @@ def test_two_million_draws_over_fifty_copies_are_all_different(nothing_left: Non
             _run(sandbox, code, language)
         drawn = [sandbox.files.read("drawn", format="bytes")]
         point = sandbox.snapshot()
-        here = DRAWS // COPIES // 36 + 20
 
         def draw(_number: int) -> bytes:
             copy = sandbox.branch(point)
             copy.files.remove("drawn")
-            _run(copy, f"draw({here})")
-            _run(copy, "await draw(3)", "javascript")
+            _run(copy, "draw(20)")
+            _run(copy, "await draw(0.2)", "javascript")
             for code, language in ((BASH, "bash"), (RUST, "rust")):
                 _run(copy, code, language)
             data = copy.files.read("drawn", format="bytes")
@@ -171,7 +171,7 @@ def test_two_million_draws_over_fifty_copies_are_all_different(nothing_left: Non
 
         with ThreadPoolExecutor(2) as two:
             drawn += two.map(draw, range(COPIES))
-    assert sum(map(len, drawn)) >= 8 * DRAWS
+    assert min(map(len, drawn[1:])) >= 8 * DRAWS
     assert _repeated(drawn) == 0
 
 

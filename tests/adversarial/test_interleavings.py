@@ -158,6 +158,6 @@ def test_any_order_of_operations(nothing_left: None, tmp_path: Path) -> None:
     run_state_machine_as_test(
         Interleavings,
         settings=settings(
-            max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=5, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

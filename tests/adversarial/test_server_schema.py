@@ -42,7 +42,7 @@ OPERATIONS = [
 CHECKS = [
     status_code_conformance, content_type_conformance, response_headers_conformance, response_schema_conformance,
 ]  # fmt: skip
-GOOD, ANY_PATH, BAD = 8, 3, 6
+GOOD, ANY_PATH, BAD = 5, 2, 4
 SECONDS = 20.0
 LANGUAGES = ("python", "bash")
 CAPACITY = {"no_capacity", "fork_failed", "vm_not_available"}

@@ -259,8 +259,8 @@ def _path_without(program: str) -> str:
 
 
 def test_image_commands(tmp_path: Path) -> None:
-    rows = {row["name"]: row for row in json.loads(emberbox("image", "list", "--json").stdout)}
-    assert rows["default"]["state"] == "ready"
+    rows = json.loads(emberbox("image", "list", "--json").stdout)
+    assert "ready" in {row["state"] for row in rows if row["name"] == "default"}, "beside others, which may be stale"
     shown = json.loads(emberbox("image", "show", "--json").stdout)
     assert shown["python_packages"]["numpy"]
     assert "acorn" in shown["npm_packages"]

@@ -8,10 +8,11 @@ from emberbox import Sandbox, TerminationReason
 from emberbox.errors import ExecutionFailed, SessionNotFound
 
 CONTRACT = True
-"""On every back end, and against a server as well (conftest.py)."""
+"""On gVisor, here and on a server; what is marked so on every back end (conftest.py)."""
 TEMPLATE = "minimal"
 
 
+@pytest.mark.every_backend
 def test_run_gives_output_and_exit_code(sandbox: Sandbox) -> None:
     done = sandbox.commands.run("echo out; echo err >&2; exit 3")
     assert (done.stdout, done.stderr, done.exit_code) == ("out\n", "err\n", 3)
@@ -22,12 +23,14 @@ def test_a_list_is_run_without_a_shell(sandbox: Sandbox) -> None:
     assert sandbox.commands.run(["echo", "$HOME", "; ls"]).stdout == "$HOME ; ls\n"
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_directory_environment_and_user(sandbox: Sandbox) -> None:
     sandbox.files.make_dir("inner")
     done = sandbox.commands.run("pwd; echo $WORD; id -u; echo $HOME", cwd="inner", envs={"WORD": "hi"})
     assert done.stdout == "/home/user/inner\nhi\n1000\n/home/user\n"
 
 
+@pytest.mark.every_backend
 def test_output_streams(sandbox: Sandbox) -> None:
     pieces: list[str] = []
     sandbox.commands.run("echo a; echo b >&2", on_stdout=pieces.append, on_stderr=pieces.append)
@@ -53,6 +56,7 @@ def test_only_a_command_that_is_waited_for_has_a_time_by_itself(
     assert server.wait().stdout == "served\n"
 
 
+@pytest.mark.every_backend
 def test_time_out_kills_the_whole_tree(sandbox: Sandbox) -> None:
     done = sandbox.commands.run("sleep 1000 & (setsid sleep 1000 &) ; sleep 1000", timeout=1)
     assert done.termination_reason is TerminationReason.TIMEOUT
@@ -60,6 +64,7 @@ def test_time_out_kills_the_whole_tree(sandbox: Sandbox) -> None:
     assert sandbox.commands.run("pgrep sleep").stdout == ""
 
 
+@pytest.mark.every_backend
 def test_background_command_is_fed_listed_and_waited_for(sandbox: Sandbox) -> None:
     handle = sandbox.commands.run("read a; read b; echo $a-$b", background=True)
     (process,) = sandbox.commands.list()
@@ -71,6 +76,7 @@ def test_background_command_is_fed_listed_and_waited_for(sandbox: Sandbox) -> No
     assert sandbox.commands.list() == []
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_stdin_larger_than_a_pipe_goes_through(sandbox: Sandbox) -> None:
     handle = sandbox.commands.run("wc -c", background=True)
     handle.send_stdin(b"x" * 3_000_000, eof=True)

@@ -8,12 +8,12 @@ from emberbox import Sandbox
 from emberbox.errors import SessionNotFound, VmNotAvailable
 
 CONTRACT = True
-"""On every back end, and against a server as well (conftest.py)."""
+"""On gVisor, here and on a server; what is marked so on every back end (conftest.py)."""
 TEMPLATE = "minimal"
-QUICK = True
-"""Also where KVM is emulated: it starts few programs, which take seconds there."""
 
 
+@pytest.mark.every_backend
+@pytest.mark.own_machine
 def test_two_handles_on_one_sandbox(sandbox: Sandbox, where: str | None) -> None:
     first = sandbox
     first.run_code("x = 1")

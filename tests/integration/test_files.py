@@ -14,7 +14,7 @@ from emberbox import Sandbox
 from emberbox.errors import GuestFileError, ValidationFailed
 
 CONTRACT = True
-"""On every back end, and against a server as well (conftest.py)."""
+"""On gVisor, here and on a server; what is marked so on every back end (conftest.py)."""
 TEMPLATE = "minimal"
 
 
@@ -22,6 +22,7 @@ def errno_of(error: pytest.ExceptionInfo[GuestFileError]) -> str:
     return str(error.value.details["errno"])
 
 
+@pytest.mark.every_backend
 def test_text_and_bytes_come_back_as_written(sandbox: Sandbox) -> None:
     entry = sandbox.files.write("notes/día.txt", "héllo\n世界")
     assert (entry.path, entry.name, entry.type) == ("/home/user/notes/día.txt", "día.txt", "file")
@@ -45,6 +46,7 @@ def test_writing_replaces_the_whole_file(sandbox: Sandbox) -> None:
     assert [e.name for e in sandbox.files.list()] == ["f"], "no temporary file is left beside it"
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_open_files_and_iterables_are_streamed(sandbox: Sandbox, tmp_path: Path) -> None:
     local = tmp_path / "local"
     local.write_bytes(b"from a file" * 100_000)
@@ -118,6 +120,7 @@ def test_missing_files_are_named(sandbox: Sandbox) -> None:
         assert errno_of(error) == "ENOENT"
 
 
+@pytest.mark.every_backend
 def test_what_is_no_regular_file_is_refused_at_once(sandbox: Sandbox) -> None:
     sandbox.commands.run("mkfifo fifo")
     for path in ("fifo", "/dev/zero", "/home/user"):
@@ -125,6 +128,7 @@ def test_what_is_no_regular_file_is_refused_at_once(sandbox: Sandbox) -> None:
             sandbox.files.read(path)
 
 
+@pytest.mark.every_backend
 def test_host_requests_have_only_the_users_rights(sandbox: Sandbox) -> None:
     with pytest.raises(GuestFileError) as error:
         sandbox.files.write("/etc/passwd", "x")
@@ -134,6 +138,7 @@ def test_host_requests_have_only_the_users_rights(sandbox: Sandbox) -> None:
     assert errno_of(error) == "EACCES"
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_a_full_disk_is_an_error_and_leaves_nothing(sandbox: Sandbox) -> None:
     with pytest.raises(GuestFileError) as error:
         sandbox.files.write("/tmp/large", (b"x" * (1 << 20) for _ in range(300)))

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 
 import emberbox
 import microvm_user
-from backends import ALL_ON_FIRECRACKER
+from backends import ALL_ON_FIRECRACKER, warmed
 from emberbox import Engine, MachineLimits, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.images.store import ImageStore
@@ -32,17 +33,16 @@ from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from microvms import LIMITS, World, clean, engine, factory, options, run, start, woken, world
+from microvms import LIMITS, World, clean, engine, factory, run, start, woken, world
 
-__all__ = ["clean", "engine", "factory", "options", "world"]  # pytest finds fixtures by their names in the module
+__all__ = ["clean", "engine", "factory", "world"]  # pytest finds fixtures by their names in the module
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 # --- what a user gets -------------------------------------------------------------------------------------------------
 
 
-async def test_it_boots_runs_code_and_keeps_variables(world: World, engine: Engine) -> None:
-    print(f"boot to the first snapshot: {world.boot_seconds:.1f} s")
+async def test_it_boots_runs_code_and_keeps_variables(engine: Engine) -> None:
     session = await start(engine)
     await run(engine, session, "x = 41")
     assert (await run(engine, session, "x + 1")).text == "42"
@@ -78,29 +78,29 @@ async def test_bash_streams_and_files(engine: Engine) -> None:
     request = ExecuteRequest(session, "bash", "echo $y; echo again", RunOptions(timeout=60))
     done = await engine.execute(request, Listeners(on_stdout=seen.append))
     assert "".join(seen) == done.stdout == "kept\nagain\n"
-    data = os.urandom(600_000)
+    data = os.urandom(200_000)  # several frames
     await session.files.write("deep/er/file", data)
     assert await session.files.read_bytes("deep/er/file") == data
     assert [entry.name for entry in await session.files.list("deep")] == ["er"]
-    code = "import hashlib; hashlib.sha256(open('deep/er/file', 'rb').read()).hexdigest()"
-    assert (await run(engine, session, code)).text == repr(hashlib.sha256(data).hexdigest())
+    code = "import zlib; zlib.crc32(open('deep/er/file', 'rb').read())"  # to load what has SHA-256 takes long
+    assert (await run(engine, session, code)).text == str(zlib.crc32(data))
 
 
 async def test_snapshots_hold_what_changed_and_depend_on_no_other(engine: Engine) -> None:
     session = await start(engine)
     points = []
     for number in range(3):
-        await run(engine, session, f"x = {number}; data{number} = bytes([{number} + 1]) * 3_000_000")
+        await run(engine, session, f"x = {number}; data{number} = bytes([{number} + 1]) * 300_000")
         started = time.monotonic()
         points.append(await engine.undo.snapshot(session))
         print(f"snapshot: {time.monotonic() - started:.3f} s, {points[-1].size_bytes >> 20} MiB")
         assert points[-1].size_bytes < 160 << 20
     await engine.undo.delete(session, points[0].snapshot_id)
-    code = "[x, [name in globals() for name in ('data0', 'data1', 'data2')], sum(map(sum, (data0, data1)))]"
+    code = "[x, [name in globals() for name in ('data0', 'data1', 'data2')], data0.count(1) + 2 * data1.count(2)]"
     for number in (1, 2, 1):
         await engine.undo.rollback(session, points[number].snapshot_id)
         there = [True, True, number == 2]
-        assert (await run(engine, session, code)).text == str([number, there, 9_000_000])
+        assert (await run(engine, session, code)).text == str([number, there, 900_000])
 
 
 async def test_the_pool_fills_and_leases(world: World, clean: None) -> None:
@@ -108,7 +108,7 @@ async def test_the_pool_fills_and_leases(world: World, clean: None) -> None:
         update={"vm_execution": world.settings.vm_execution.model_copy(update={"vm_pool_size": 1})}
     )
     async with Engine(settings) as engine:
-        await engine.warm("minimal", limits=LIMITS, count=1)
+        await engine.warm(warmed("minimal"), limits=LIMITS, count=1)
         started = time.monotonic()
         session = await start(engine)
         seconds = time.monotonic() - started

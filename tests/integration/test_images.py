@@ -125,8 +125,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="session")
-def built(place: Place) -> tuple[Place, list[tuple[int, str, str]]]:
-    """The template `custom`, built by two builders at once; what both said."""
+def begun(place: Place) -> Place:
+    """The folder with the template `custom`. Builds of it are killed before it is built."""
     place.template(
         "custom",
         TEMPLATE.format(
@@ -135,6 +135,13 @@ def built(place: Place) -> tuple[Place, list[tuple[int, str, str]]]:
             javascript=', "javascript"' if HAS_NPM else "",
         ),
     )
+    return place
+
+
+@pytest.fixture(scope="session")
+def built(begun: Place) -> tuple[Place, list[tuple[int, str, str]]]:
+    """`custom`, built by two builders at once, after all that was killed; what both said."""
+    place = begun
     answers = []
     with place.command("image", "build", "custom") as one, place.command("image", "build", "custom") as two:
         for process in (one, two):
@@ -142,6 +149,50 @@ def built(place: Place) -> tuple[Place, list[tuple[int, str, str]]]:
             answers.append((process.returncode, stdout, stderr))
     return place, answers
 
+
+# --- interruptions (first: what was built once is not built again) -------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["reading package lists", "unpacking the base system", "installing the base system"])
+def test_a_killed_builder_leaves_nothing(begun: Place, moment: str) -> None:
+    with begun.command("image", "build", "custom") as builder:
+        assert moment in said(builder, moment)
+        assert not begun.is_clean()
+        builder.kill()
+    until(begun.is_clean, "the end of the build")
+    assert ImageStore(begun.settings).find(load_template("custom", begun.settings)) is None
+
+
+def said(builder: subprocess.Popen[str], moment: str) -> str:
+    assert builder.stderr is not None
+    text = ""
+    while moment not in text and (line := builder.stderr.readline()):
+        text += line
+    return text
+
+
+@pytest.mark.parametrize("victims", ["spawner", "builder and spawner"])
+def test_a_killed_spawner_leaves_nothing_for_long(begun: Place, victims: str) -> None:
+    """Without its spawner nobody ends a build at once. The builder does it, or else the next one."""
+    with begun.command("image", "build", "custom") as builder:
+        assert "unpacking the base system" in said(builder, "unpacking the base system")
+        spawners = [p for p in psutil.Process(builder.pid).children() if "spawner_main" in " ".join(p.cmdline())]
+        if "builder" in victims:
+            builder.kill()
+        for spawner in spawners:
+            spawner.kill()
+        _, stderr = builder.communicate(timeout=DEADLINE)
+    if "builder" in victims:
+        assert not begun.is_clean()
+        begun.template("broken", 'packages = ["no-such-package-anywhere"]')
+        assert begun.emberbox("image", "build", "broken")[0] == 5
+    else:
+        assert builder.returncode == 5
+        assert "failed" in stderr
+    until(begun.is_clean, "the clean-up")
+
+
+# --- what is built --------------------------------------------------------------------------------------------------
 
 Built = tuple[Place, list[tuple[int, str, str]]]
 
@@ -270,62 +321,6 @@ def states(place: Place, name: str) -> list[str]:
     code, stdout, stderr = place.emberbox("image", "list", "--json")
     assert code == 0, stderr
     return sorted(row["state"] for row in json.loads(stdout) if row["name"] == name)
-
-
-# --- interruptions ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def killed(place: Place) -> Place:
-    """The same folder; its template `small` is never built, only begun."""
-    place.template("small", SMALL)
-    return place
-
-
-@pytest.mark.parametrize("moment", ["reading package lists", "unpacking the base system", "installing the base system"])
-def test_a_killed_builder_leaves_nothing(killed: Place, moment: str) -> None:
-    with killed.command("image", "build", "small") as builder:
-        assert moment in said(builder, moment)
-        assert not killed.is_clean()
-        builder.kill()
-    until(killed.is_clean, "the end of the build")
-    assert ImageStore(killed.settings).find(load_template("small", killed.settings)) is None
-
-
-def said(builder: subprocess.Popen[str], moment: str) -> str:
-    assert builder.stderr is not None
-    text = ""
-    while moment not in text and (line := builder.stderr.readline()):
-        text += line
-    return text
-
-
-@pytest.mark.parametrize("victims", ["spawner", "builder and spawner"])
-def test_a_killed_spawner_leaves_nothing_for_long(killed: Place, victims: str) -> None:
-    """Without its spawner nobody ends a build at once. The builder does it, or else the next one."""
-    with killed.command("image", "build", "small") as builder:
-        assert "unpacking the base system" in said(builder, "unpacking the base system")
-        spawners = [p for p in psutil.Process(builder.pid).children() if "spawner_main" in " ".join(p.cmdline())]
-        if "builder" in victims:
-            builder.kill()
-        for spawner in spawners:
-            spawner.kill()
-        _, stderr = builder.communicate(timeout=DEADLINE)
-    if "builder" in victims:
-        assert not killed.is_clean()
-        killed.template("broken", 'packages = ["no-such-package-anywhere"]')
-        assert killed.emberbox("image", "build", "broken")[0] == 5
-    else:
-        assert builder.returncode == 5
-        assert "failed" in stderr
-    until(killed.is_clean, "the clean-up")
-
-
-def test_after_all_that_it_can_be_built(killed: Place) -> None:
-    code, _, stderr = killed.emberbox("image", "build", "small")
-    assert code == 0, stderr
-    assert killed.is_clean()
-    assert killed.find("small").manifest.languages == ["python"]
 
 
 def test_an_unknown_package_is_an_error_in_apts_words(place: Place) -> None:

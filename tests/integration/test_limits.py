@@ -9,11 +9,12 @@ from emberbox.errors import SessionNotFound, VmNotAvailable
 from emberbox.models import Language
 
 CONTRACT = True
-"""On every back end, and against a server as well (conftest.py)."""
+"""On gVisor, here and on a server; what is marked so on every back end (conftest.py)."""
 TEMPLATE = "minimal"
 LIMITS = MachineLimits(memory_mb=512, disk_mb=16, tmp_mb=16, processes=32, output_bytes=2048)
 
 
+@pytest.mark.every_backend
 def test_memory_of_one_program(sandbox: Sandbox) -> None:
     run = sandbox.run_code("data = bytearray(1 << 30)")
     assert run.termination_reason is TerminationReason.MEMORY
@@ -22,6 +23,8 @@ def test_memory_of_one_program(sandbox: Sandbox) -> None:
     assert sandbox.run_code("1").text == "1"
 
 
+@pytest.mark.own_machine
+@pytest.mark.every_backend(heavy=True)
 @pytest.mark.parametrize(
     ("language", "code"),
     [
@@ -52,8 +55,10 @@ def test_memory_that_is_only_reserved_does_not_count(sandbox: Sandbox) -> None:
     assert sandbox.run_code(code).text == "8"
 
 
+@pytest.mark.own_machine
+@pytest.mark.every_backend(heavy=True)
 def test_memory_of_the_whole_machine(sandbox: Sandbox) -> None:
-    """Many processes, each within its own limit, together above the machine's."""
+    """Many processes, each within its own limit, together above the machine's. If it dies of that, it says so."""
     code = (
         "import os, time\n"
         "for _ in range(8):\n"
@@ -66,10 +71,6 @@ def test_memory_of_the_whole_machine(sandbox: Sandbox) -> None:
     run = sandbox.run_code(code, timeout=50)
     assert run.termination_reason is TerminationReason.MEMORY
     assert not run.succeeded
-
-
-def test_a_dead_machine_says_why(sandbox: Sandbox) -> None:
-    test_memory_of_the_whole_machine(sandbox)
     if not sandbox.is_running():
         with pytest.raises((VmNotAvailable, SessionNotFound)) as error:
             sandbox.run_code("1")
@@ -77,6 +78,7 @@ def test_a_dead_machine_says_why(sandbox: Sandbox) -> None:
         assert "memory" in error.value.message or isinstance(error.value, SessionNotFound)
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_processes(sandbox: Sandbox) -> None:
     code = "import os, time\nwhile True:\n    if os.fork() == 0:\n        time.sleep(100)\n        os._exit(0)\n"
     run = sandbox.run_code(code, timeout=20)
@@ -85,12 +87,14 @@ def test_processes(sandbox: Sandbox) -> None:
     assert run.error.name == "BlockingIOError"
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_fork_bomb_is_stopped(sandbox: Sandbox) -> None:
     run = sandbox.commands.run("bomb() { bomb | bomb & }\nbomb\nwhile :; do sleep 1; done", timeout=5)
     assert run.termination_reason in (TerminationReason.PROCESSES, TerminationReason.TIMEOUT)
     assert sandbox.run_code("1").text == "1", "the sandbox goes on"
 
 
+@pytest.mark.every_backend(heavy=True)
 @pytest.mark.parametrize("place", ["/home/user/f", "/tmp/f"])
 def test_disk(sandbox: Sandbox, place: str) -> None:
     run = sandbox.run_code(f"with open({place!r}, 'wb') as f:\n    f.write(bytes(64 << 20))")
@@ -106,6 +110,8 @@ def test_disk_in_bash(sandbox: Sandbox) -> None:
     assert run.termination_reason is TerminationReason.DISK
 
 
+@pytest.mark.own_machine
+@pytest.mark.every_backend
 def test_kill_while_running(sandbox: Sandbox) -> None:
     run = sandbox.run_code(
         "print('up', flush=True)\nwhile True: pass", on_stdout=lambda _: sandbox._portal.call(sandbox._original.kill)
@@ -122,6 +128,7 @@ def test_output_cap_follows_the_limits(sandbox: Sandbox) -> None:
     assert (run.stdout_truncated, run.stderr_truncated) == (True, True)
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_peak_memory_is_reported(sandbox: Sandbox) -> None:
     low = sandbox.run_code("1").memory_peak_mb
     high = sandbox.run_code("x = bytearray(200 << 20); x[::4096] = bytes(len(x) // 4096)").memory_peak_mb

@@ -454,7 +454,7 @@ async def test_a_snapshot_from_elsewhere_is_refused(
 
 async def test_emulation_is_used_only_where_the_settings_name_it(world: World, clean: None) -> None:
     async with Engine(world.settings) as engine:
-        session = await engine.create_sandbox("minimal", limits=LIMITS)
+        session = await start(engine)
         assert session.machine.backend == "qemu"
         assert engine.note_proof() is None
     async with Engine(world.settings.model_copy(update={"backend": "auto"})) as engine:

@@ -7,7 +7,7 @@ import base64
 from emberbox import Result, Sandbox
 
 CONTRACT = True
-"""On every back end, and against a server as well (conftest.py)."""
+"""On gVisor, here and on a server: what is shown here is decided in the guest alone (conftest.py)."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

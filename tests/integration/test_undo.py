@@ -12,10 +12,8 @@ from emberbox import Sandbox
 from emberbox.errors import ExecutionFailed, SnapshotNotFound, ValidationFailed
 
 CONTRACT = True
-"""On every back end, and against a server as well (conftest.py)."""
+"""On gVisor, here and on a server; what is marked so on every back end (conftest.py)."""
 TEMPLATE = "minimal"
-QUICK = True
-"""Also where KVM is emulated: it starts few programs, which take seconds there."""
 
 
 _SLEEPING = """
@@ -31,6 +29,7 @@ def sleeping(sandbox: Sandbox) -> list[str]:
     return sandbox.run_code(_SLEEPING).stdout.splitlines()
 
 
+@pytest.mark.every_backend
 def test_rollback_takes_back_files_memory_and_processes(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 'before'")
     sandbox.run_code("y=before; cd /tmp", "bash")
@@ -54,6 +53,7 @@ def test_rollback_takes_back_files_memory_and_processes(sandbox: Sandbox) -> Non
     assert sleeping(sandbox) == ["sleep 4242"]
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_rollback_works_again_and_again(sandbox: Sandbox) -> None:
     sandbox.run_code("n = 0")
     point = sandbox.snapshot()
@@ -62,6 +62,8 @@ def test_rollback_works_again_and_again(sandbox: Sandbox) -> None:
         sandbox.rollback(point.snapshot_id)
 
 
+@pytest.mark.every_backend(heavy=True)
+@pytest.mark.own_machine
 def test_snapshots_make_a_tree(sandbox: Sandbox) -> None:
     root = sandbox.snapshot("root", description="before anything")
     left = sandbox.snapshot("left")
@@ -91,6 +93,8 @@ def forked(sandbox: Sandbox, count: int) -> Iterator[list[Sandbox]]:
             child.kill()
 
 
+@pytest.mark.every_backend
+@pytest.mark.own_machine
 def test_forks_go_on_from_here_each_on_its_own(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 1")
     sandbox.files.write("f", "shared")
@@ -116,6 +120,7 @@ RANDOM = (
 )
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_two_forks_never_draw_the_same_numbers(sandbox: Sandbox) -> None:
     sandbox.run_code(RANDOM)
     sandbox.run_code("echo $RANDOM", "bash")
@@ -126,6 +131,7 @@ def test_two_forks_never_draw_the_same_numbers(sandbox: Sandbox) -> None:
         assert len(set(shells)) == 3
 
 
+@pytest.mark.every_backend(heavy=True)
 def test_branch_leaves_the_sandbox_alone(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 'then'")
     point = sandbox.snapshot()
@@ -137,6 +143,7 @@ def test_branch_leaves_the_sandbox_alone(sandbox: Sandbox) -> None:
     assert sandbox.run_code("x").text == "'now'"
 
 
+@pytest.mark.every_backend
 def test_pause_refuses_and_resume_goes_on(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 1")
     sandbox.pause()

@@ -457,7 +457,7 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join))
 LINE_END = re.compile(r"\r\n?|\n")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TEXTS)
 def test_any_text_gives_blocks_with_right_places(text: str) -> None:
     end = 0
@@ -477,7 +477,7 @@ def test_any_text_gives_blocks_with_right_places(text: str) -> None:
 CODE_LINES = st.lists(st.text(st.characters(exclude_characters="\r\n`~"), max_size=30), max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(CODE_LINES, st.sampled_from(["\n", "\r\n"]), st.sampled_from(["```", "~~~", "`````"]))
 def test_code_of_an_unindented_fence_is_its_slice(lines: list[str], end: str, fence: str) -> None:
     code = "".join(line + end for line in lines)
@@ -557,7 +557,7 @@ def test_calls_of_other_tools_are_no_code(text: str) -> None:
     assert extract(text) == []
 
 
-MEGABYTE = 1 << 20
+LARGE = 1 << 19
 
 
 @pytest.mark.parametrize(
@@ -576,11 +576,21 @@ MEGABYTE = 1 << 20
         "<function=bash><parameter=code>",
         "Action: bash\nAction Input: ls\n",
         "```bash\ncurl x | sh\n",
+        "```python\nx = 1\ny = 2\nz = 3\n```\n",
+        "```js\n/*\n/*\n/*\n\n```\n",
+        "```js\n" + "/*" * 3_000 + "\n```\n",
+        "```python\nx = 1\n" + '\\"' * 3_000 + "\n```\n",
+        "```ts\n" + "interface a {\ntype b = {\n" * 1_000 + "```\n",
+        "```bash\ncat a b c\nhead d\n```\n",
+        "```python\nimport nowhere\nx = nowhere.f()\n```\n",
+        "pip install a/b.py ",
+        "here is an example snippet you can use ",
+        "```python\nx = f(a)  # Error\n```\n",
     ],
 )
-def test_a_megabyte_of_anything_is_read_to_its_end(unit: str) -> None:
+def test_half_a_megabyte_of_anything_is_read_to_its_end(unit: str) -> None:
     """What takes more than linear time runs into the time-out of the test; `emberbox bench` measures it."""
-    text = unit * (MEGABYTE // len(unit))
+    text = unit * (LARGE // len(unit))
     blocks = EXTRACTOR.extract_code_blocks(text)
     assert all(0 <= block.start_pos <= block.end_pos <= len(text) for block in blocks)
     assert EXTRACTOR.detect_execution_intent(text).confidence >= 0

@@ -584,28 +584,3 @@ def test_one_bare_command_at_the_end_is_an_agents_turn(words: str) -> None:
 )
 def test_a_command_for_the_reader_needs_the_readers_file(text: str) -> None:
     assert not runs(first(text))
-
-
-MEGABYTE = 1 << 20
-
-
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "```python\nx = 1\ny = 2\nz = 3\n```\n",
-        "```js\n/*\n/*\n/*\n\n```\n",
-        "```js\n" + "/*" * 3_000 + "\n```\n",
-        "```python\nx = 1\n" + '\\"' * 3_000 + "\n```\n",
-        "```ts\n" + "interface a {\ntype b = {\n" * 1_000 + "```\n",
-        "```bash\ncat a b c\nhead d\n```\n",
-        "```python\nimport nowhere\nx = nowhere.f()\n```\n",
-        "pip install a/b.py ",
-        "here is an example snippet you can use ",
-        "```python\nx = f(a)  # Error\n```\n",
-    ],
-)
-def test_a_megabyte_for_these_rules_is_read_to_its_end(unit: str) -> None:
-    """What takes more than linear time runs into the time-out of the test."""
-    text = unit * (MEGABYTE // len(unit))
-    blocks = EXTRACTOR.extract_code_blocks(text)
-    assert all(0 <= block.start_pos <= block.end_pos <= len(text) for block in blocks)

@@ -31,7 +31,7 @@ STEPS = st.lists(
     ),
     max_size=25,
 )
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Model:

@@ -114,8 +114,8 @@ def _writer(folder: str, url: str, barrier: Any) -> None:
         history = History(Path(folder))
         barrier.wait(60)
         await history.open(url)
-        await asyncio.gather(*(history.run(f"sb-{number % 3}") for number in range(60)))
-        for _ in range(20):
+        await asyncio.gather(*(history.run(f"sb-{number % 3}") for number in range(20)))
+        for _ in range(10):
             await history.run("sb-x")
         await history.close()
 
@@ -134,7 +134,7 @@ async def test_processes_share_a_database(url: str, tmp_path: Path) -> None:
     history = History(tmp_path)
     await history.open(url)
     found = await history.store.verify()
-    assert (found.intact, found.links, found.entries) == (True, 3 * 80 * 2, 3 * 80)
+    assert (found.intact, found.links, found.entries) == (True, 3 * 30 * 2, 3 * 30)
     await history.close()
 
 

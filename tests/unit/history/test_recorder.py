@@ -61,7 +61,9 @@ async def test_it_answers_after_the_end_and_holds_nothing(tmp_path: Path) -> Non
 
 async def test_what_is_kept_in_memory_goes_with_it(tmp_path: Path) -> None:
     history = recorder(tmp_path / "state", persist_history=False)
-    await history.record(begun())
+    ended = begun()
+    await history.record(ended)
+    await history.record(entries.finished(ended, outcome(ended)))
     await history.record(entries.refused(begun(), PolicyBlocked("no")))
     assert (await history.query(EVERYTHING)).total == 2
     assert not (tmp_path / "state").exists()

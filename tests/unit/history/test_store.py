@@ -137,7 +137,7 @@ def _writer(folder: str, count: int, barrier: Any) -> None:
         barrier.wait(60)
         await history.open()  # all make the tables at once
         await asyncio.gather(*(history.run(f"sb-{number % 3}") for number in range(count)))
-        for _ in range(20):
+        for _ in range(10):
             await history.run("sb-x")
         await history.close()
 
@@ -147,7 +147,7 @@ def _writer(folder: str, count: int, barrier: Any) -> None:
 async def test_processes_share_a_database(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
-    workers = [context.Process(target=_writer, args=(str(tmp_path / "s"), 60, barrier)) for _ in range(3)]
+    workers = [context.Process(target=_writer, args=(str(tmp_path / "s"), 20, barrier)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -156,7 +156,7 @@ async def test_processes_share_a_database(tmp_path: Path) -> None:
     history = History(tmp_path / "s")
     await history.open()
     found = await history.store.verify()
-    assert (found.intact, found.links, found.entries) == (True, 3 * 80 * 2, 3 * 80)
+    assert (found.intact, found.links, found.entries) == (True, 3 * 30 * 2, 3 * 30)
     assert {entry.state for entry in (await history.store.query(HistoryQueryRequest(limit=500))).history} == {
         "finished"
     }

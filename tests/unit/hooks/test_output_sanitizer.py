@@ -131,7 +131,7 @@ PIECES = st.lists(
 
 
 @given(PIECES, PIECES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_streams_is_together_what_the_answer_says(out: Sequence[str], err: Sequence[str]) -> None:
     hook = OutputSanitizerHook()
     chain = hook.output_filter(PreToolContext(code="", language="python"))

