@@ -3,6 +3,7 @@ of another agent's is there."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
@@ -67,6 +68,10 @@ Executes = Annotated[Call, Depends(_call), Admission(lambda principal: principal
 Approves = Annotated[Call, Depends(_call), Admission(lambda principal: principal.require("approve"))]
 
 
+_LARGE = 256 << 10
+"""Bytes: some 5 ms of reading."""
+
+
 class AdmittingRoute(APIRoute):
     """A route that lets its caller in before anything of the body is read, and reads JSON as `wire` does. One of its
     parameters says who may call it (`Reads`, `Executes`, …)."""
@@ -84,8 +89,9 @@ class AdmittingRoute(APIRoute):
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """The body."""
-        return wire.parse(await self.body())
+        """The body; a large one is read in a thread."""
+        body = await self.body()
+        return wire.parse(body) if len(body) < _LARGE else await asyncio.to_thread(wire.parse, body)
 
 
 def _admission(endpoint: Callable[..., Any]) -> Admission:
