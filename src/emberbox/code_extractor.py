@@ -109,16 +109,29 @@ class CodeBlockExtractor:
             ValidationFailed: the code is empty, too long or not valid; `details["findings"]` lists every reason.
             PolicyBlocked: it is valid, and does something restricted (a kind of ValidationFailed).
         """
-        spec = allowed_language(block.language, self.config)
+        return self.check_code(block.code, block.language, syntax=syntax, agent_id=agent_id, role=role, asking=asking)
+
+    def check_code(
+        self,
+        code: str,
+        language: str,
+        *,
+        syntax: bool = True,
+        agent_id: str | None = None,
+        role: str | None = None,
+        asking: bool = False,
+    ) -> list[Finding]:
+        """As `validate_code`, for code in a language that need not be a block of an answer."""
+        spec = allowed_language(language, self.config)
         if not self.config.code_validation:
             return []
-        bad = unfit(block.code, self.config.max_code_length)
+        bad = unfit(code, self.config.max_code_length)
         if bad is not None:
             raise refusal(ValidationFailed, spec.config.name, [bad])
-        wrong = spec.syntax_findings(block.code) if syntax else []
+        wrong = spec.syntax_findings(code) if syntax else []
         found: list[Finding] = []
         if self.config.security_settings.dangerous_patterns_check:
-            found = self.policy.check(block.code, spec.config.name, agent_id=agent_id, role=role)
+            found = self.policy.check(code, spec.config.name, agent_id=agent_id, role=role)
         left = [finding for finding in found if asking and finding.action == "ask"]
         refused = wrong + [finding for finding in found if finding not in left]
         if refused:

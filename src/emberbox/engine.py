@@ -24,7 +24,7 @@ from emberbox.errors import (
     VmExecutionError,
 )
 from emberbox.fleet import Fleet
-from emberbox.gate import Asker, FilteredOutput, Gate
+from emberbox.gate import Asker, Gate
 from emberbox.history import entries
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook, PostLlmContext, PreLlmContext
@@ -177,11 +177,12 @@ class Engine(Fleet):
             await self._record(entry.model_copy(update={"snapshot_before_id": before}))
             if request.on_run is not None:
                 request.on_run()
-            filtered = self._gate.listeners(asker, language, request.code, listeners or Listeners())
-            execution = await self._heard(request.sandbox, language, request.code, options, listeners, filtered)
+            wanted = listeners or Listeners()
+            async with self._gate.filtered(asker, language, request.code, wanted) as (heard, filters):
+                execution = await self._run(request.sandbox, language, request.code, options, heard)
             execution.notes += notes
             await self.undo.after(request.sandbox, execution, before, request.snapshot)
-            execution = await self._gate.release(asker, request.code, execution, filtered, trail)
+            execution = await self._gate.release(asker, request.code, execution, filters, trail)
         except HistoryError:
             raise
         except BaseException as exc:
@@ -190,26 +191,6 @@ class Engine(Fleet):
                 await asyncio.shield(asyncio.ensure_future(self._record(ended)))
             raise
         await self._record(entries.finished(entry, execution, trail))
-        return execution
-
-    async def _heard(
-        self,
-        sandbox: Session,
-        language: Language,
-        code: str,
-        options: RunOptions,
-        listeners: Listeners | None,
-        filtered: FilteredOutput | None,
-    ) -> Execution:
-        """Run it, with what streams going through the hooks' filters where there are some."""
-        if filtered is None:
-            return await self._run(sandbox, language, code, options, listeners or Listeners())
-        ended = False
-        try:
-            execution = await self._run(sandbox, language, code, options, filtered.listeners)
-            ended = True
-        finally:
-            await filtered.close(ended=ended)
         return execution
 
     async def _run(

@@ -29,7 +29,7 @@ from emberbox.hooks.contract import (
 from emberbox.hooks.dangerous_pattern import question
 from emberbox.hooks.filters import FilterChain
 from emberbox.hooks.manager import HookManager, asked, refusal
-from emberbox.models import CodeBlock, DecisionRecord, Execution, Finding, HookStage, Language, Logs, Result
+from emberbox.models import DecisionRecord, Execution, Finding, HookStage, Language, Logs, Result
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText
 
 IDLE_SECONDS = 0.2
@@ -141,16 +141,30 @@ class Gate:
         raise _refused(language, open_questions, f"asked {_EDITS} times about edited code", _CHANGE)
 
     def _check(self, context: PreToolContext, language: Language) -> list[Finding]:
-        size = len(context.code)
-        block = CodeBlock(language=language, code=context.code, execution_confidence=1, start_pos=0, end_pos=size)
-        return self._extractor.validate_code(
-            block, syntax=False, agent_id=context.agent_id, role=context.role, asking=True
+        return self._extractor.check_code(
+            context.code, language, syntax=False, agent_id=context.agent_id, role=context.role, asking=True
         )
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 
-    def listeners(self, asker: Asker, language: Language, code: str, wanted: Listeners) -> FilteredOutput | None:
-        """The listeners of an execution behind the hooks' filters; None where nothing is to be filtered."""
+    @contextlib.asynccontextmanager
+    async def filtered(
+        self, asker: Asker, language: Language, code: str, wanted: Listeners
+    ) -> AsyncIterator[tuple[Listeners, FilteredOutput | None]]:
+        """The listeners of an execution that the body runs, behind the hooks' filters, and these where there are some:
+        `release` wants them."""
+        filtered = self._filters(asker, language, code, wanted)
+        if filtered is None:
+            yield wanted, None
+            return
+        ended = False
+        try:
+            yield filtered.listeners, filtered
+            ended = True
+        finally:
+            await filtered.close(ended=ended)
+
+    def _filters(self, asker: Asker, language: Language, code: str, wanted: Listeners) -> FilteredOutput | None:
         if not self.hooks.handles("output_filter") or wanted == Listeners():
             return None
         chain = self.hooks.output_filters(PreToolContext(code=code, language=language, **asker.fields()))
@@ -215,15 +229,9 @@ class Gate:
             ValidationFailed, PolicyBlocked: it was refused, and the body not entered; or its output is withheld.
         """
         code = await self.admit(asker, language, code, trail)
-        filtered = self.listeners(asker, language, code, wanted)
-        run = GuardedRun(code, wanted if filtered is None else filtered.listeners)
-        ended = False
-        try:
+        async with self.filtered(asker, language, code, wanted) as (heard, filtered):
+            run = GuardedRun(code, heard)
             yield run
-            ended = True
-        finally:
-            if filtered is not None:
-                await filtered.close(ended=ended)
         if run.execution is not None:
             run.execution = await self.release(asker, code, run.execution, filtered, trail)
 
