@@ -75,7 +75,7 @@ class SandboxManager:
         self._per_agent = None if bounds is None else bounds.agent_sandboxes
         self._snapshot_base = snapshot_base
         self._snapshot_dir: RunDir | None = None
-        self._templates = TemplateSnapshots(snapshot_base / "templates", factory.identity)
+        self._templates = TemplateSnapshots(snapshot_base / "templates", factory.backend, factory.identity)
         self._sessions: dict[str, Session] = {}
         self._images: dict[str, contextlib.ExitStack] = {}
         self.pool = MachinePool(factory, self._templates, pool or PoolOptions(Rules()))

@@ -25,7 +25,8 @@ _FORMAT = 1
 _MANIFEST = "snapshot.json"
 _ABANDONED_SECONDS = 3600
 _MOST_KEPT = 8
-"""Each takes some ten MB; every other set of limits is another one."""
+"""Of each back end: one of gVisor is made in a second and takes some ten MB, one of a microVM takes longer to make.
+Every other set of limits is another one."""
 
 
 class _Manifest(Model):
@@ -39,19 +40,21 @@ class TemplateSnapshots:
 
     Args:
         folder: where they are kept.
-        backend: name and version of what makes the machines.
+        backend: name of what makes the machines.
+        identity: its name and version, and whatever else it depends on.
     """
 
-    def __init__(self, folder: Path, backend: str) -> None:
+    def __init__(self, folder: Path, backend: str, identity: str) -> None:
         self._folder = folder
         self._backend = backend
+        self._identity = identity
 
     def key(self, image: Image, limits: MachineLimits) -> str:
         """A digest of everything that such a machine's memory depends on."""
         template = image.template
         parts = {
             "format": _FORMAT,
-            "backend": self._backend,
+            "backend": self._identity,
             "processor": os.uname().machine,
             "image": str(image.directory),
             "built": image.manifest.built_at.isoformat(),
@@ -63,7 +66,7 @@ class TemplateSnapshots:
             "warm": template.warm,
             "warmup": template.warmup,
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+        return f"{self._backend}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]}"
 
     def find(self, image: Image, limits: MachineLimits) -> Snapshot | None:
         """The snapshot of such machines, or None. Its files are checked when it is used."""
@@ -106,7 +109,8 @@ class TemplateSnapshots:
         """What a killed process has left half-made, and what has not been used for longest. A snapshot that is removed
         under a fork that just begins costs that one a boot."""
         age = {path: time.time() - path.lstat().st_mtime for path in self._folder.iterdir()}
-        finished = sorted((path for path in age if "." not in path.name), key=lambda path: age[path])
+        ours = (path for path in age if "." not in path.name and path.name.startswith(f"{self._backend}-"))
+        finished = sorted(ours, key=lambda path: age[path])
         for path, seconds in age.items():
             if "." in path.name and seconds > _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
