@@ -413,8 +413,8 @@ def test_a_socket_that_breaks_in_the_middle_of_a_message(server: Served, vm: str
 
 
 def test_the_others_are_served_while_a_long_answer_is_searched(server: Served, api: httpx.Client) -> None:
-    """15 MB of fenced blocks, within all limits: one caller's text must not stop the server for seconds."""
-    text = "Run:\n\n```python\nprint(1)\n```\n\n" * 480_000
+    """12 MB of fenced blocks, within all limits: one caller's text must not stop the server for seconds."""
+    text = "Run:\n\n```python\nprint(1)\n```\n\n" * 400_000
     found: list[int] = []
 
     def search() -> None:
@@ -428,7 +428,7 @@ def test_the_others_are_served_while_a_long_answer_is_searched(server: Served, a
         assert api.get("/health").status_code == 200
         served += thread.is_alive()
         thread.join(0.05)
-    assert found[0] in {200, 400, 413}
+    assert found == [200]
     assert served > 4, "where it stops the server, one question is answered before it and one after it"
 
 
