@@ -12,6 +12,7 @@ import pytest
 
 from emberbox import Sandbox
 from emberbox.errors import GuestFileError, ValidationFailed
+from waiting import until
 
 CONTRACT = True
 """On gVisor, here and on a server; what is marked so on every back end (conftest.py)."""
@@ -159,7 +160,7 @@ def test_a_failing_source_leaves_no_file(sandbox: Sandbox) -> None:
 
     with pytest.raises(RuntimeError, match="the source broke"):
         sandbox.files.write("half", pieces())
-    assert sandbox.files.list() == []
+    until(lambda: sandbox.files.list() == [], "the half file to go: a server notices that its client has left")
 
 
 def test_a_file_replaced_while_it_is_read_is_noticed(own_sandbox: Sandbox) -> None:
