@@ -160,7 +160,7 @@ def agent_argv() -> list[str]:
 def node_folders() -> list[str]:
     """Where acorn may be: on the host, or in the image that a setup built."""
     named = [folder for folder in os.environ.get("NODE_PATH", "").split(":") if folder]
-    images = default_cache_dir().glob("images/default-*/rootfs/usr/share/nodejs")
+    images = default_cache_dir().glob("images/default-*/rootfs/node_modules")
     return [*named, "/usr/share/nodejs", "/usr/lib/nodejs", *sorted(map(str, images))]
 
 
