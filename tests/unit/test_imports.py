@@ -32,13 +32,13 @@ def loaded(code: str) -> set[str]:
     ("code", "without"),
     [
         ("import emberbox", (*HEAVY, "pydantic", "httpx")),
-        ("import emberbox.client", (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.base")),
+        ("import emberbox.client", (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.base", "rich", "click")),
         ("from emberbox import Sandbox, AsyncSandbox", (*HEAVY, "emberbox.engine", "httpx")),
         ("import emberbox.sdk.backends.remote", (*HEAVY, "emberbox.engine", "emberbox.machines.base")),
         (
             "import emberbox.cli.execute",
             ("sqlalchemy", "fastapi", "httpx", "emberbox.machines.firecracker", "emberbox.machines.qemu",
-             "emberbox.images.builder", "emberbox._extraction.judge"),
+             "emberbox.images.builder", "emberbox._extraction.judge", "packaging", "click"),
         ),
     ],
 )  # fmt: skip

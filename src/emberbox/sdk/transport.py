@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
-from httpx_sse import SSEError, aconnect_sse
 from pydantic import BaseModel, ValidationError
 
 from emberbox.errors import (
@@ -31,6 +29,7 @@ from emberbox.errors import (
 )
 from emberbox.models.service import CommandStarted, ErrorResponse, OutputEvent, ResultEvent
 from emberbox.sandbox.listeners import Listeners
+from emberbox.sdk._httpx import SSEError, aconnect_sse, httpx
 
 TOKEN_VARIABLE = "EMBERBOX_TOKEN"  # noqa: S105 (the name of a variable)
 CONNECT_SECONDS = 10.0
