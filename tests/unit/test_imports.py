@@ -32,7 +32,8 @@ def loaded(code: str) -> set[str]:
     ("code", "without"),
     [
         ("import emberbox", (*HEAVY, "pydantic", "httpx")),
-        ("import emberbox.client", (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.base", "rich", "click")),
+        ("import emberbox.client",
+         (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.base", "rich", "click")),
         ("from emberbox import Sandbox, AsyncSandbox", (*HEAVY, "emberbox.engine", "httpx")),
         ("import emberbox.sdk.backends.remote", (*HEAVY, "emberbox.engine", "emberbox.machines.base")),
         (
