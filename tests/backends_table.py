@@ -45,8 +45,8 @@ def table_of(reports: dict[str, list[TestReport]]) -> list[str]:
     return lines
 
 
-def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Called by pytest when everything has run."""
+def write_table(terminalreporter: TerminalReporter) -> None:
+    """Print it, where there were such tests."""
     lines = table_of(terminalreporter.stats)
     if lines:
         terminalreporter.section("contract tests, and where they ran (-: not a test of this back end)")

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from _pytest.terminal import TerminalReporter
 
 import microvms
 import qemus
 import together
 from backends import ALL_ON_FIRECRACKER, LIFE_SECONDS, environment_of, warmed
-from backends_table import COLUMNS, pytest_terminal_summary, ran_on
+from backends_table import COLUMNS, ran_on, write_table
+from categories import write_categories
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
@@ -27,8 +29,14 @@ from served import Served
 from shared_machines import SharedMachines
 from together import pytest_xdist_make_scheduler
 
-__all__ = ["pytest_terminal_summary", "pytest_xdist_make_scheduler"]
-"""Hooks, which pytest finds here."""
+__all__ = ["pytest_xdist_make_scheduler"]
+"""A hook, which pytest finds here."""
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Called by pytest when everything has run."""
+    write_table(terminalreporter)
+    write_categories(terminalreporter)
 
 
 @pytest.fixture(autouse=True)

@@ -25,8 +25,8 @@ def counts_by_category(stats: Mapping[str, Sequence[Any]]) -> dict[str, Counter[
     return dict(sorted(found.items()))
 
 
-def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Called by pytest when everything has run."""
+def write_categories(terminalreporter: TerminalReporter) -> None:
+    """Print them, where there were any."""
     found = counts_by_category(terminalreporter.stats)
     if not found:
         return
