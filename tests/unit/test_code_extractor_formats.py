@@ -42,6 +42,22 @@ HANDED_OVER = [
     (f"<function_calls>\n{INVOKE}\n</function_calls>\n", "bash", "ls -l"),
     (INVOKE.replace("invoke", "antml:invoke").replace("parameter", "antml:parameter"), "bash", "ls -l"),
     ('[TOOL_CALLS]python{"code": "print(1)"}', "python", "print(1)"),
+    ('I look.[TOOL_CALLS][{"name": "run_shell", "arguments": {"command": "ls -l"}}]', "bash", "ls -l"),
+    (
+        "I look.\n<tool_call>run_shell\n<arg_key>command</arg_key>\n<arg_value>ls -l</arg_value>\n</tool_call>",
+        "bash",
+        "ls -l",
+    ),
+    (
+        "<execute_command>\n<command>ls -l &amp;&amp; pwd</command>\n<timeout>9</timeout>\n</execute_command>",
+        "bash",
+        "ls -l && pwd",
+    ),
+    (
+        'Thought: I count.\n\nAction:\n```json\n{"action": "python_interpreter", "action_input": "print(1)"}\n```\n',
+        "python",
+        "print(1)",
+    ),
     ('[TOOL_CALLS]python[ARGS]{"code": "print(1)"}\n\nI wait.', "python", "print(1)"),
     ('[TOOL_CALLS]run_bash[CALL_ID]a1b2c3[ARGS]{"command": "ls -l"}</s>', "bash", "ls -l"),
     (
@@ -100,6 +116,8 @@ def test_several_invocations_in_one_frame_are_several_blocks() -> None:
         '```json\n{"language": "python", "code": "print(1)"}\n```\n',
         "<execute_bash>\nrm -rf build/\n",
         '[TOOL_CALLS]web_search{"query": "x"}',
+        '<|python_tag|>brave_search.call(query="x")<|eom_id|>',
+        "<tool_call>web_search\n<arg_key>query</arg_key>\n<arg_value>x</arg_value>\n</tool_call>",
         '[TOOL_CALLS]python{"code": "print(1)',
         '{"language": "klingon", "code": "print(1)"}',
     ],

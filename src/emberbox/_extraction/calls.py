@@ -1,9 +1,9 @@
 """Code that a model hands to a tool instead of writing it in a fence: tool calls in JSON, and tags.
 
 Read are the calls of the OpenAI and Anthropic wire formats, of `<tool_call>`, `<invoke>`, `<function=…>` and
-`[TOOL_CALLS]` templates, of harmony and DeepSeek (`call_frames`), of ReAct (`action`, `action_input`; `Action:`,
-`Action Input:`), `{"language": …, "code": …}`, and the tags `<execute…>`, `<code>` and `<|python_tag|>`. A call of a
-tool that does not run code is none.
+`[TOOL_CALLS]` templates, of `<tool_call>NAME<arg_key>…`, `<execute_command><command>…`, harmony and DeepSeek
+(`call_frames`), of ReAct (`action`, `action_input`; `Action:`, `Action Input:`), `{"language": …, "code": …}`, and the
+tags `<execute…>`, `<code>` and `<|python_tag|>`. A call of a tool that does not run code is none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import unescape
 from typing import Any
 
 from emberbox._extraction import evidence
@@ -44,9 +45,15 @@ _PARAMETER = re.compile(r"<(?:antml:)?parameter(?:=|\s+name=\")([\w.-]{1,60})\"?
 _PARAMETER_END = re.compile(r"</(?:antml:)?parameter>")
 _INVOKE = re.compile(r"<(?:antml:)?(?:invoke\s+name=\"([\w.-]{1,60})\"|function=([\w.-]{1,60}))>")
 _AFTER_PROSE = re.compile(r"[.:!?>][ \t]+$")
-_OBJECT = re.compile(r"^[ \t]*(?:\[TOOL_CALLS\][ \t]*)?([{\[])(?!TOOL_CALLS)", re.MULTILINE)
+_OBJECT = re.compile(r"(?:^[ \t]*|\[TOOL_CALLS\][ \t]*)([{\[])(?!TOOL_CALLS)", re.MULTILINE)
 _ACTION = re.compile(r"^Action:[ \t]*([\w .-]{1,60}?)[ \t]*\r?\n+Action Input:[ \t]*", re.MULTILINE)
 _ACTION_ENDS = re.compile(r"^(?:Observation|Thought|Action|Final Answer):", re.MULTILINE)
+_ACTION_LINE = re.compile(r"^Action:\s*\Z", re.MULTILINE)
+_COMMAND = re.compile(r"\s*<command>(.*?)</command>", re.DOTALL)
+_KEYED_CALL = re.compile(r"\s*([\w.-]{1,60})\s*(?=<arg_key>)")
+_KEYED = re.compile(r"<arg_key>([\w.-]{1,60})</arg_key>\s*<arg_value>(.*?)(?:</arg_value>|\Z)", re.DOTALL)
+_BUILT_IN = re.compile(r"\s*\w{1,60}\.call\(")
+"""A tool of the model's own behind `<|python_tag|>`, such as `brave_search.call(query="…")`."""
 _PYTHON_TAG = re.compile(r"<\|python_tag\|>")
 _PYTHON_TAG_ENDS = re.compile(r"<\|(?:eom_id|eot_id|python_tag)\|>")
 _KEYS = (
@@ -147,8 +154,9 @@ def _framed_arguments(payload: str) -> tuple[dict[str, Any], int]:
     return value, stop
 
 
-def quoted_call(raw: RawBlock) -> RawBlock:
-    """A fenced block; where it holds one tool call as JSON, the code of that."""
+def quoted_call(raw: RawBlock, before: str) -> RawBlock:
+    """A fenced block; where it holds one tool call as JSON, the code of that. `before`: the end of the text above it;
+    below `Action:` a call is made, and elsewhere only shown."""
     if '"' not in raw.code or len(raw.code) > _MAX_QUOTED or not any(mark in raw.code for mark in (*_MARKS, '"input"')):
         return raw
     try:
@@ -169,7 +177,7 @@ def quoted_call(raw: RawBlock) -> RawBlock:
         line=raw.line,
         closed=raw.closed,
         tool=call.tool,
-        quoted=True,
+        quoted=_ACTION_LINE.search(before) is None,
     )
 
 
@@ -231,6 +239,12 @@ def _tag(lines: Lines, match: re.Match[str], stop: int, *, closed: bool) -> Iter
         if call is not None:
             yield _block(lines, call, match.start(), end)
         return
+    command = _COMMAND.match(inside) if tag.startswith("execute") else None
+    if command is not None:
+        call = _call(tag, {"command": unescape(command[1].strip())})
+        if call is not None:
+            yield _block(lines, call, match.start(), end)
+        return
     lead = text[lines.starts[lines.number(match.start())] : match.start()]
     trail = text[end : lines.ends[lines.number(end)]]
     in_line = tag != "code" and closed and "\n" not in inside and not trail.strip() and _AFTER_PROSE.search(lead)
@@ -288,7 +302,12 @@ def _wrapped(lines: Lines, start: int, begin: int, stop: int, end: int) -> Itera
         call = _call(invoke[1] or invoke[2], _parameters(inside[invoke.end() : beyond]))
         if call is not None:
             yield _block(lines, call, start if not number else begin + invoke.start(), end if last else begin + beyond)
-    if invokes:
+    keyed = _KEYED_CALL.match(inside)
+    if keyed is not None:
+        call = _call(keyed[1], {key: value.removesuffix("\n") for key, value in _KEYED.findall(inside)})
+        if call is not None:
+            yield _block(lines, call, start, end)
+    if invokes or keyed is not None:
         return
     try:
         calls = list(_calls(json.loads(inside)))
@@ -320,7 +339,7 @@ def _marked(lines: Lines, begin: int, end: int) -> Iterator[RawBlock]:
 def _of_python_tag(payload: str) -> Call | None:
     """Behind `<|python_tag|>` stands Python, or a call as JSON."""
     if not payload.lstrip().startswith(("{", "[")):
-        return Call("python", "python", payload)
+        return None if _BUILT_IN.match(payload) else Call("python", "python", payload)
     try:
         value = json.loads(payload)
     except (ValueError, RecursionError):

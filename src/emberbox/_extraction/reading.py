@@ -11,6 +11,9 @@ from emberbox._extraction.markdown import find_blocks
 from emberbox._extraction.needs import Known
 from emberbox.models import CodeBlock, ExecutionIntent
 
+_ABOVE = 200
+"""Characters above a block in which it is looked whether a call is made there."""
+
 
 def read(text: str, threshold: float, *, continues: bool) -> tuple[list[CodeBlock], ExecutionIntent]:
     """The blocks, the surest first, and the intent; `CodeBlockExtractor.read` says more."""
@@ -27,7 +30,10 @@ def judged(text: str, earlier: Earlier | None, threshold: float) -> list[CodeBlo
 
 def _found(text: str) -> list[RawBlock]:
     lines = Lines(text)
-    found = [quoted_call(block) if block.kind == "fence" else block for block in find_blocks(lines)]
+    found = [
+        quoted_call(block, text[max(0, block.start - _ABOVE) : block.start]) if block.kind == "fence" else block
+        for block in find_blocks(lines)
+    ]
     framed = find_framed(lines, [block for block in found if block.kind != "indented"])
     if framed:
         found = sorted([*(one for one in found if not _within(one, framed)), *framed], key=lambda block: block.start)
