@@ -177,6 +177,9 @@ def test_what_cannot_run_as_it_stands_is_held_back_with_its_reason(before: str, 
         ("bash", "cd my-project\nls\n", "files", "my-project"),
         ("bash", 'read -p "Name: " name\necho "$name"\n', "interactive", "read"),
         ("bash", "curl http://localhost:3000/users\n", "machine", "localhost"),
+        ("bash", "curl -X POST localhost:5000/todos -d 'a=1'\n", "machine", "localhost"),
+        ("bash", "awk -F, '{ sum += $3 } END { print sum }' data.csv\n", "files", "data.csv"),
+        ("bash", 'for f in *.jpeg; do mv -- "$f" "${f%.jpeg}.jpg"; done\n', "files", "*.jpeg"),
     ],
 )
 def test_reasons_name_what_is_missing(language: str, code: str, rule: str, word: str) -> None:
@@ -192,6 +195,8 @@ def test_reasons_name_what_is_missing(language: str, code: str, rule: str, word:
         "Let me look at the repository:\n\n```bash\ngit log --oneline | head\n```\n",
         "I'll run the tests:\n\n```bash\npytest -q\n```\n",
         "Start with a new repository:\n\n```bash\ngit init demo && cd demo && git commit --allow-empty -m first\n```\n",
+        "Count:\n\n```bash\nprintf 'a,1\\n' > data.csv\nawk -F, '{ print $2 }' data.csv\nls *.csv\n```\n",
+        'Pack them:\n\n```bash\nfor f in *.log; do [ -e "$f" ] || continue; gzip "$f"; done\n```\n',
         "Which version is it?\n\n```bash\ngit --version\n```\n",
         "Use typeof for that:\n\n```js\nconsole.log(typeof window === 'undefined');\n```\n",
         "Files:\n\n```python\nopen('a.txt', 'w').write('x')\nprint(open('a.txt').read())\n```\n",
@@ -280,3 +285,9 @@ def test_a_file_of_the_answer_is_there_for_the_blocks_below() -> None:
         "Save this as `area.py`:\n\n```python\nprint(6 * 7)\n```\n\nThen:\n\n```bash\npython area.py\n```\n"
     )
     assert use.execution_confidence >= 0.7
+
+
+def test_the_members_of_a_type_that_stands_elsewhere_are_no_program() -> None:
+    program = "type Shape =\n  | { kind: 'circle'; radius: number };\nconst number = 1;\nconsole.log(number);\n"
+    text = f"Run:\n\n```ts\n{program}```\n\nAnother variant:\n\n```ts\n  | {{ kind: 'hexagon'; side: number }}\n```\n"
+    assert [block.execution_confidence >= 0.7 for block in in_order(text)] == [True, False]

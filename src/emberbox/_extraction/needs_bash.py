@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -48,12 +49,15 @@ _FILE_READERS = {
     "grep": ("ABCmef", 1), "egrep": ("ABCmef", 1), "fgrep": ("ABCmef", 1), "zgrep": ("ABCmef", 1), "sed": ("ef", 1),
     "awk": ("Fvf", 1), "gawk": ("Fvf", 1), "jq": ("f", 1), "iconv": ("ft", 0), "column": ("s", 0),
 }  # fmt: skip
+_GLOB = re.compile(r"\*\.[A-Za-z]\w{0,5}")
+"""Files of one kind, whatever they are called."""
+_LOOKS_FIRST = re.compile(r"\[\[? (?:! )?-[ef] |\bnullglob\b")
 _BARE = re.compile(r"[A-Za-z_][\w-]*")
 _HOST = re.compile(r"\.(?:com|org|net|io|dev|example|local|gov|edu)$|\.(?:service|timer|socket)$")
 _HARMLESS = re.compile(r"--?version|-V|--help|version")
 _GIT_ANYWHERE = frozenset({"init", "clone", "config", "--version", "version", "help"})
 _ASKS = re.compile(r"(?:^|[;&|\n]\s*)(?:read\s+(?:-\w+\s+)*-\w*p|select\s+\w+\s+in\b)", re.MULTILINE)
-_LOCAL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\w+\.local)\b")
+_LOCAL = re.compile(r"(?:https?://)?(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\w+\.local)(?=[:/]|$)")
 _OWN_FOLDER = re.compile(
     r"(?:~|\$HOME|\$\{HOME\})(?:/?$|/(?!\.cache)\w|/\.(?:bash|zsh|ssh|config|profile))|/etc/\w|/var/(?:www|log)|/home/\w"
 )
@@ -84,6 +88,8 @@ def bash_needs(code: str) -> Needs:
     top = [node for node in source.root.named_children if node.type != "comment"]
     runs = any(node.type in {"command_substitution", "process_substitution"} for node in nodes)
     wanted = [*map(_reads, found), *(name for command in found for name in _bare_operands(command))]
+    if not _LOOKS_FIRST.search(code):
+        wanted += [source.text(node) for node in nodes if node.type == "word" and _GLOB.fullmatch(source.text(node))]
     return Needs(
         defines=frozenset(_assigned(source, top)),
         functions=frozenset(functions),
@@ -134,11 +140,15 @@ def _bare_operands(command: Command) -> list[str]:
         else:
             operands.append(word)
     files = operands[before : 1 if command.name in {"uniq", "xxd"} else None]
-    return [word for word in files if word is not None and _BARE.fullmatch(word)]
+    # the program of awk or sed may look like a file; what follows it is one
+    program = command.name in _NO_FILES
+    return [word for word in files if word and (_BARE.fullmatch(word) or (program and _FILE.fullmatch(word)))]
 
 
 def _has(name: str, made: set[str]) -> bool:
     name = name.removeprefix("./")
+    if name.startswith("*") and any(fnmatchcase(one, name) or "$" in one or "{" in one for one in made):
+        return True
     return name in made or name.partition("/")[0] in made
 
 

@@ -94,7 +94,7 @@ def typescript_needs(code: str) -> Needs:
     plain = _without_types(code)
     types_only = plain != code and not _COMMENTS.sub("", plain).strip()
     found = javascript_needs(plain)
-    if types_only:
+    if types_only or code.lstrip().startswith(("|", "&")):  # the members of a type that stands elsewhere
         return replace(found, acts=False, silent=True)
     if not LANGUAGES["javascript"].parse(plain).root_node.has_error:
         return found

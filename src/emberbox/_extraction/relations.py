@@ -112,6 +112,8 @@ def _judge_names(language: Language, needs: Needs, known: Known, score: Score) -
 
 def _made(name: str, known: Known) -> bool:
     name = name.removeprefix("./")
+    if name.startswith("*") and known.files:
+        return any(fnmatchcase(one, name) or "$" in one or "{" in one for one in known.files)
     candidates = {name, name.partition("/")[0], name.rpartition("/")[2]}
     candidates |= {f"{one}.js" for one in candidates}
     patterns = [_VARIABLE.sub("*", one) for one in known.files if "$" in one][:_NAMED]
