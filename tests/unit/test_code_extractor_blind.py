@@ -1,7 +1,7 @@
 """Answers that were written and labelled by somebody who had seen neither rules nor code (tests/blind_answers).
 
-A table, and floors that no change of the rules may fall below. The rules are not tuned on them; docs/extraction.md has the
-figures.
+A table, and floors that no change of the rules may fall below. The rules are not tuned on them; docs/extraction.md has
+the figures.
 """
 
 from __future__ import annotations
