@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -229,9 +228,11 @@ class Judge:
         look = Look(info, alike, known, language)
         if known is not None and raw.code.strip() and len(raw.code) <= min(_MAX_BLOCK, self._budget):
             self._budget -= len(raw.code)
-            with contextlib.suppress(ValidationFailed):  # it cannot be read: not examined
+            try:
                 structure, needs = evidence.structure(known, raw.code), relations.needs_of(known, raw.code)
                 look.structure, look.needs = structure, needs
+            except ValidationFailed:
+                self._budget = 0  # to find out that a block cannot be read takes seconds: once for an answer
         return look
 
     def _examine(self, index: int, raw: RawBlock, look: Look, score: Score) -> None:

@@ -25,10 +25,10 @@ def test_what_cannot_be_read_is_refused_in_words(language: Language, code: str) 
 
 
 def test_an_answer_with_such_a_block_is_read_and_the_block_held_back() -> None:
-    answer = f"Run this:\n\n```bash\n{PIPES}\n```\n\nand\n\n```bash\necho 1\n```\n"
+    answer = f"Run this:\n\n```bash\necho 1\n```\n\nand\n\n```bash\n{PIPES[:40_000]}\n```\n"
     found = sorted(CodeBlockExtractor().extract_code_blocks(answer), key=lambda block: block.start_pos)
-    assert [block.execution_confidence >= 0.7 for block in found] == [False, True]
-    assert "not-examined" in {entry["rule"] for entry in found[0].metadata["why"]}
+    assert [block.execution_confidence >= 0.7 for block in found] == [True, False]
+    assert "not-examined" in {entry["rule"] for entry in found[1].metadata["why"]}
 
 
 @pytest.mark.parametrize("language", ["python", "javascript", "bash", "rust"])
