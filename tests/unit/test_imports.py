@@ -71,3 +71,13 @@ def test_the_client_alone_is_enough_for_a_server_and_says_what_is_missing_for_mo
     program = client_only("from emberbox.cli.entry import main\nmain()")
     assert program.returncode == 5
     assert "pip install 'emberbox[all]'" in program.stderr
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        done = subprocess.run(
+            [sys.executable, "-m", "emberbox.cli.entry", "--version"], stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot write the output: No space left" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import os
 import sys
@@ -19,10 +20,21 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     atexit._run_exitfuncs()  # noqa: SLF001 (what `os._exit` leaves out)
+    os._exit(_flushed(status))  # taking modules and threads apart one by one costs a tenth of a second
+
+
+def _flushed(status: int) -> int:
+    """The status, with all output written; another one where that cannot be."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it was closed
+        try:
             stream.flush()
-    os._exit(status)  # taking modules and threads apart one by one costs a tenth of a second
+        except (BrokenPipeError, ValueError):
+            continue  # nobody reads it any more, or it was closed
+        except OSError as exc:
+            status = status or 2
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"emberbox: cannot write the output: {exc.strerror}. Is there space where it goes?\n")
+    return status
 
 
 def _run() -> int:
@@ -35,6 +47,10 @@ def _run() -> int:
             return exc.code or 0
         sys.stderr.write(f"{exc.code}\n")
         return 1
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        return 2  # `_flushed` says why
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "emberbox":
             raise
