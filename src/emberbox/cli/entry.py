@@ -31,10 +31,15 @@ def _flushed(status: int) -> int:
         except (BrokenPipeError, ValueError):
             continue  # nobody reads it any more, or it was closed
         except OSError as exc:
-            status = status or 2
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"emberbox: cannot write the output: {exc.strerror}. Is there space where it goes?\n")
+            status = status or _unwritten(exc)
     return status
+
+
+def _unwritten(error: OSError) -> int:
+    """Say why the output is not where it should be; the status of that."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"emberbox: cannot write the output: {error.strerror}. Is there space where it goes?\n")
+    return 2
 
 
 def _run() -> int:
@@ -50,7 +55,7 @@ def _run() -> int:
     except OSError as exc:
         if exc.errno != errno.ENOSPC:
             raise
-        return 2  # `_flushed` says why
+        return _unwritten(exc)
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "emberbox":
             raise
