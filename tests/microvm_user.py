@@ -49,7 +49,7 @@ async def look(facts: dict[str, Any]) -> dict[str, Any]:
     from emberbox import MachineLimits, load_settings
     from emberbox.images.store import ImageStore
     from emberbox.images.template import load_template
-    from emberbox.machines.base import Snapshot
+    from emberbox.machines.contract import Snapshot
     from emberbox.machines.firecracker import FirecrackerFactory, FirecrackerOptions
     from emberbox.machines.firecracker.machine import FirecrackerMachine
 

@@ -27,13 +27,13 @@ from emberbox.host.rundir import processes_of
 from emberbox.images.builder import ensure_image
 from emberbox.images.store import Image
 from emberbox.images.template import load_template
-from emberbox.machines.base import Snapshot
+from emberbox.machines.contract import Snapshot
 from emberbox.machines.qemu import QemuFactory, QemuOptions
 from emberbox.machines.qemu.machine import QemuMachine
 from emberbox.models import Execution
 from emberbox.sandbox.listeners import RunOptions
-from emberbox.sandbox.session import Session
-from emberbox.sandbox.store import digests_of
+from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.snapshots.store import digests_of
 
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
 
@@ -139,11 +139,11 @@ async def engine(world: World, clean: None) -> AsyncIterator[Engine]:
         yield engine
 
 
-async def start(engine: Engine) -> Session:
+async def start(engine: Engine) -> SandboxInstance:
     return await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
 
 
-async def run(engine: Engine, session: Session, code: str, language: str = "python") -> Execution:
+async def run(engine: Engine, session: SandboxInstance, code: str, language: str = "python") -> Execution:
     done = await engine.execute(ExecuteRequest(session, language, code, RunOptions(timeout=60)))
     assert done.error is None, (done.error, done.stderr)
     return done

@@ -23,16 +23,16 @@ from emberbox.host.spawner import Spawner
 from emberbox.machines.channel import Channel
 from emberbox.machines.gvisor.factory import GvisorFactory
 from emberbox.machines.gvisor.machine import GvisorMachine
-from emberbox.sandbox.copies import Copies
-from emberbox.sandbox.ledger import Ledger
+from emberbox.sandbox.snapshots.service import SnapshotService
+from emberbox.sandbox.durability.registry import SandboxRegistry
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from emberbox.sandbox.session import Session
-from emberbox.sandbox.store import SnapshotStore
+from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.snapshots.store import SnapshotStore
 
 CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Channel, Copies, GvisorFactory, GvisorMachine, HistoryRecorder, Ledger, Session, SnapshotStore, Spawner
+        Channel, SnapshotService, GvisorFactory, GvisorMachine, HistoryRecorder, SandboxRegistry, SandboxInstance, SnapshotStore, Spawner
     )
 }  # fmt: skip
 armed = False
@@ -88,7 +88,7 @@ def say(**facts: object) -> None:
 class Service:
     def __init__(self) -> None:
         self.engine = Engine(load_settings(), durable=True)
-        self.alice: Session
+        self.alice: SandboxInstance
 
     async def run(self, code: str, listeners: Listeners | None = None) -> None:
         request = ExecuteRequest(self.alice, "python", code, RunOptions(timeout=2), agent_id="alice")
@@ -100,7 +100,7 @@ class Service:
         await self.run("x = 1; print(open('f', 'w').write('one'))")
 
     async def state_two(self) -> None:
-        say(snapshot=(await self.engine.undo.snapshot(self.alice, "one")).snapshot_id)
+        say(snapshot=(await self.engine.checkpoints.snapshot(self.alice, "one")).snapshot_id)
         await self.run("x = 2; print(open('f', 'w').write('two'))")
 
     # --- what it is killed in -------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Service:
         assert isinstance(machine, GvisorMachine)
         assert machine._stderr is not None
         machine._stderr.close()  # runsc has closed its end
-        await machine.outlive(60)
+        await machine.survive_owner(60)
         die()
 
     async def wake(self) -> None:
@@ -137,16 +137,16 @@ class Service:
         await self.alice.files.write("big", b"b" * (16 << 20))
 
     async def snapshot(self) -> None:
-        await self.engine.undo.snapshot(self.alice, "one")
+        await self.engine.checkpoints.snapshot(self.alice, "one")
 
     async def rollback(self) -> None:
-        await self.engine.undo.rollback(self.alice, "one")
+        await self.engine.checkpoints.rollback(self.alice, "one")
         await self.alice._replaced_is_gone()  # which rollback does not wait for
 
     async def create(self) -> None:
         await self.engine.lease("bob", template="minimal")
 
-    async def put_aside(self) -> None:
+    async def suspend(self) -> None:
         assert self.engine._sandboxes is not None
         await self.engine._sandboxes.end(self.alice)
 
@@ -163,7 +163,7 @@ async def main(action: str, *how: str) -> None:
     if action in ("rollback", "put_aside", "close"):
         await service.state_two()
     if action == "wake":
-        await service.put_aside()
+        await service.suspend()
     armed = True
     await getattr(service, action)()
     say(survived=True)

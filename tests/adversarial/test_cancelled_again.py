@@ -49,13 +49,13 @@ async def test_a_snapshot(engine: Engine, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(GvisorMachine, "checkpoint", checkpoint)
     with scope:
-        await engine.undo.snapshot(sandbox)
+        await engine.checkpoints.snapshot(sandbox)
     assert scope.cancelled_caught
     assert written != []
     await until(lambda: left(tmp_path) == [])
-    monkeypatch.undo()
-    assert await engine.undo.snapshots(sandbox) == []
-    assert (await engine.undo.snapshot(sandbox)).size_bytes > 0, "it was woken"
+    monkeypatch.checkpoints()
+    assert await engine.checkpoints.snapshots(sandbox) == []
+    assert (await engine.checkpoints.snapshot(sandbox)).size_bytes > 0, "it was woken"
 
 
 async def test_forks(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ async def test_forks(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(GvisorFactory, "fork", fork)
     with scope:
-        await engine.undo.fork(sandbox, 4)
+        await engine.checkpoints.fork(sandbox, 4)
     assert scope.cancelled_caught
     assert engine._sandboxes is not None
     manager = engine._sandboxes

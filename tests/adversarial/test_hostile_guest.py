@@ -19,7 +19,7 @@ from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, V
 from emberbox.images.store import Image
 from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.manager import SandboxManager
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 
 AGENT = """
 import json, os, struct, sys, time
@@ -77,7 +77,7 @@ async def hostile(engine: Engine, settings: Settings, tmp_path: Path) -> AsyncIt
     )
     tmp_path.chmod(0o755)
 
-    async def start(code: str) -> Session:
+    async def start(code: str) -> SandboxInstance:
         guest = tmp_path / "guest"
         guest.mkdir(exist_ok=True)
         (guest / "__init__.py").write_text("")
@@ -129,7 +129,7 @@ async def test_output_without_end_is_bounded(hostile) -> None:  # type: ignore[n
 
 
 async def test_silence_is_ended_by_the_hosts_own_deadline(hostile, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("emberbox.sandbox.running._GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("emberbox.sandbox.runner._GRACE_SECONDS", 0.2)
     session = await hostile("hello(); time.sleep(1000)")
     run = await session.runner.run_code("python", "1", RunOptions(timeout=0.3), Listeners())
     assert run.termination_reason is TerminationReason.TIMEOUT

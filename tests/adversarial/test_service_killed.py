@@ -20,7 +20,7 @@ from emberbox import Engine, Settings
 from emberbox.engine import ExecuteRequest
 from emberbox.host.rundir import processes_of
 from emberbox.models import HistoryQueryRequest
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from waiting import until
 
 DEADLINE = 60.0
@@ -60,18 +60,18 @@ def killed_in(action: str, *how: str, **environment: str) -> Acknowledged:
     return known
 
 
-async def value(engine: Engine, session: Session, code: str) -> str | None:
+async def value(engine: Engine, session: SandboxInstance, code: str) -> str | None:
     run = await engine.execute(ExecuteRequest(session, "python", code, agent_id="alice"))
     assert run.error is None, run.error
     return run.text
 
 
-async def put_aside(engine: Engine, session: Session) -> None:
+async def suspend(engine: Engine, session: SandboxInstance) -> None:
     assert engine._sandboxes is not None
     await engine._sandboxes.end(session)
 
 
-async def free(session: Session) -> None:
+async def free(session: SandboxInstance) -> None:
     """The code that the service has left still runs, and nobody hears it; its own time-out ends it."""
     async with asyncio.timeout(DEADLINE):
         while (await session.contexts.list())[0].busy:  # noqa: ASYNC110 (nothing tells of its end)
@@ -172,7 +172,7 @@ async def test_nothing_acknowledged_is_lost(settings: Settings, how: tuple[str, 
             assert (await session.files.exists("big")) is False, "half a file is none"
             await session.files.write("big", b"b" * (1 << 20))
             assert await value(engine, session, "import os; os.path.getsize('big')") == str(1 << 20)
-        await engine.undo.snapshot(session, "again")
+        await engine.checkpoints.snapshot(session, "again")
     await check_end(settings, known)
 
 
@@ -262,7 +262,7 @@ async def test_killed_again_and_again(settings: Settings) -> None:
             os.close(lock_fd)
             assert names == kept, "the spawner holds no descriptor of a machine that is gone"
             if kept:
-                await put_aside(engine, session)
+                await suspend(engine, session)
     await check_end(settings, known)
 
 
@@ -275,7 +275,7 @@ async def test_what_was_done_after_the_last_snapshot_is_not_undone_after_a_takeo
         assert session.recovered.how == "adopted"
         wrong = ExecuteRequest(session, "python", "x = 3; open('f', 'w').write('three')", snapshot="pre-execution")
         run = await engine.execute(wrong)
-        assert (await engine.undo.rollback(session, run.execution_id)).executions_undone == [run.execution_id]
+        assert (await engine.checkpoints.rollback(session, run.execution_id)).executions_undone == [run.execution_id]
         assert await value(engine, session, BOTH) == TWO
         await engine.kill_sandbox(session.id)
 

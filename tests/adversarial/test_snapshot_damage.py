@@ -68,22 +68,22 @@ async def test_a_damaged_snapshot_of_the_running_engine_is_refused(
         sandbox = await engine.create_sandbox(MINIMAL)
         await engine.execute(ExecuteRequest(sandbox, "python", "x = 1"))
         for damage in DAMAGE.values():
-            good = await engine.undo.snapshot(sandbox)
-            bad = await engine.undo.snapshot(sandbox)
-            await engine.undo.rollback(sandbox, bad.snapshot_id)  # used once: it is known to be good
+            good = await engine.checkpoints.snapshot(sandbox)
+            bad = await engine.checkpoints.snapshot(sandbox)
+            await engine.checkpoints.rollback(sandbox, bad.snapshot_id)  # used once: it is known to be good
             damage(file_of(settings, bad, name))
             machine = sandbox.machine.id
             with pytest.raises(RollbackFailed, match=name):
-                await engine.undo.rollback(sandbox, bad.snapshot_id)
+                await engine.checkpoints.rollback(sandbox, bad.snapshot_id)
             with pytest.raises(VmNotAvailable, match=name):
-                await engine.undo.branch(sandbox, bad.snapshot_id)
+                await engine.checkpoints.branch(sandbox, bad.snapshot_id)
             with pytest.raises(VmNotAvailable, match=name):
-                await engine.undo.diff(sandbox, bad.snapshot_id)
+                await engine.checkpoints.diff(sandbox, bad.snapshot_id)
             assert sandbox.machine.id == machine, "the sandbox is as it was"
             assert (await engine.execute(ExecuteRequest(sandbox, "python", "x"))).text == "1"
-            await engine.undo.rollback(sandbox, good.snapshot_id)
+            await engine.checkpoints.rollback(sandbox, good.snapshot_id)
             assert (await engine.execute(ExecuteRequest(sandbox, "python", "x"))).text == "1"
-            await engine.undo.delete(sandbox, bad.snapshot_id)
+            await engine.checkpoints.delete(sandbox, bad.snapshot_id)
         await engine.kill_sandbox(sandbox.id)
 
 
@@ -93,9 +93,9 @@ async def test_a_sandbox_whose_machine_dies_goes_back_to_the_snapshot_before_a_d
     async with Engine(settings) as engine:
         sandbox = await engine.create_sandbox(MINIMAL)
         await engine.execute(ExecuteRequest(sandbox, "python", "x = 1"))
-        good = await engine.undo.snapshot(sandbox)
+        good = await engine.checkpoints.snapshot(sandbox)
         await engine.execute(ExecuteRequest(sandbox, "python", "x = 2"))
-        bad = await engine.undo.snapshot(sandbox)
+        bad = await engine.checkpoints.snapshot(sandbox)
         turn_and_set_back(file_of(settings, bad, "pages.img"))
         await sandbox.machine.kill()
         await sandbox.settled()
@@ -111,6 +111,6 @@ async def test_a_kept_snapshot_and_its_origin_are_both_good(nothing_left: None, 
         await sandbox.rollback(kept)
         async with await AsyncSandbox.create(snapshot=kept.snapshot_id, engine=engine) as other:
             assert (await other.run_code("x")).text == "1"
-        await engine.undo.rollback(await engine.get_sandbox(sandbox.sandbox_id), kept.snapshot_id)
+        await engine.checkpoints.rollback(await engine.get_sandbox(sandbox.sandbox_id), kept.snapshot_id)
         assert (await sandbox.run_code("x")).text == "1"
         await sandbox.delete_snapshot(kept)

@@ -26,22 +26,22 @@ from emberbox.errors import (
 )
 from emberbox.machines.gvisor import machine as gvisor_machine
 from emberbox.models import Execution, HistoryQueryRequest
-from emberbox.sandbox.ledger import Ledger
+from emberbox.sandbox.durability.registry import SandboxRegistry
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.manager import SandboxManager
-from emberbox.sandbox.session import Session, SessionState
+from emberbox.sandbox.instance import SandboxInstance, SandboxState
 
 MINIMAL = "minimal"
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-async def run(engine: Engine, session: Session, code: str, listeners: Listeners | None = None) -> Execution:
+async def run(engine: Engine, session: SandboxInstance, code: str, listeners: Listeners | None = None) -> Execution:
     request = ExecuteRequest(session, "python", code, agent_id=session.agent_id)
     return await engine.execute(request, listeners)
 
 
-async def text(engine: Engine, session: Session, code: str) -> str | None:
+async def text(engine: Engine, session: SandboxInstance, code: str) -> str | None:
     done = await run(engine, session, code)
     assert done.error is None, done.error
     return done.text
@@ -52,7 +52,7 @@ def manager_of(engine: Engine) -> SandboxManager:
     return engine._sandboxes
 
 
-async def put_aside(engine: Engine, session: Session) -> None:
+async def suspend(engine: Engine, session: SandboxInstance) -> None:
     """What happens to a sandbox that nobody uses."""
     await manager_of(engine).end(session)
 
@@ -99,11 +99,11 @@ async def test_a_sandbox_goes_on_after_a_restart(settings: Settings) -> None:
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL, envs={"SECRET": "s3cret"})
         await run(engine, session, "x = 1; print(open('f', 'w').write('one'))")
-        point = await engine.undo.snapshot(session, "point")
+        point = await engine.checkpoints.snapshot(session, "point")
         await run(engine, session, "x = 2; print(open('f', 'w').write('two'))")
         await session.runner.exec(["sh", "-c", "sleep 4242 & "])
         path, name = session.lineage.executions, session.id
-    assert session.state is SessionState.CLOSED
+    assert session.state is SandboxState.CLOSED
     with pytest.raises(VmNotAvailable, match="was put aside") as error:
         await session.files.read_bytes("f")
     assert "get_sandbox()" in error.value.remediation
@@ -118,10 +118,10 @@ async def test_a_sandbox_goes_on_after_a_restart(settings: Settings) -> None:
         done = await run(engine, session, "import os; x, open('f').read(), os.environ['SECRET']")
         assert (done.text, done.notes, done.lost_executions) == ("(2, 'two', 's3cret')", [], [])
         assert "4242" in (await session.runner.exec(["pgrep", "-a", "sleep"])).stdout
-        infos = await engine.undo.snapshots(session)
+        infos = await engine.checkpoints.snapshots(session)
         assert (infos[0].name, infos[0].kind) == ("point", "manual")
         assert [(info.parent_id, info.kind) for info in infos[1:]] == [(point.snapshot_id, "shutdown")]
-        await engine.undo.rollback(session, "point")
+        await engine.checkpoints.rollback(session, "point")
         assert await text(engine, session, "x, open('f').read()") == "(1, 'one')"
         rows = (await engine.history.query(HistoryQueryRequest(vm_id=name))).history
         assert [row.state for row in rows] == ["finished"] * 4
@@ -228,12 +228,12 @@ async def test_each_agent_has_its_own(settings: Settings) -> None:
         assert alice is again is once_more
         assert alice is not bob
         assert (alice.agent_id, bob.agent_id) == ("alice", "bob")
-        assert (await engine.undo.snapshot(bob)).agent_id == "bob"
+        assert (await engine.checkpoints.snapshot(bob)).agent_id == "bob"
         with pytest.raises(SessionNotFound, match="'bob' has no sandbox") as error:
             await engine.lease("bob", alice.id)
         with pytest.raises(SessionNotFound, match="'bob' has no sandbox"):
             await engine.lease("bob", "sb-none")
-        await put_aside(engine, alice)
+        await suspend(engine, alice)
         with pytest.raises(SessionNotFound, match="'bob' has no sandbox"):
             await engine.lease("bob", alice.id)
         assert alice.id in str(error.value)
@@ -268,8 +268,8 @@ async def test_an_agent_may_have_so_many_awake_or_asleep(settings: Settings) -> 
         )
         kinds = sorted(type(outcome).__name__ for outcome in made)
         assert kinds == ["NoCapacity", "NoCapacity", "Session", "Session"]
-        sessions = [outcome for outcome in made if isinstance(outcome, Session)]
-        await put_aside(engine, sessions[0])
+        sessions = [outcome for outcome in made if isinstance(outcome, SandboxInstance)]
+        await suspend(engine, sessions[0])
         with pytest.raises(NoCapacity, match="has 2 sandboxes already") as error:
             await engine.create_sandbox(MINIMAL, agent_id="alice")
         assert "max_sandboxes_per_agent" in error.value.remediation
@@ -297,21 +297,21 @@ async def test_snapshots_of_an_agent_have_a_bound_and_that_of_a_shutdown_has_non
         other = await engine.create_sandbox(MINIMAL, agent_id="alice")
         bob = await engine.lease("bob", template=MINIMAL)
         await run(engine, session, "x = 1")
-        await engine.undo.snapshot(session, "point")
+        await engine.checkpoints.snapshot(session, "point")
         for full_one in (session, other):
             with pytest.raises(SnapshotFailed, match=r"agent 'alice' take .* limit is 1 MiB") as error:
-                await engine.undo.snapshot(full_one)
+                await engine.checkpoints.snapshot(full_one)
         assert "max_snapshot_mb_per_agent" in error.value.remediation
-        await engine.undo.snapshot(bob)
+        await engine.checkpoints.snapshot(bob)
         await run(engine, session, "x = 2")
-        await put_aside(engine, session)
+        await suspend(engine, session)
         with pytest.raises(SnapshotFailed, match="limit is 1 MiB"):
-            await engine.undo.snapshot(other)
+            await engine.checkpoints.snapshot(other)
         session = await engine.lease("alice")
         assert await text(engine, session, "x") == "2"
-        for info in await engine.undo.snapshots(session):
-            await engine.undo.delete(session, info.snapshot_id)
-        await engine.undo.snapshot(other)
+        for info in await engine.checkpoints.snapshots(session):
+            await engine.checkpoints.delete(session, info.snapshot_id)
+        await engine.checkpoints.snapshot(other)
         for sandbox in (session, other, bob):
             await sandbox.kill()
     assert files(settings) == []
@@ -324,8 +324,8 @@ async def test_one_that_is_put_aside_is_woken_by_whoever_asks(settings: Settings
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
         await run(engine, session, "x = 1")
-        aside = asyncio.ensure_future(put_aside(engine, session))
-        while session.state is not SessionState.CLOSED and not session.aside:  # noqa: ASYNC110 (it has no event)
+        aside = asyncio.ensure_future(suspend(engine, session))
+        while session.state is not SandboxState.CLOSED and not session.aside:  # noqa: ASYNC110 (it has no event)
             await asyncio.sleep(0)
         first, second = await asyncio.gather(engine.lease("alice"), engine.get_sandbox(session.id))
         assert first is second is not session
@@ -341,7 +341,7 @@ async def test_one_that_was_used_meanwhile_is_not_put_aside(
 ) -> None:
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
-        copies = manager_of(engine).copies
+        copies = manager_of(engine).snapshots
         seal = copies.store.seal
         loop = asyncio.get_running_loop()
 
@@ -351,10 +351,10 @@ async def test_one_that_was_used_meanwhile_is_not_put_aside(
 
         monkeypatch.setattr(copies.store, "seal", used_meanwhile)
         with pytest.raises(SnapshotFailed, match="has just been used"):
-            await put_aside(engine, session)
-        monkeypatch.undo()
+            await suspend(engine, session)
+        monkeypatch.checkpoints()
         assert await text(engine, session, "x") == "'done'"
-        assert await engine.undo.snapshots(session) == []
+        assert await engine.checkpoints.snapshots(session) == []
         await session.kill()
 
 
@@ -365,7 +365,7 @@ async def test_the_reaper_puts_aside_what_nobody_uses(settings: Settings) -> Non
         other = await engine.create_sandbox(MINIMAL, agent_id="alice")
         async with asyncio.timeout(60):
             await leased.machine.wait()
-        assert other.state is SessionState.READY, "only an agent's own has an end of this kind"
+        assert other.state is SandboxState.READY, "only an agent's own has an end of this kind"
         async with asyncio.timeout(60):
             woken = await engine.lease("alice")
         assert woken.id == leased.id
@@ -378,7 +378,7 @@ async def test_an_own_time_goes_on_while_it_sleeps(settings: Settings) -> None:
     async with durable(settings) as engine:
         session = await engine.create_sandbox(MINIMAL, timeout=3600)
         end_at = session.end_at
-        await put_aside(engine, session)
+        await suspend(engine, session)
         woken = await engine.get_sandbox(session.id)
         assert woken.end_at is not None
         assert end_at is not None
@@ -400,7 +400,7 @@ async def test_a_damaged_snapshot_gives_way_to_the_one_before_it(settings: Setti
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
         await run(engine, session, "x = 1")
-        point = await engine.undo.snapshot(session, "point")
+        point = await engine.checkpoints.snapshot(session, "point")
         lost = (await run(engine, session, "x = 2")).execution_id
         bob = await engine.lease("bob", template=MINIMAL)
         await run(engine, bob, "x = 'of bob'")
@@ -440,13 +440,13 @@ async def test_a_full_disk_does_not_end_what_nobody_uses(settings: Settings, mon
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
         await run(engine, session, "x = 1")
-        for target, name in ((gvisor_machine.GvisorMachine, "_checkpoint_by_socket"), (Ledger, "write")):
+        for target, name in ((gvisor_machine.GvisorMachine, "_checkpoint_by_socket"), (SandboxRegistry, "write")):
             monkeypatch.setattr(target, name, full)
             with pytest.raises(SnapshotFailed, match="No space left"):
-                await put_aside(engine, session)
-            monkeypatch.undo()
+                await suspend(engine, session)
+            monkeypatch.checkpoints()
             assert await text(engine, session, "x") == "1"
-        await put_aside(engine, session)
+        await suspend(engine, session)
         session = await engine.lease("alice")
         assert await text(engine, session, "x") == "1"
         await session.kill()
@@ -459,11 +459,11 @@ async def test_a_full_disk_at_the_end_leaves_the_snapshot_before(
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
         await run(engine, session, "x = 1")
-        await engine.undo.snapshot(session)
+        await engine.checkpoints.snapshot(session)
         lost = (await run(engine, session, "x = 2")).execution_id
         monkeypatch.setattr(gvisor_machine.GvisorMachine, "_checkpoint_by_socket", full)
-        monkeypatch.setattr(Ledger, "write", full)
-    monkeypatch.undo()
+        monkeypatch.setattr(SandboxRegistry, "write", full)
+    monkeypatch.checkpoints()
     async with durable(settings) as engine:
         session = await engine.lease("alice")
         assert session.recovered is not None
@@ -477,12 +477,12 @@ async def test_a_full_disk_refuses_a_new_sandbox_and_leaves_nothing(
 ) -> None:
     async with durable(settings) as engine:
         await engine.list_sandboxes()
-        monkeypatch.setattr(Ledger, "write", full)
+        monkeypatch.setattr(SandboxRegistry, "write", full)
         with pytest.raises(SnapshotFailed, match="cannot be written down: No space left") as error:
             await engine.lease("alice", template=MINIMAL)
         assert "state_dir" in error.value.remediation
         assert await engine.list_sandboxes() == []
-        monkeypatch.undo()
+        monkeypatch.checkpoints()
         await (await engine.lease("alice", template=MINIMAL)).kill()
     assert files(settings) == []
 
@@ -491,7 +491,7 @@ async def test_a_machine_that_dies_goes_back_as_in_any_engine(settings: Settings
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
         await run(engine, session, "x = 1")
-        await engine.undo.snapshot(session)
+        await engine.checkpoints.snapshot(session)
         machine = session.machine
         (pid, *_) = [p.pid for p in machine._processes]  # type: ignore[attr-defined]
         os.kill(pid, signal.SIGKILL)
@@ -513,8 +513,8 @@ async def test_a_kept_snapshot_outlives_its_sandbox(settings: Settings) -> None:
     async with durable(settings) as engine:
         session = await engine.create_sandbox(MINIMAL, envs={"A": "old", "B": "old"}, metadata={"m": "n"})
         await run(engine, session, "x = 1")
-        kept = await engine.undo.snapshot(session, "kept", keep=True)
-        passing = await engine.undo.snapshot(session)
+        kept = await engine.checkpoints.snapshot(session, "kept", keep=True)
+        passing = await engine.checkpoints.snapshot(session)
         await session.kill()
     assert files(settings) == [kept.snapshot_id]
     assert kept.kept
@@ -532,8 +532,8 @@ async def test_a_kept_snapshot_outlives_its_sandbox(settings: Settings) -> None:
             await engine.create_sandbox(snapshot="snap-00")
         with pytest.raises(ValidationFailed, match="template and the limits"):
             await engine.create_sandbox(MINIMAL, snapshot=kept.snapshot_id)
-        again = await engine.undo.snapshot(copies[0], keep=True)
-        await engine.undo.delete(copies[0], again.snapshot_id)
+        again = await engine.checkpoints.snapshot(copies[0], keep=True)
+        await engine.checkpoints.delete(copies[0], again.snapshot_id)
     assert files(settings) == [kept.snapshot_id]
 
 
@@ -541,11 +541,11 @@ async def test_a_sandbox_of_a_kept_snapshot_is_what_was_asked_for(settings: Sett
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
         execution = (await run(engine, session, "x = 1")).execution_id
-        kept = (await engine.undo.snapshot(session, keep=True)).snapshot_id
+        kept = (await engine.checkpoints.snapshot(session, keep=True)).snapshot_id
         await engine.create_sandbox(snapshot=kept, durable=False)
         lasting = await engine.create_sandbox(snapshot=kept, agent_id="bob", idle_seconds=70)
     async with durable(settings) as engine:
-        assert {found.sandbox_id for found in await engine.list_dormant()} == {session.id, lasting.id}
+        assert {found.sandbox_id for found in await engine.list_suspended()} == {session.id, lasting.id}
         lasting = await engine.get_sandbox(lasting.id)
         assert (lasting.agent_id, lasting.idle_seconds, lasting.lineage.newest) == ("bob", 70, execution)
         for name in (session.id, lasting.id):
@@ -556,7 +556,7 @@ async def test_copies_of_a_durable_sandbox_are_durable(settings: Settings) -> No
     async with durable(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
         path = ((await run(engine, session, "x = 1")).execution_id,)
-        (fork,) = await engine.undo.fork(session)
+        (fork,) = await engine.checkpoints.fork(session)
         await run(engine, fork, "x = 2")
     async with durable(settings) as engine:
         assert await engine.list_sandboxes() == []
@@ -573,7 +573,7 @@ async def test_copies_of_a_durable_sandbox_are_durable(settings: Settings) -> No
 async def test_an_engine_that_is_not_durable_keeps_nothing(settings: Settings) -> None:
     async with Engine(settings) as engine:
         session = await engine.lease("alice", template=MINIMAL)
-        await engine.undo.snapshot(session)
+        await engine.checkpoints.snapshot(session)
         with pytest.raises(VmExecutionError):
             await engine.lease("bob", session.id)
     assert files(settings) == []

@@ -26,9 +26,9 @@ from emberbox import Engine, MachineLimits, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.images.store import ImageStore
 from emberbox.images.template import load_template
-from emberbox.machines.base import MachineState
+from emberbox.machines.contract import MachineState
 from emberbox.machines.firecracker import FirecrackerFactory
-from emberbox.machines.firecracker.balloon import GiveBack
+from emberbox.machines.firecracker.balloon import BalloonReclaimer
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
@@ -92,13 +92,13 @@ async def test_snapshots_hold_what_changed_and_depend_on_no_other(engine: Engine
     for number in range(3):
         await run(engine, session, f"x = {number}; data{number} = bytes([{number} + 1]) * 300_000")
         started = time.monotonic()
-        points.append(await engine.undo.snapshot(session))
+        points.append(await engine.checkpoints.snapshot(session))
         print(f"snapshot: {time.monotonic() - started:.3f} s, {points[-1].size_bytes >> 20} MiB")
         assert points[-1].size_bytes < 160 << 20
-    await engine.undo.delete(session, points[0].snapshot_id)
+    await engine.checkpoints.delete(session, points[0].snapshot_id)
     code = "[x, [name in globals() for name in ('data0', 'data1', 'data2')], data0.count(1) + 2 * data1.count(2)]"
     for number in (1, 2, 1):
-        await engine.undo.rollback(session, points[number].snapshot_id)
+        await engine.checkpoints.rollback(session, points[number].snapshot_id)
         there = [True, True, number == 2]
         assert (await run(engine, session, code)).text == str([number, there, 900_000])
 
@@ -114,9 +114,9 @@ async def test_the_pool_fills_and_leases(world: World, clean: None) -> None:
         seconds = time.monotonic() - started
         print(f"lease: {seconds * 1000:.0f} ms")
         assert (await run(engine, session, "x = 6; x * 7")).text == "42"
-        point = await engine.undo.snapshot(session)
+        point = await engine.checkpoints.snapshot(session)
         await run(engine, session, "x = 7")
-        await engine.undo.rollback(session, point.snapshot_id)  # fills a blank, where one is ready
+        await engine.checkpoints.rollback(session, point.snapshot_id)  # fills a blank, where one is ready
         assert (await run(engine, session, "x")).text == "6"
 
 
@@ -137,9 +137,9 @@ async def test_javascript_keeps_its_variables_and_its_process(world: World, clea
         assert (first.termination_reason, first.text) == (TerminationReason.COMPLETED, "42")
         code = "await new Promise(done => setTimeout(done, 10)); [x, require('os').hostname()].join()"
         assert (await run(engine, session, code, "javascript")).text == "'20,emberbox'"
-        point = await engine.undo.snapshot(session)
+        point = await engine.checkpoints.snapshot(session)
         await run(engine, session, "var y = 1", "javascript")
-        await engine.undo.rollback(session, point.snapshot_id)
+        await engine.checkpoints.rollback(session, point.snapshot_id)
         assert (await run(engine, session, "[x, typeof y].join()", "javascript")).text == "'20,undefined'"
 
 
@@ -183,10 +183,10 @@ async def test_what_a_guest_freed_goes_back_to_the_host_and_what_it_has_stays(wo
     session = await start(engine)
     machine = session.machine
     assert isinstance(machine, FirecrackerMachine)
-    machine._balloon = GiveBack(machine.api, machine.place.vsock, seconds=120, patience=30)
+    machine._balloon = BalloonReclaimer(machine.api, machine.place.vsock, seconds=120, patience=30)
     await run(engine, session, f"x = 1\n{_FREES_80_MB}")
     held = machine._held_mb() or 0
-    before, base = await engine.undo.snapshot(session), machine._base
+    before, base = await engine.checkpoints.snapshot(session), machine._base
     started = time.monotonic()
     given = await machine.give_back()
     left = machine._held_mb() or 0
@@ -196,21 +196,21 @@ async def test_what_a_guest_freed_goes_back_to_the_host_and_what_it_has_stays(wo
     assert (await run(engine, session, _STILL_THERE)).text == f"[1, {kept}]"
 
     machine._base = base  # as where less comes back: what changed since `before`, and not what was only released
-    changes = await engine.undo.snapshot(session)
+    changes = await engine.checkpoints.snapshot(session)
     machine._base = None
-    after = await engine.undo.snapshot(session)
+    after = await engine.checkpoints.snapshot(session)
     print("snapshots:", [point.size_bytes >> 20 for point in (before, changes, after)], "MiB")
     assert before.size_bytes - after.size_bytes >= 48 << 20
     # what the balloon let go of is memory like any other: the next snapshot has what is written there
     await run(engine, session, f"x = 2; {_WRITES_40_MB}")
-    again = await engine.undo.snapshot(session)
+    again = await engine.checkpoints.snapshot(session)
     await run(engine, session, "x = 3; del anew, kept")
-    await engine.undo.rollback(session, again.snapshot_id)
+    await engine.checkpoints.rollback(session, again.snapshot_id)
     assert (await run(engine, session, f"[x, {_HASHES}, {_ANEW}]")).text == f"[2, {kept}, True]"
     for point in (before, changes, after):
-        await engine.undo.rollback(session, point.snapshot_id)
+        await engine.checkpoints.rollback(session, point.snapshot_id)
         assert (await run(engine, session, _STILL_THERE)).text == f"[1, {kept}]"
-    (copy,) = await engine.undo.fork(session, 1)
+    (copy,) = await engine.checkpoints.fork(session, 1)
     assert (await run(engine, copy, f"{_WRITES_40_MB}; [x, {_HASHES}, {_ANEW}]")).text == f"[1, {kept}, True]"
 
 

@@ -22,14 +22,14 @@ import pytest
 from emberbox import Engine
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmNotAvailable
-from emberbox.machines.base import MachineState, Snapshot
+from emberbox.machines.contract import MachineState, Snapshot
 from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.firecracker.api import Body
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.options import EMULATED
-from emberbox.machines.firecracker.place import kill_processes
-from emberbox.machines.firecracker.snapshot_files import MARKS
-from emberbox.machines.firecracker.snapshot_files import Marks as FirecrackerMarks
+from emberbox.machines.firecracker.jail_layout import kill_processes
+from emberbox.machines.firecracker.snapshot_files import FINGERPRINT
+from emberbox.machines.firecracker.snapshot_files import Fingerprint as FirecrackerMarks
 from emberbox.machines.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.files import GuestFiles, HasChannel
@@ -78,7 +78,7 @@ async def test_a_guest_that_dies_is_a_death(world: World, factory: FirecrackerFa
 async def test_a_sandbox_whose_machine_dies_goes_back_to_its_snapshot(engine: Engine) -> None:
     session = await start(engine)
     await run(engine, session, "x = 1")
-    await engine.undo.snapshot(session)
+    await engine.checkpoints.snapshot(session)
     await run(engine, session, "x = 2")
     machine = session.machine
     assert isinstance(machine, FirecrackerMachine)
@@ -92,7 +92,7 @@ async def test_a_sandbox_whose_machine_dies_goes_back_to_its_snapshot(engine: En
 async def test_machines_outlive_their_process_and_are_adopted(world: World, factory: FirecrackerFactory) -> None:
     machine = await woken(factory, world.snapshot)
     other = await woken(factory, world.snapshot)
-    await machine.outlive(30)
+    await machine.survive_owner(30)
     spawner = factory._spawner
     assert spawner is not None
     await _die(factory)
@@ -393,8 +393,8 @@ async def test_a_snapshot_from_elsewhere_is_refused(
     world: World, factory: FirecrackerFactory, tmp_path: Path, field: str, value: str, said: str
 ) -> None:
     copy = replace(_copy(world.snapshot, world.snapshot.directory.parent / f"other-{field}"), digests=None)
-    marks = FirecrackerMarks.model_validate_json((copy.directory / MARKS).read_bytes())
-    (copy.directory / MARKS).write_text(marks.model_copy(update={field: value}).model_dump_json())
+    marks = FirecrackerMarks.model_validate_json((copy.directory / FINGERPRINT).read_bytes())
+    (copy.directory / FINGERPRINT).write_text(marks.model_copy(update={field: value}).model_dump_json())
     with pytest.raises(VmNotAvailable, match=said) as error:
         await factory.fork(copy)
     assert not error.value.retryable

@@ -32,7 +32,7 @@ from emberbox.hooks import (
 )
 from emberbox.models import CommandHistoryEntry, Execution, HistoryQueryRequest, PolicyConfig, Result
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 
 MINIMAL = "minimal"
 KEY = "AKIAIOSFODNN7EXAMPLF"
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 class Box:
     """One sandbox of one engine with these hooks."""
 
-    def __init__(self, engine: Engine, session: Session) -> None:
+    def __init__(self, engine: Engine, session: SandboxInstance) -> None:
         self.engine, self.session = engine, session
 
     async def run(self, code: str, language: str = "python", **fields: Any) -> Execution:

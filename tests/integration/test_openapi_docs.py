@@ -23,9 +23,9 @@ from emberbox.errors import VmExecutionError
 from emberbox.models import Model
 from emberbox.server import messages
 from emberbox.server.app import create_app
-from emberbox.server.conversation import Conversation
+from emberbox.server.machine_protocol import Conversation
 from emberbox.server.examples import EXAMPLES
-from emberbox.server.failures import status_of
+from emberbox.server.error_handlers import status_of
 from served import Served
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ MODELS = {
 
 
 def sent_by_the_server() -> set[str]:
-    text = (ROOT / "src/emberbox/server/conversation.py").read_text(encoding="utf-8")
+    text = (ROOT / "src/emberbox/server/machine_protocol.py").read_text(encoding="utf-8")
     return set(re.findall(r'self\._send\("(\w+)"', text))
 
 

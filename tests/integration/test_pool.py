@@ -16,12 +16,12 @@ import pytest
 from emberbox import Engine, Execution, NoCapacity, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.errors import RollbackFailed
-from emberbox.machines.base import MachineState
+from emberbox.machines.contract import MachineState
 from emberbox.machines.gvisor.factory import GvisorFactory
 from emberbox.machines.gvisor.machine import GvisorMachine
 from emberbox.models import PoolStatus
-from emberbox.sandbox.pool import MachinePool
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.pool.pool import MachinePool
+from emberbox.sandbox.instance import SandboxInstance
 from waiting import PATIENCE, wait_for_stop
 
 MINIMAL = "minimal"
@@ -81,7 +81,7 @@ async def until(engine: Engine, condition: Callable[[], bool]) -> None:
         await pool_of(engine)._change(end)
 
 
-async def run(engine: Engine, session: Session, code: str, language: str = "python") -> Execution:
+async def run(engine: Engine, session: SandboxInstance, code: str, language: str = "python") -> Execution:
     return await engine.execute(ExecuteRequest(session, language, code))
 
 
@@ -158,7 +158,7 @@ async def test_a_pool_of_size_none_makes_nothing_ahead(nothing_left: None, setti
     async with Engine(settings) as engine:
         for _ in range(3):
             session = await engine.create_sandbox(MINIMAL)
-            (child,) = await engine.undo.fork(session)
+            (child,) = await engine.checkpoints.fork(session)
             await child.kill()
             await session.kill()
         pool_of(engine).tick()
@@ -199,7 +199,7 @@ async def test_a_sick_machine_is_not_handed_out(engine: Engine, monkeypatch: pyt
         os.kill(sick._processes[0].pid, signal.SIGSTOP)
 
     monkeypatch.setattr(sick, "resume", stays_stopped)
-    monkeypatch.setattr("emberbox.sandbox.pool._HEALTHY_SECONDS", 0.2)
+    monkeypatch.setattr("emberbox.sandbox.pool.pool._HEALTHY_SECONDS", 0.2)
     session = await engine.create_sandbox(MINIMAL)
     assert session.machine.id == well.id
     await sick.wait()
@@ -327,16 +327,16 @@ async def test_a_machine_that_waited_knows_the_time(engine: Engine) -> None:
 async def test_rollbacks_and_forks_use_blanks(engine: Engine, made: list[str]) -> None:
     session = await engine.create_sandbox(MINIMAL)
     await run(engine, session, "x = 'before'")
-    point = await engine.undo.snapshot(session)
+    point = await engine.checkpoints.snapshot(session)
     for verb in ("fork", "fill", "fill"):
         made.clear()
         await run(engine, session, "x = 'after'")
-        await engine.undo.rollback(session, point.snapshot_id)
+        await engine.checkpoints.rollback(session, point.snapshot_id)
         assert verb in made
         assert (await run(engine, session, "x")).text == "'before'"
         await until(engine, lambda: status(engine).blanks == 1)
     made.clear()
-    (child,) = await engine.undo.fork(session)
+    (child,) = await engine.checkpoints.fork(session)
     assert "fill" in made
     assert (await run(engine, child, "x")).text == "'before'"
 
@@ -346,13 +346,13 @@ async def test_a_blank_that_is_dead_costs_time_and_nothing_else(engine: Engine) 
     await engine.warm(MINIMAL)
     await until(engine, lambda: status(engine).blanks == 1)
     (blank,) = (machine for machine in idle(engine) if machine.state is MachineState.PREPARED)
-    point = await engine.undo.snapshot(session)
+    point = await engine.checkpoints.snapshot(session)
     pool = pool_of(engine)
     # dead, and nobody has noticed
     next(entry for entry in pool._idle.values() if entry.machine is blank).watcher.cancel()
     os.kill(blank._processes[0].pid, signal.SIGKILL)
     await blank.wait()
-    await engine.undo.rollback(session, point.snapshot_id)
+    await engine.checkpoints.rollback(session, point.snapshot_id)
     assert (await run(engine, session, "40 + 2")).text == "42"
 
 
@@ -361,7 +361,7 @@ async def test_a_blank_and_a_damaged_snapshot_are_a_failed_rollback(engine: Engi
     await engine.warm(MINIMAL)
     await run(engine, session, "x = 'alive'")
     for harm in ("missing", "empty"):
-        point = await engine.undo.snapshot(session)
+        point = await engine.checkpoints.snapshot(session)
         (path,) = Path(engine.settings.snapshot_dir or "").rglob(f"{point.snapshot_id}/pages_meta.img")
         if harm == "missing":
             path.unlink()
@@ -369,7 +369,7 @@ async def test_a_blank_and_a_damaged_snapshot_are_a_failed_rollback(engine: Engi
             path.write_bytes(b"")
         await until(engine, lambda: status(engine).blanks == 1)
         with pytest.raises(RollbackFailed):
-            await engine.undo.rollback(session, point.snapshot_id)
+            await engine.checkpoints.rollback(session, point.snapshot_id)
         assert (await run(engine, session, "x")).text == "'alive'"
 
 
@@ -402,7 +402,7 @@ async def test_without_a_place_there_is_a_clear_error(nothing_left: None, settin
         assert error.value.retryable
         assert "max_sandboxes" in error.value.remediation
         with pytest.raises(NoCapacity):
-            await engine.undo.branch(first, (await engine.undo.snapshot(first)).snapshot_id)
+            await engine.checkpoints.branch(first, (await engine.checkpoints.snapshot(first)).snapshot_id)
         await first.kill()
         await (await engine.create_sandbox(MINIMAL)).kill()
 
@@ -412,10 +412,10 @@ async def test_a_rollback_does_not_wait_for_a_place(nothing_left: None, settings
     async with Engine(settings) as engine:
         session = await engine.create_sandbox(MINIMAL)
         await run(engine, session, "x = 1")
-        point = await engine.undo.snapshot(session)
+        point = await engine.checkpoints.snapshot(session)
         pool_of(engine)._available = lambda: 0
         await run(engine, session, "x = 2")
-        await engine.undo.rollback(session, point.snapshot_id)
+        await engine.checkpoints.rollback(session, point.snapshot_id)
         assert (await run(engine, session, "x")).text == "1"
 
 

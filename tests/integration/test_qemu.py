@@ -50,12 +50,12 @@ async def test_snapshots_hold_what_changed_and_depend_on_no_other(engine: Engine
     points = []
     for number in range(3):
         await run(engine, session, f"x = {number}; data{number} = bytes([{number} + 1]) * 3_000_000")
-        points.append(await engine.undo.snapshot(session))
+        points.append(await engine.checkpoints.snapshot(session))
         assert points[-1].size_bytes < 40 << 20
-    await engine.undo.delete(session, points[0].snapshot_id)
+    await engine.checkpoints.delete(session, points[0].snapshot_id)
     code = "[x, [name in globals() for name in ('data0', 'data1', 'data2')], data0.count(1) + 2 * data1.count(2)]"
     for number in (1, 2, 1):
-        await engine.undo.rollback(session, points[number].snapshot_id)
+        await engine.checkpoints.rollback(session, points[number].snapshot_id)
         there = [True, True, number == 2]
         assert (await run(engine, session, code)).text == str([number, there, 9_000_000])
 
@@ -63,20 +63,20 @@ async def test_snapshots_hold_what_changed_and_depend_on_no_other(engine: Engine
 async def test_a_snapshot_of_a_copy_of_a_snapshot(engine: Engine) -> None:
     session = await start(engine)
     await run(engine, session, "x = ['first']")
-    (copy,) = await engine.undo.fork(session, 1)
+    (copy,) = await engine.checkpoints.fork(session, 1)
     await run(engine, copy, "x.append('second')")
     await engine.kill_sandbox(session.id)
-    point = await engine.undo.snapshot(copy)
+    point = await engine.checkpoints.snapshot(copy)
     await run(engine, copy, "x.append('third')")
-    await engine.undo.rollback(copy, point.snapshot_id)
-    (last,) = await engine.undo.fork(copy, 1)
+    await engine.checkpoints.rollback(copy, point.snapshot_id)
+    (last,) = await engine.checkpoints.fork(copy, 1)
     assert (await run(engine, last, "x")).text == "['first', 'second']"
 
 
 async def test_the_clock_is_right_after_a_fork(engine: Engine) -> None:
     session = await start(engine)
     await run(engine, session, "import time")
-    (copy,) = await engine.undo.fork(session, 1)
+    (copy,) = await engine.checkpoints.fork(session, 1)
     for sandbox in (session, copy):
         before = time.time()
         seen = float((await run(engine, sandbox, "time.time()")).text or 0)
@@ -93,16 +93,16 @@ async def test_the_pool_fills_and_leases(world: World, clean: None) -> None:
         session = await start(engine)
         print(f"lease: {(time.monotonic() - started) * 1000:.0f} ms")
         assert (await run(engine, session, "x = 6; x * 7")).text == "42"
-        point = await engine.undo.snapshot(session)
+        point = await engine.checkpoints.snapshot(session)
         await run(engine, session, "x = 7")
-        await engine.undo.rollback(session, point.snapshot_id)  # fills a blank, where one is ready
+        await engine.checkpoints.rollback(session, point.snapshot_id)  # fills a blank, where one is ready
         assert (await run(engine, session, "x")).text == "6"
 
 
 async def test_a_sandbox_whose_machine_dies_goes_back_to_its_snapshot(engine: Engine) -> None:
     session = await start(engine)
     await run(engine, session, "x = 1")
-    await engine.undo.snapshot(session)
+    await engine.checkpoints.snapshot(session)
     await run(engine, session, "x = 2")
     machine = session.machine
     assert isinstance(machine, QemuMachine)

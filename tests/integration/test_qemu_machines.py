@@ -16,12 +16,12 @@ import pytest
 
 from emberbox import Engine
 from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmConnectionError, VmNotAvailable
-from emberbox.machines.base import MachineState, Snapshot
+from emberbox.machines.contract import MachineState, Snapshot
 from emberbox.machines.qemu import QemuFactory, rights
-from emberbox.machines.qemu.base import Base
+from emberbox.machines.qemu.shared_memory import SharedMemory
 from emberbox.machines.qemu.machine import QemuMachine
-from emberbox.machines.qemu.rights import refusal
-from emberbox.machines.qemu.snapshot_files import BASE, MARKS, PAGES, STATE, Marks
+from emberbox.machines.qemu.permissions import refusal
+from emberbox.machines.qemu.snapshot_files import BASE, FINGERPRINT, PAGES, STATE, Fingerprint
 from emberbox.models import TerminationReason
 from qemus import LIMITS, World, clean, engine, factory, pid_of, run, start, woken, world
 
@@ -38,7 +38,7 @@ async def test_a_machine_boots_and_is_written_down(world: World, factory: QemuFa
     assert machine.marks.method == "devices"  # this QEMU can do it
     await asyncio.wait_for(asyncio.shield(machine.channel.hello), 60)
     assert await machine.checkpoint(tmp_path / "snapshot") > 0
-    assert {path.name for path in (tmp_path / "snapshot").iterdir()} == {BASE, STATE, MARKS}
+    assert {path.name for path in (tmp_path / "snapshot").iterdir()} == {BASE, STATE, FINGERPRINT}
     await machine.channel.call("ping")
     number = machine.channel.last_request
     copy = await factory.fork(Snapshot(tmp_path / "snapshot", world.image, LIMITS, number, 0))
@@ -52,7 +52,7 @@ async def test_where_qemu_cannot_write_down_devices_alone_all_is_written(
     machine.marks = machine.marks.model_copy(update={"method": "stream"})
     await machine.channel.call("quiesce", look=False)
     await machine.checkpoint(tmp_path / "whole")
-    assert {path.name for path in (tmp_path / "whole").iterdir()} == {STATE, MARKS}
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {STATE, FINGERPRINT}
     await machine.channel.call("wake", fork=False, env={})
     number = machine.channel.last_request
     copy = await woken(factory, Snapshot(tmp_path / "whole", world.image, LIMITS, number, 0))
@@ -227,7 +227,7 @@ async def test_machines_outlive_their_process_and_are_adopted(
 ) -> None:
     machine = await woken(factory, world.snapshot)
     other = await woken(factory, world.snapshot)
-    await machine.outlive(30)
+    await machine.survive_owner(30)
     await machine.pause()
     spawner = factory._spawner
     assert spawner is not None
@@ -256,11 +256,11 @@ async def test_a_machine_whose_record_is_damaged_ends_and_the_others_are_adopted
 ) -> None:
     whole, damaged = await woken(factory, world.snapshot), await woken(factory, world.snapshot)
     for machine in (whole, damaged):
-        await machine.outlive(30)
+        await machine.survive_owner(30)
         await machine.pause()
     pid, spawner = pid_of(damaged), factory._spawner
     assert spawner is not None
-    (damaged.directory / MARKS).write_text("{")
+    (damaged.directory / FINGERPRINT).write_text("{")
     await _die(factory)
     heir = world.factory()
     try:
@@ -388,15 +388,15 @@ async def test_a_memory_stays_open_while_it_is_written_down_whatever_becomes_of_
 ) -> None:
     """A closed descriptor's number may be another file's by then."""
     machine = await woken(factory, world.snapshot)
-    base, writing, go_on, save = machine.base, threading.Event(), threading.Event(), Base.save
+    base, writing, go_on, save = machine.base, threading.Event(), threading.Event(), SharedMemory.save
     assert base is not None
 
-    def slow(self: Base, target: Path) -> str:
+    def slow(self: SharedMemory, target: Path) -> str:
         writing.set()
         assert go_on.wait(60)
         return save(self, target)
 
-    monkeypatch.setattr(Base, "save", slow)
+    monkeypatch.setattr(SharedMemory, "save", slow)
     taking = asyncio.create_task(machine.checkpoint(tmp_path / "snapshot"))
     await asyncio.to_thread(writing.wait, 60)
     taking.cancel()
@@ -445,8 +445,8 @@ async def test_a_snapshot_from_elsewhere_is_refused(
     world: World, factory: QemuFactory, tmp_path: Path, field: str, value: str, said: str
 ) -> None:
     copy = replace(_copy(world.snapshot, tmp_path / "other"), digests=None)
-    marks = Marks.model_validate_json((copy.directory / MARKS).read_bytes())
-    (copy.directory / MARKS).write_text(marks.model_copy(update={field: value}).model_dump_json())
+    marks = Fingerprint.model_validate_json((copy.directory / FINGERPRINT).read_bytes())
+    (copy.directory / FINGERPRINT).write_text(marks.model_copy(update={field: value}).model_dump_json())
     with pytest.raises(VmNotAvailable, match=said) as error:
         await factory.fork(copy)
     assert not error.value.retryable
@@ -456,7 +456,7 @@ async def test_emulation_is_used_only_where_the_settings_name_it(world: World, c
     async with Engine(world.settings) as engine:
         session = await start(engine)
         assert session.machine.backend == "qemu"
-        assert engine.note_proof() is None
+        assert engine.record_probe() is None
     async with Engine(world.settings.model_copy(update={"backend": "auto"})) as engine:
         session = await engine.create_sandbox("minimal", limits=LIMITS)
         assert session.machine.backend == "gvisor"

@@ -246,7 +246,7 @@ def test_the_run_directory_of_somebody_else_is_refused(user: User, run_dir: Path
 
 @pytest.fixture
 def no_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberbox.machines.hosted_factory.find_cgroup_root", lambda: None)
+    monkeypatch.setattr("emberbox.machines.process_factory.find_cgroup_root", lambda: None)
 
 
 def test_without_cgroups_memory_is_watched(nothing_left: None, no_cgroups: None) -> None:

@@ -117,7 +117,7 @@ async def test_a_slow_async_listener_gets_everything(nothing_left: None) -> None
 
 async def test_the_time_of_listeners_does_not_count(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither of one that waits, nor of one that keeps the whole loop busy while the end of the code arrives."""
-    monkeypatch.setattr("emberbox.sandbox.running._GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("emberbox.sandbox.runner._GRACE_SECONDS", 0.5)
 
     async def waits(text: str) -> None:
         await asyncio.sleep(2)

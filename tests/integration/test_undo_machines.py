@@ -201,7 +201,7 @@ def test_a_full_disk_fails_the_snapshot_and_nothing_else(
     with pytest.raises(SnapshotFailed, match="No space left"):
         sandbox.snapshot()
     assert files(snapshots) == []
-    monkeypatch.undo()
+    monkeypatch.checkpoints()
     assert sandbox.run_code("x").text == "1"
 
 
@@ -210,14 +210,14 @@ async def test_cancelled_copies_leave_nothing(nothing_left: None, settings: Sett
     async with Engine(settings) as engine:
         origin = await engine.create_sandbox(MINIMAL)
         for steps in (1, 5, 20, 60):
-            forking = asyncio.create_task(engine.undo.fork(origin, 3))
+            forking = asyncio.create_task(engine.checkpoints.fork(origin, 3))
             for _ in range(steps):
                 await asyncio.sleep(0.002)
             forking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await forking
             assert [s.id for s in await engine.list_sandboxes()] == [origin.id]
-        assert (await engine.undo.fork(origin, 1))[0].state.value == "running"
+        assert (await engine.checkpoints.fork(origin, 1))[0].state.value == "running"
     assert files(tmp_path / "snapshots") == []
 
 

@@ -33,9 +33,9 @@ def loaded(code: str) -> set[str]:
     [
         ("import emberbox", (*HEAVY, "pydantic", "httpx")),
         ("import emberbox.client",
-         (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.base", "rich", "click")),
+         (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.contract", "rich", "click")),
         ("from emberbox import Sandbox, AsyncSandbox", (*HEAVY, "emberbox.engine", "httpx")),
-        ("import emberbox.sdk.backends.remote", (*HEAVY, "emberbox.engine", "emberbox.machines.base")),
+        ("import emberbox.sdk.backends.remote", (*HEAVY, "emberbox.engine", "emberbox.machines.contract")),
         (
             "import emberbox.cli.execute",
             ("sqlalchemy", "fastapi", "httpx", "emberbox.machines.firecracker", "emberbox.machines.qemu",

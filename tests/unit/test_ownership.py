@@ -1,4 +1,4 @@
-"""A sandbox's state has one owner: no module assigns an attribute of a `Session` but its own."""
+"""A sandbox's state has one owner: no module assigns an attribute of a `SandboxInstance` but its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import emberbox
 
 SOURCE = Path(emberbox.__file__).parent
-OWNER = SOURCE / "sandbox/session.py"
+OWNER = SOURCE / "sandbox/instance.py"
 NAMES = frozenset({"session", "sandbox", "owner", "origin", "copy", "child", "fork"})
 """What sandboxes are called where nothing says their type."""
 MUTATING = frozenset({"append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "update"})

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from emberbox.agent.chat import ChatClient, Message
-from emberbox.agent.command import Asking, Command
+from emberbox.agent.command import ChatAccess, Command
 from emberbox.agent.conversation import Conversation
 from emberbox.agent.listening import AgentListener, Silent
 from emberbox.agent.models import CommandInput, CommandOutput, CommandType
-from emberbox.agent.place import place_of
+from emberbox.agent.runtime import place_of
 from emberbox.agent.role import Role
 from emberbox.engine import Engine
 from emberbox.errors import ConfigError, ValidationFailed, VmNotAvailable
@@ -52,10 +52,10 @@ class TerraphimAgent:
     ) -> None:
         self.role = _role_of(role)
         hooks = hooks if isinstance(hooks, HookManager) else tuple(hooks)
-        self._place = place_of(self.role, engine=engine, hooks=hooks, approver=approver, progress=progress)
-        self._asking: Asking | None = None
+        self._runtime = place_of(self.role, engine=engine, hooks=hooks, approver=approver, progress=progress)
+        self._asking: ChatAccess | None = None
         if self.role.has_model:
-            self._asking = Asking(ChatClient(self.role), tools=self.role.use_tools != "never")
+            self._asking = ChatAccess(ChatClient(self.role), tools=self.role.use_tools != "never")
         self._conversation = Conversation(self.role.max_messages, self.role.max_conversation_chars)
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
@@ -71,7 +71,7 @@ class TerraphimAgent:
     @property
     def sandbox(self) -> AsyncSandbox | None:
         """The sandbox, for files and commands; None as long as nothing ran (`open()` makes it)."""
-        return self._place.sandbox
+        return self._runtime.sandbox
 
     @property
     def conversation(self) -> list[Message]:
@@ -85,7 +85,7 @@ class TerraphimAgent:
             VmNotAvailable: no back end is usable, or the agent is closed.
             ImageError, NoCapacity: as of `AsyncSandbox.create`.
         """
-        sandbox, _ = await self._place.open()
+        sandbox, _ = await self._runtime.open()
         return sandbox
 
     async def process_command(self, command: CommandInput, listener: AgentListener | None = None) -> CommandOutput:
@@ -109,11 +109,11 @@ class TerraphimAgent:
         async with self._one_at_a_time:
             if self._closed:
                 raise VmNotAvailable("The agent is closed.", remediation="Make a new one.")
-            work = Command(command, self._place, self._asking, self._conversation, listener or Silent())
+            work = Command(command, self._runtime, self._asking, self._conversation, listener or Silent())
             return await work.run()
 
     def _check(self, command: CommandInput) -> None:
-        most = self._place.settings.max_input_bytes
+        most = self._runtime.settings.max_input_bytes
         if len(command.text.encode()) > most:
             raise ValidationFailed(
                 f"The text is longer than {most} bytes.", remediation="Raise max_input_bytes, or give less at once."
@@ -129,13 +129,13 @@ class TerraphimAgent:
         """Begin anew: the conversation is forgotten, the sandbox ended."""
         async with self._one_at_a_time:
             self._conversation.clear()
-            await self._place.end()
+            await self._runtime.end()
 
     async def close(self) -> None:
         """End the sandbox, the connections, and the engine if it is the agent's own. A command under way fails."""
         self._closed = True
         try:
-            await self._place.close()
+            await self._runtime.close()
         finally:
             if self._asking is not None:
                 await self._asking.client.aclose()

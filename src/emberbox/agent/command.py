@@ -13,7 +13,7 @@ from emberbox.agent.conversation import Conversation, Turn, size_of, without_too
 from emberbox.agent.deciding import Choice, choose, not_repeated
 from emberbox.agent.listening import AgentListener
 from emberbox.agent.models import CommandInput, CommandOutput, CommandStatus, CommandType, TokenUsage
-from emberbox.agent.place import Place
+from emberbox.agent.runtime import Runtime
 from emberbox.agent.running import Executions, Outcome
 from emberbox.agent.tool_calls import understood
 from emberbox.errors import ApiError, ConfigError, PolicyBlocked, VmExecutionError
@@ -22,7 +22,7 @@ from emberbox.models import BlockError, VmExecuteResponse
 
 
 @dataclass(slots=True)
-class Asking:
+class ChatAccess:
     """A model, and whether it takes tools: what is learnt of it stays for the next command."""
 
     client: ChatClient
@@ -46,20 +46,20 @@ class Command:
     def __init__(
         self,
         given: CommandInput,
-        place: Place,
-        asking: Asking | None,
+        runtime: Runtime,
+        asking: ChatAccess | None,
         conversation: Conversation,
         listener: AgentListener,
     ) -> None:
         self._given = given
-        self._place = place
-        self._role = place.role
+        self._runtime = runtime
+        self._role = runtime.role
         self._asking = asking
         self._conversation = conversation
         self._listener = listener
         self._output = CommandOutput()
         self._turn = Turn()
-        self._executions = Executions(place, self._output, listener)
+        self._executions = Executions(runtime, self._output, listener)
         self._called = False
         """The model has called the tool in this command."""
 
@@ -83,7 +83,7 @@ class Command:
             await self._executions.done()
         if output.rounds == 0 and output.status is not CommandStatus.BLOCKED:
             output.text = _printed(output.execution_results)
-        output.sandbox_id = self._place.vm_id
+        output.sandbox_id = self._runtime.vm_id
         output.duration_ms = round((time.monotonic() - began) * 1000, 3)
         return output
 
@@ -115,7 +115,7 @@ class Command:
 
     async def _execute(self) -> str | None:
         """Run the code of the command's own text. What to tell the model then; None: nothing."""
-        text, extractor = self._given.text, self._place.extractor
+        text, extractor = self._given.text, self._runtime.extractor
         blocks, intent = extractor.read(text, continues=True)
         self._output.intent = intent
         if not blocks:
@@ -126,7 +126,7 @@ class Command:
             intent,
             threshold=extractor.threshold,
             ask=self._role.ask,
-            somebody=self._place.hooks.approver is not None,
+            somebody=self._runtime.hooks.approver is not None,
             repairs=self._asking is not None,
         )
         if not choices:
@@ -205,7 +205,7 @@ class Command:
             metadata={"tool_calls": [{"name": call.name, "arguments": call.arguments} for call in answer.tool_calls]},
             **self._context(),
         )
-        text = await self._place.check_response(context)
+        text = await self._runtime.check_response(context)
         return ChatAnswer(text, answer.tool_calls, answer.model, answer.usage, answer.cut)
 
     async def _check(self, new: Sequence[Message]) -> None:
@@ -214,14 +214,14 @@ class Command:
         known = [dict(message) for message in known[: len(known) - len(new)]]
         for message in new:
             context = PreLlmContext(prompt=str(message["content"]), conversation_history=list(known), **self._context())
-            message["content"] = await self._place.check_prompt(context)
+            message["content"] = await self._runtime.check_prompt(context)
             known.append(dict(message))
 
     def _context(self) -> dict[str, Any]:
-        return {"agent_id": self._role.agent, "role": self._role.name, "vm_id": self._place.vm_id}
+        return {"agent_id": self._role.agent, "role": self._role.name, "vm_id": self._runtime.vm_id}
 
-    async def _complete(self, asking: Asking, messages: list[Message], *, tools: bool) -> ChatAnswer:
-        languages = self._place.settings.vm_execution.allowed_languages
+    async def _complete(self, asking: ChatAccess, messages: list[Message], *, tools: bool) -> ChatAnswer:
+        languages = self._runtime.settings.vm_execution.allowed_languages
         while True:
             with_tools = asking.tools and self._role.vm_execution.enabled
             system = {"role": "system", "content": prompts.system_prompt(self._role, languages, tools=with_tools)}
@@ -255,7 +255,7 @@ class Command:
         """The code blocks of an answer that run. (Tool calls are seen to by `_answered`.)"""
         if answer.tool_calls or not self._role.vm_execution.enabled:
             return []
-        extractor = self._place.extractor
+        extractor = self._runtime.extractor
         blocks, intent = extractor.read(answer.text, continues=True)
         if not blocks:
             return []
@@ -271,7 +271,7 @@ class Command:
             intent,
             threshold=extractor.threshold,
             ask=self._role.ask,
-            somebody=self._place.hooks.approver is not None,
+            somebody=self._runtime.hooks.approver is not None,
             repairs=True,
         )
         return not_repeated(choices, self._executions.succeeded)

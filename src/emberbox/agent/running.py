@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from emberbox.agent.deciding import QUESTION, Choice, let_ask
 from emberbox.agent.listening import AgentListener
 from emberbox.agent.models import CommandOutput
-from emberbox.agent.place import Place
+from emberbox.agent.runtime import Runtime
 from emberbox.errors import (
     ConfigError,
     HistoryError,
@@ -62,8 +62,8 @@ class Executions:
         listener: told of each.
     """
 
-    def __init__(self, place: Place, output: CommandOutput, listener: AgentListener) -> None:
-        self._place = place
+    def __init__(self, runtime: Runtime, output: CommandOutput, listener: AgentListener) -> None:
+        self._runtime = runtime
         self._output = output
         self._listener = listener
         self._base: SnapshotInfo | None = None
@@ -102,7 +102,7 @@ class Executions:
         Raises:
             VmExecutionError: no sandbox could be made, or what runs cannot be recorded.
         """
-        if choices and self._place.role.vm_execution.enabled:
+        if choices and self._runtime.role.vm_execution.enabled:
             await self._prepare()
         outcomes = [await self._one(choice) for choice in choices]
         self.last, self._bad = outcomes + self._bad, []
@@ -113,7 +113,7 @@ class Executions:
     async def done(self) -> None:
         """The command has ended: its snapshot is not needed any more."""
         base, self._base = self._base, None
-        sandbox = self._place.sandbox
+        sandbox = self._runtime.sandbox
         if base is not None and sandbox is not None and sandbox.sandbox_id == base.sandbox_id:
             try:
                 await sandbox.delete_snapshot(base)
@@ -122,13 +122,13 @@ class Executions:
 
     async def _prepare(self) -> None:
         """Open the sandbox; go back before a repair, if that is wanted, and else remember where to go back to."""
-        sandbox, is_new = await self._place.open()
+        sandbox, is_new = await self._runtime.open()
         if is_new:
             self._note(_NEW)
             self._good.clear()
         if self.failed:
             self._output.repairs += 1
-        if not self._place.role.rollback_between_tries:
+        if not self._runtime.role.rollback_between_tries:
             return
         try:
             if self.failed and self._base is not None and self._base.sandbox_id == sandbox.sandbox_id:
@@ -146,10 +146,10 @@ class Executions:
         block = choice.block
         index = next(i for i, one in enumerate(self._output.code_blocks) if one is block)
         try:
-            if not self._place.role.vm_execution.enabled:
+            if not self._runtime.role.vm_execution.enabled:
                 raise _SWITCHED_OFF
             if choice.broken:
-                self._place.extractor.validate_code(block)  # raises what is wrong with it
+                self._runtime.extractor.validate_code(block)  # raises what is wrong with it
                 raise ValidationFailed(f"The {block.language} code has a syntax error.")
             execution = await self._execute(index, choice)
         except HistoryError:
@@ -177,9 +177,9 @@ class Executions:
             "confidence": block.execution_confidence,
         }
         if choice.question is not None:
-            let_ask(self._place.hooks)
+            let_ask(self._runtime.hooks)
             metadata[QUESTION] = choice.question
-        return await self._place.run(block.language, block.code, metadata, listeners)
+        return await self._runtime.run(block.language, block.code, metadata, listeners)
 
     def _note(self, note: str) -> None:
         if note not in self._output.notes:

@@ -37,9 +37,9 @@ def understood(
     """
     return [
         _understood(call, ask, number)
-        if place < MOST_CALLS
+        if runtime < MOST_CALLS
         else UnderstoodCall(call.id, problem=f"Nothing was run: at most {MOST_CALLS} calls in one answer.")
-        for place, call in enumerate(calls)
+        for runtime, call in enumerate(calls)
     ]
 
 

@@ -19,11 +19,11 @@ from emberbox.bench.plain_runsc import RunscSession
 from emberbox.bench.results import BWRAP, JUPYTER, PYTHON, RUNSC, Aim, Row
 from emberbox.engine import Engine
 from emberbox.host.rundir import processes_of
-from emberbox.sandbox.resting import QUIET_SECONDS
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.idle_stop import QUIET_SECONDS
+from emberbox.sandbox.instance import SandboxInstance
 
 
-def processes(session: Session) -> set[int]:
+def processes(session: SandboxInstance) -> set[int]:
     """The host's processes of a sandbox."""
     return with_descendants(processes_of(session.machine.id))
 
@@ -145,7 +145,7 @@ class Footprint:
     sandbox_mib: float
 
 
-def footprint(lab: Lab, session: Session) -> Footprint:
+def footprint(lab: Lab, session: SandboxInstance) -> Footprint:
     """Of now, after the garbage was collected."""
     gc.collect()
     family = with_descendants([os.getpid()])
@@ -189,7 +189,7 @@ async def growth(lab: Lab) -> list[Row]:
     ]  # fmt: skip
 
 
-async def _executions(lab: Lab, engine: Engine, session: Session, start: int, end: int, of: int) -> None:
+async def _executions(lab: Lab, engine: Engine, session: SandboxInstance, start: int, end: int, of: int) -> None:
     for number in range(start, end):
         await run(engine, session, f"{number} + 1")
         if number % 50 == 0:

@@ -19,7 +19,7 @@ from emberbox.errors import ExecutionFailed
 from emberbox.host.rundir import clear_owner, dead_owners, make_run_dir
 from emberbox.images.store import Image
 from emberbox.models import Execution, MachineLimits
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 
 POOL = 4
 """Machines in the pool, where one is measured."""
@@ -88,12 +88,12 @@ class Lab:
         async with Engine(self.settings.model_copy(update=own)) as engine:
             yield engine
 
-    async def create(self, engine: Engine, limits: MachineLimits | None = None) -> Session:
+    async def create(self, engine: Engine, limits: MachineLimits | None = None) -> SandboxInstance:
         """A fresh sandbox."""
         return await engine.create_sandbox(self.template, limits=limits)
 
     @contextlib.asynccontextmanager
-    async def sandbox(self, engine: Engine) -> AsyncIterator[Session]:
+    async def sandbox(self, engine: Engine) -> AsyncIterator[SandboxInstance]:
         """A sandbox whose Python has answered once."""
         session = await self.create(engine)
         try:
@@ -103,7 +103,7 @@ class Lab:
             await session.kill()
 
 
-async def run(engine: Engine, session: Session, code: str) -> Execution:
+async def run(engine: Engine, session: SandboxInstance, code: str) -> Execution:
     """Execute Python; raises ExecutionFailed if it did not end well."""
     execution = await engine.execute(ExecuteRequest(session, "python", code))
     if not execution.succeeded:
@@ -111,7 +111,7 @@ async def run(engine: Engine, session: Session, code: str) -> Execution:
     return execution
 
 
-async def hello(engine: Engine, session: Session) -> None:
+async def hello(engine: Engine, session: SandboxInstance) -> None:
     """Python says hello."""
     execution = await run(engine, session, "print('hello')")
     if execution.stdout != "hello\n":

@@ -14,7 +14,7 @@ from emberbox.bench.plain_runsc import RunscSession
 from emberbox.bench.results import JUPYTER, OURS, PYTHON, RUNSC_RESTORE, RUNSC_SNAPSHOT, Aim, Row
 from emberbox.engine import Engine
 from emberbox.errors import ExecutionFailed
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sdk.sandbox import AsyncSandbox
 
 SESSION = """\
@@ -65,7 +65,7 @@ async def overhead(lab: Lab) -> list[Row]:
     """Rows `overhead` and `overhead-no-history`: the time of `engine.execute` beyond what the guest itself measured."""
     rounds = lab.count("executions for the overhead", 300, 60)
 
-    def beyond(engine: Engine, session: Session) -> Callable[[], Awaitable[float]]:
+    def beyond(engine: Engine, session: SandboxInstance) -> Callable[[], Awaitable[float]]:
         async def once() -> float:
             clock = Clock()
             ran = await run(engine, session, "1+1")
@@ -86,7 +86,7 @@ async def overhead(lab: Lab) -> list[Row]:
     ]
 
 
-async def undo(lab: Lab) -> list[Row]:
+async def checkpoints(lab: Lab) -> list[Row]:
     """Rows `snapshot`, `rollback` and `fork` of a small session. A rollback or fork ends with the first answer of what
     came up, for the alternative likewise."""
     rounds = lab.count("snapshots, rollbacks, forks", 25, 5)

@@ -43,7 +43,7 @@ MEASUREMENTS = (
     Measurement("commands", ("exec", "import", "import-client"), commands.commands, 30),
     Measurement("small executions", ("live",), live.execution, 8),
     Measurement("engine overhead", ("overhead", "overhead-no-history"), live.overhead, 8),
-    Measurement("snapshot, rollback, fork", ("snapshot", "rollback", "fork"), live.undo, 20),
+    Measurement("snapshot, rollback, fork", ("snapshot", "rollback", "fork"), live.checkpoints, 20),
     Measurement("many forks", ("forks",), live.forks, 45),
     Measurement("idle memory", ("memory",), cost.memory, 15),
     Measurement("idle CPU", ("cpu", "cpu-open", "cpu-pooled"), cost.cpu, 35),

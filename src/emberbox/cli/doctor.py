@@ -22,7 +22,7 @@ from emberbox.errors import ImageError, VmExecutionError
 from emberbox.images.kernel import find_kernel
 from emberbox.images.store import ImageStore
 from emberbox.images.template import load_template
-from emberbox.machines.base import Capabilities
+from emberbox.machines.contract import Capabilities
 from emberbox.machines.processor import emulated
 
 

@@ -23,7 +23,7 @@ from emberbox.engine import Engine
 from emberbox.errors import PolicyBlocked, ValidationFailed, VmExecutionError
 from emberbox.models import CodeBlock, Execution, ExecutionIntent, ParseExecuteResponse, Result
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ async def _run(options: RunOptions) -> int:
             _answer(ParseExecuteResponse(code_blocks=blocks, intent=intent), screen)
             return int(Exit.SUCCESS)
 
-        sessions: list[Session] = []
+        sessions: list[SandboxInstance] = []
 
-        async def open_sandbox() -> Session:
+        async def open_sandbox() -> SandboxInstance:
             with build_progress("image", Console(stderr=True)) as progress:
                 sessions.append(await engine.create_sandbox(options.template, progress=progress))
             return sessions[0]
@@ -211,7 +211,7 @@ class Screen:
         for path in paths:
             self.console.print(f"[magenta]◆[/] saved {escape(str(path))}", soft_wrap=True)
 
-    def summary(self, response: ParseExecuteResponse, session: Session | None) -> None:
+    def summary(self, response: ParseExecuteResponse, session: SandboxInstance | None) -> None:
         """The last line: how many ran where."""
         ran, refused = len(response.execution_results), len(response.errors)
         self.console.print(Rule(style="dim"))

@@ -177,10 +177,10 @@ async def _prove(console: Console, settings: Settings, template: Template) -> No
         console.print(f"[green]✓[/] a [bold]{execution.backend}[/] sandbox started and answered in {seconds:.1f} s")
         if settings.backend in ("firecracker", "qemu"):  # the first one booted, perhaps: copies are what it is about
             started = time.monotonic()
-            (copy,) = await engine.undo.fork(sandbox, 1)
+            (copy,) = await engine.checkpoints.fork(sandbox, 1)
             execution = await engine.execute(ExecuteRequest(copy, "python", "6 * 7"))
             if execution.text != "42":
                 raise VmNotAvailable(f"A copy of a sandbox started, but its answer to 6 * 7 was {execution.text!r}.")
             console.print(f"[green]✓[/] a copy of it started and answered in {time.monotonic() - started:.1f} s")
-            if (note := await asyncio.to_thread(engine.note_proof)) is not None:
+            if (note := await asyncio.to_thread(engine.record_probe)) is not None:
                 console.print(f"[green]✓[/] {note}", soft_wrap=True)

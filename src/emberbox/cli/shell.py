@@ -152,7 +152,7 @@ class Shell:
             self.console.print(_HELP)
             return True
         commands: dict[str, Callable[[list[str]], Awaitable[None]]] = {
-            "undo": self._undo,
+            "undo": self._checkpoints,
             "branch": self._branch,
             "files": self._files,
             "history": self._history,
@@ -169,7 +169,7 @@ class Shell:
         await commands[name](args)
         return True
 
-    async def _undo(self, args: list[str]) -> None:
+    async def _checkpoints(self, args: list[str]) -> None:
         """Back to before the last execution, or so many."""
         count = int(args[0]) if args and args[0].isdecimal() else 1
         if not 0 < count <= len(self.points):

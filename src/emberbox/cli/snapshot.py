@@ -16,8 +16,8 @@ from emberbox.cli.printing import printable
 from emberbox.cli.progress import build_progress
 from emberbox.engine import Engine
 from emberbox.errors import ConfigError, SnapshotFailed, SnapshotNotFound, ValidationFailed, VmExecutionError
-from emberbox.sandbox.archive import export_snapshot, import_snapshot
-from emberbox.sandbox.store import SnapshotRecord, SnapshotStore
+from emberbox.sandbox.snapshots.archive import export_snapshot, import_snapshot
+from emberbox.sandbox.snapshots.store import SnapshotRecord, SnapshotStore
 
 _COLOURS = {"ready": "green", "unusable": "yellow", "broken": "red"}
 

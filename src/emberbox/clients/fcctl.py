@@ -19,7 +19,7 @@ from emberbox.models import (
     VmExecuteResponse,
     VmExecutionConfig,
 )
-from emberbox.undo import LAST_SUCCESS
+from emberbox.engine.checkpoints import LAST_SUCCESS
 
 _HARMLESS = frozenset({TerminationReason.COMPLETED, TerminationReason.OUTPUT_TRUNCATED})
 
@@ -195,7 +195,7 @@ class _Direct:
 
     async def snapshot(self, vm_id: str, agent_id: str, name: str) -> str:
         session = await self._engine.lease(agent_id, vm_id)
-        return (await self._engine.undo.snapshot(session, name)).snapshot_id
+        return (await self._engine.checkpoints.snapshot(session, name)).snapshot_id
 
     async def query(self, wanted: HistoryQueryRequest) -> HistoryQueryResponse:
         return await self._engine.history.query(wanted)
@@ -203,12 +203,12 @@ class _Direct:
     async def last_good(self, vm_id: str, agent_id: str | None) -> str | None:
         session = await self._engine.get_sandbox(vm_id)
         del agent_id
-        found = await self._engine.undo.snapshots(session)
+        found = await self._engine.checkpoints.snapshots(session)
         return next((one.snapshot_id for one in reversed(found) if one.good), None)
 
     async def rollback(self, vm_id: str, agent_id: str | None, target: str, *, keep_current: bool) -> RollbackResponse:
         session = await (self._engine.get_sandbox(vm_id) if agent_id is None else self._engine.lease(agent_id, vm_id))
-        return await self._engine.undo.rollback(session, target, keep_current=keep_current)
+        return await self._engine.checkpoints.rollback(session, target, keep_current=keep_current)
 
     async def close(self) -> None:
         if self._owned:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from emberbox.code_extractor import CodeBlockExtractor
-from emberbox.gate import Asker, Gate
+from emberbox.engine.guardrails import ExecutionSubject, Guardrails
 from emberbox.hooks.manager import HookManager
 from emberbox.languages import get_language
 from emberbox.models import (
@@ -30,7 +30,7 @@ class Guarded:
     """
 
     def __init__(self, hooks: HookManager, config: VmExecutionConfig) -> None:
-        self._gate = Gate(hooks, CodeBlockExtractor(config=config))
+        self._guardrails = Guardrails(hooks, CodeBlockExtractor(config=config))
 
     async def execute(self, request: VmExecuteRequest, listeners: Listeners, run: Run) -> VmExecuteResponse:
         """Run what the hooks let through; the answer is what they let the caller see.
@@ -44,8 +44,8 @@ class Guarded:
             PolicyBlocked: a hook, a rule or a person refused it, or withholds the output.
         """
         language = get_language(request.language).config.name
-        asker = Asker(agent_id=request.agent_id, vm_id=request.vm_id, metadata=request.metadata or {})
-        async with self._gate.guarded(asker, language, request.code, listeners, []) as guarded:
+        subject = ExecutionSubject(agent_id=request.agent_id, vm_id=request.vm_id, metadata=request.metadata or {})
+        async with self._guardrails.guarded(subject, language, request.code, listeners, []) as guarded:
             checked = request.model_copy(update={"code": guarded.code})
             guarded.execution = _execution(await run(checked, guarded.listeners))
         return VmExecuteResponse.of(guarded.seen)

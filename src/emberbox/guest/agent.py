@@ -13,7 +13,7 @@ from .changes import Changes
 from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
 from .executions import CodeRun, Execution
-from .fields import Fields, RequestError, bad_request
+from .fields import RequestFields, RequestError, bad_request
 from .file_operations import FileOperations
 from .kernels.freshness import SIGNAL as COPIED
 from .limits import AsUser, Settings, is_privileged
@@ -58,7 +58,7 @@ class Agent:
         self._muted = 0
         self._channel = Channel(self.loop, fd_in, fd_out, self._on_frame, self.loop.stop, padded=True)
         self.loop.before_sleep.append(self._flush)
-        self._operations: Dict[str, Callable[[int, Fields, bytes], None]] = {
+        self._operations: Dict[str, Callable[[int, RequestFields, bytes], None]] = {
             name[4:]: getattr(holder, name)
             for holder in (self, FileOperations(self))
             for name in dir(type(holder))
@@ -150,7 +150,7 @@ class Agent:
                 raise bad_request("the payload is not what was sent")
             if ident == 0 or operation is None or ident in self.executions:
                 raise bad_request("no such operation, or an id that is not free: {!r}".format(header.get("op")))
-            operation(ident, Fields(header), payload)
+            operation(ident, RequestFields(header), payload)
         except RequestError as exc:
             self.fail(ident, exc)
         except OSError as exc:
@@ -184,13 +184,13 @@ class Agent:
 
     # -- the machine ------------------------------------------------------------------------------------------------
 
-    def _op_ping(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+    def _op_ping(self, ident: int, _fields: RequestFields, _payload: bytes) -> None:
         self.done(ident)
 
-    def _op_sync(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_sync(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         self.done(ident, nonce=fields.header.get("nonce"))
 
-    def _op_configure(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_configure(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         if self._settings is not None:
             raise bad_request("the machine has been configured already")
         settings = Settings(fields)
@@ -237,7 +237,7 @@ class Agent:
         for language in languages:
             self.contexts.warm(language, lambda language=language: ready(language))  # type: ignore[misc]
 
-    def _op_touch(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+    def _op_touch(self, ident: int, _fields: RequestFields, _payload: bytes) -> None:
         waiting = self.contexts.spares()
         if not waiting:
             self.done(ident)
@@ -250,7 +250,7 @@ class Agent:
         for kernel in list(waiting):
             kernel.warm_up(lambda kernel=kernel: ready(kernel))  # type: ignore[misc]
 
-    def _op_quiesce(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_quiesce(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         if any(isinstance(execution, CodeRun) for execution in self.executions.values()):
             raise RequestError("busy", "code is running; a snapshot is taken between executions")
         self._hold_output(held=True)
@@ -258,7 +258,7 @@ class Agent:
         self._quiet = True
         self._channel.quiet(quiet=True)
 
-    def _op_wake(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_wake(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         self._quiet = False
         env = fields.environment("env")
         self.settings.env.update(env)
@@ -276,10 +276,10 @@ class Agent:
         self._hold_output(held=False)
         self.done(ident)
 
-    def _op_idle(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+    def _op_idle(self, ident: int, _fields: RequestFields, _payload: bytes) -> None:
         self.done(ident, idle=not self.executions and self.contexts.idle(self.settings.uid))
 
-    def _op_metrics(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+    def _op_metrics(self, ident: int, _fields: RequestFields, _payload: bytes) -> None:
         disk = os.statvfs(self.settings.workdir)
         self.done(
             ident,
@@ -292,7 +292,7 @@ class Agent:
 
     # -- code and programs ------------------------------------------------------------------------------------------
 
-    def _folder(self, fields: Fields) -> str | None:
+    def _folder(self, fields: RequestFields) -> str | None:
         """The `cwd` of the request, which must be there for the user."""
         if fields.header.get("cwd") is None:
             return None
@@ -301,7 +301,7 @@ class Agent:
             os.scandir(path).close()
         return path
 
-    def _op_run_code(self, ident: int, fields: Fields, payload: bytes) -> None:
+    def _op_run_code(self, ident: int, fields: RequestFields, payload: bytes) -> None:
         size = fields.integer("stdin_size", 0, high=len(payload))
         code, stdin = payload[: len(payload) - size], payload[len(payload) - size :]
         cwd = self._folder(fields)
@@ -338,24 +338,24 @@ class Agent:
         if rehearsal:
             kernel.forget()
 
-    def _op_context_create(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_context_create(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         language = fields.text("language")
         language = "javascript" if language == TYPESCRIPT else language
         context = self.contexts.create(language, self._folder(fields), fields.environment("env"))
         self.done(ident, context=context.ident)
 
-    def _op_context_list(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+    def _op_context_list(self, ident: int, _fields: RequestFields, _payload: bytes) -> None:
         self.done(ident, contexts=self.contexts.describe())
 
-    def _op_context_restart(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_context_restart(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         self.contexts.stop(self.contexts.find(fields.text("context")))
         self.done(ident)
 
-    def _op_context_remove(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_context_remove(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         self.contexts.remove(self.contexts.find(fields.text("context")))
         self.done(ident)
 
-    def _op_exec(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_exec(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         argv = fields.texts("argv")
         if not argv or not argv[0]:
             raise bad_request("'argv' must name a program")
@@ -374,13 +374,13 @@ class Agent:
         self.remember(ident, program)
         program.set_timeout(fields.seconds("timeout"))
 
-    def _program(self, fields: Fields) -> Program:
+    def _program(self, fields: RequestFields) -> Program:
         program = self.executions.get(fields.integer("target"))
         if not isinstance(program, Program):
             raise RequestError("not_found", "no such program is under way")
         return program
 
-    def _op_signal(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_signal(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         target, number = fields.integer("target"), fields.integer("signal", low=1, high=64)
         if target == 0:
             context = fields.optional_text("context")
@@ -394,7 +394,7 @@ class Agent:
         self.executions[target].signalled(number)
         self.done(ident)
 
-    def _op_stdin(self, ident: int, fields: Fields, payload: bytes) -> None:
+    def _op_stdin(self, ident: int, fields: RequestFields, payload: bytes) -> None:
         def answer(failure: str | None) -> None:
             if failure is None:
                 self.done(ident)
@@ -403,7 +403,7 @@ class Agent:
 
         self._program(fields).write_stdin(payload, eof=fields.flag("eof"), answer=answer)
 
-    def _op_processes(self, ident: int, _fields: Fields, _payload: bytes) -> None:
+    def _op_processes(self, ident: int, _fields: RequestFields, _payload: bytes) -> None:
         programs = [execution for execution in self.executions.values() if isinstance(execution, Program)]
         self.done(ident, processes=[program.describe() for program in programs])
 

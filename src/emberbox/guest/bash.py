@@ -135,7 +135,7 @@ class BashKernel(SpawnedKernel):
 
     def _on_channel_end(self) -> None:
         # The shell has become another program by `exec`; that one may run to its end.
-        self._doomed = True
+        self._stopping = True
         if self._run is None:
             self.kill()
 

@@ -91,13 +91,13 @@ class Execution:
         else:
             self.send_signal(number)
 
-    def ending(self, code: int, *, died: bool) -> outcome.Ending:
+    def ending(self, code: int, *, died: bool) -> outcome.ExitInfo:
         """What is known about the end, as far as the two kinds know alike."""
         self.agent.loop.cancel(self._timer)
         self._timer = None
         self.stdout.finish()
         self.stderr.finish()
-        ending = outcome.Ending(code)
+        ending = outcome.ExitInfo(code)
         ending.died = died
         ending.timed_out = self.timed_out
         ending.cause = "processes" if self.crowded else None
@@ -224,7 +224,7 @@ class CodeRun(Execution):
         language = self._context.language
         self._end(ending, outcome.death(ending, language, self.agent.settings.memory), survived=False)
 
-    def _end(self, ending: outcome.Ending, error: Dict[str, str] | None, *, survived: bool) -> None:
+    def _end(self, ending: outcome.ExitInfo, error: Dict[str, str] | None, *, survived: bool) -> None:
         ending.truncated = ending.truncated or self._results_truncated
         context = self._context
         if context.run is self:

@@ -24,7 +24,7 @@ def bad_request(message: str) -> RequestError:
     return RequestError("bad_request", message)
 
 
-class Fields:
+class RequestFields:
     """The header of one request. Each getter raises RequestError (bad_request) when the field is not as it must be."""
 
     __slots__ = ("header",)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List
 
     from .agent import Agent
-    from .fields import Fields
+    from .fields import RequestFields
     from .limits import Settings
 
 INLINE_LIST = 1000
@@ -37,21 +37,21 @@ class FileOperations:
     def _settings(self) -> Settings:
         return self._agent.settings
 
-    def _path(self, fields: Fields, name: str = "path") -> str:
+    def _path(self, fields: RequestFields, name: str = "path") -> str:
         return files.full_path(fields, name, self._settings.workdir)
 
-    def _roots(self, fields: Fields) -> List[str] | None:
+    def _roots(self, fields: RequestFields) -> List[str] | None:
         """Where an exact name must be; None where links are followed."""
         return roots_of(self._settings) if fields.flag("exact") else None
 
-    def _op_read(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_read(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, offset, roots = self._path(fields), fields.integer("offset", 0), self._roots(fields)
         length, file_ident = fields.integer("length", high=MAX_PAYLOAD), fields.optional_text("ident")
         with AsUser(self._settings):
             header, data = files.read(path, offset, length, file_ident, roots)
         self._agent.send({"id": ident, "ev": "done", **header}, data)
 
-    def _op_write(self, ident: int, fields: Fields, payload: bytes) -> None:
+    def _op_write(self, ident: int, fields: RequestFields, payload: bytes) -> None:
         path, token, offset = self._path(fields), fields.text("upload"), fields.integer("offset", 0)
         final, roots = fields.flag("final"), self._roots(fields)
         mode = None if fields.header.get("mode") is None else fields.integer("mode", high=0o7777)
@@ -60,13 +60,13 @@ class FileOperations:
             size = files.write(path, token, offset, payload, final=final, mode=mode, roots=roots)
         self._agent.done(ident, size=size)
 
-    def _op_write_abort(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_write_abort(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, token, roots = self._path(fields), fields.text("upload"), self._roots(fields)
         with AsUser(self._settings):
             files.write_abort(path, token, roots)
         self._agent.done(ident)
 
-    def _op_list(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_list(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, depth = self._path(fields), fields.integer("depth", 1, low=1)
         limit = fields.integer("limit", files.LIST_LIMIT, high=files.LIST_LIMIT)
         if depth == 1 and limit <= INLINE_LIST:
@@ -79,13 +79,13 @@ class FileOperations:
         entries = json.dumps(result["entries"], separators=(",", ":")).encode()
         self._agent.send({"id": ident, "ev": "done", "truncated": result["truncated"]}, entries)
 
-    def _op_stat(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_stat(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path = self._path(fields)
         with AsUser(self._settings):
             entry = files.entry(path)
         self._agent.done(ident, entry=entry)
 
-    def _op_tree(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_tree(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         settings, folders = self._settings, fields.flag("folders")
 
         def report(ident: int, rows: Any) -> None:
@@ -94,27 +94,27 @@ class FileOperations:
 
         self._in_worker(ident, lambda: tree(settings, folders=folders), report)
 
-    def _op_mkdir(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_mkdir(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, roots = self._path(fields), self._roots(fields)
         with AsUser(self._settings):
             created = files.make_directory(path, roots)
         self._agent.done(ident, created=created)
 
-    def _op_symlink(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_symlink(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, token, target = self._path(fields), fields.text("upload"), fields.text("target")
         self._agent.changes.stale = True
         with AsUser(self._settings):
             files.make_link(path, token, target, roots_of(self._settings))
         self._agent.done(ident)
 
-    def _op_chmod(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_chmod(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, mode = self._path(fields), fields.integer("mode", high=0o7777)
         self._agent.changes.stale = True
         with AsUser(self._settings):
             files.change_folder_mode(path, mode, roots_of(self._settings))
         self._agent.done(ident)
 
-    def _op_remove(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_remove(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, roots = self._path(fields), self._roots(fields)
         self._agent.changes.stale = True
         with AsUser(self._settings):
@@ -124,7 +124,7 @@ class FileOperations:
         else:
             self._in_worker(ident, lambda: files.remove_tree(path))
 
-    def _op_rename(self, ident: int, fields: Fields, _payload: bytes) -> None:
+    def _op_rename(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, to = self._path(fields), self._path(fields, "to")
         self._agent.changes.stale = True
         with AsUser(self._settings):

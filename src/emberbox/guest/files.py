@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List
 
-    from .fields import Fields
+    from .fields import RequestFields
 
 LIST_LIMIT = 100_000
 LIST_BYTES = 6_000_000
@@ -34,7 +34,7 @@ def os_error(exc: OSError) -> RequestError:
     return RequestError("file", message, errno.errorcode.get(exc.errno or 0, "EIO"))
 
 
-def full_path(fields: Fields, name: str, workdir: str) -> str:
+def full_path(fields: RequestFields, name: str, workdir: str) -> str:
     """A path of the request; relative ones start in the work directory."""
     path = fields.text(name)
     if not path:

@@ -48,7 +48,7 @@ class KernelProcess:
         self._settings = settings
         self.pid: int | None = None
         self.dead = False
-        self._doomed = False
+        self._stopping = False
         self._run: Run | None = None
         self._sequence = 0
         self._began = self._ended = loop.time()
@@ -88,7 +88,7 @@ class KernelProcess:
             self.died(None)
             return
         self.pid = pid
-        if self._doomed:
+        if self._stopping:
             self.kill()
 
     def died(self, status: int | None) -> None:
@@ -118,7 +118,7 @@ class KernelProcess:
     @property
     def usable(self) -> bool:
         """Whether another execution can begin here."""
-        return not self.dead and not self._doomed
+        return not self.dead and not self._stopping
 
     def warm_up(self, ready: Callable[[], None]) -> None:
         """Have the process load and touch what executions need; `ready` follows, also if it dies."""
@@ -181,7 +181,7 @@ class KernelProcess:
 
     def kill(self) -> None:
         """Kill the process and all that it started. `died` follows."""
-        self._doomed = True
+        self._stopping = True
         if self.pid is not None and not self.dead:
             self._kill_tree(self.pid)
 

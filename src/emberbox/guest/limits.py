@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List
 
-    from .fields import Fields
+    from .fields import RequestFields
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NO_CORE_FILES = 0
@@ -22,7 +22,7 @@ UNLIMITED = resource.RLIM_INFINITY
 class Settings:
     """The `configure` request, checked."""
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: RequestFields) -> None:
         self.uid = fields.integer("uid", os.getuid(), high=(1 << 32) - 2)
         self.gid = fields.integer("gid", os.getgid(), high=(1 << 32) - 2)
         self.home = fields.text("home")

@@ -23,7 +23,7 @@ CAUSES = frozenset({"memory", "processes", "disk"})
 TEXT_LIMITS = {"name": 200, "value": 10_000, "traceback": 60_000}
 
 
-class Ending:
+class ExitInfo:
     """What is known about the end of one execution."""
 
     __slots__ = (
@@ -59,7 +59,7 @@ class Ending:
         self.truncated = False
 
 
-def reason(ending: Ending) -> str:  # noqa: PLR0911 - one for each
+def reason(ending: ExitInfo) -> str:  # noqa: PLR0911 - one for each
     """The `reason` field for this ending."""
     if ending.starved and (ending.exit_code or ending.timed_out):
         return "memory"
@@ -78,7 +78,7 @@ def reason(ending: Ending) -> str:  # noqa: PLR0911 - one for each
     return "output-truncated" if ending.truncated else "completed"
 
 
-def death(ending: Ending, language: str, memory: int) -> Dict[str, str]:
+def death(ending: ExitInfo, language: str, memory: int) -> Dict[str, str]:
     """The `error` of code whose interpreter has died with it; `memory` is what programs may use, in bytes."""
     why, signalled = reason(ending), ending.exit_code - 128
     name = "InterpreterDied"
@@ -107,7 +107,7 @@ def _signal_name(number: int) -> str:
         return "unknown"
 
 
-def _cause_in(ending: Ending) -> str | None:
+def _cause_in(ending: ExitInfo) -> str | None:
     for cause, words in (("disk", DISK_FULL), ("processes", NO_PROCESSES), ("memory", NO_MEMORY)):
         if any(word in ending.stderr for word in words):
             return cause

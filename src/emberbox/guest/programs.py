@@ -42,7 +42,7 @@ class Program(Execution):
         self._problem: tuple[int, str] | None = None
         self._waiting: List[tuple[bytes, bool, Callable[[str | None], None]]] = []
         self._status: int | None = None
-        self.on_exit: Callable[[outcome.Ending], None] = self._report
+        self.on_exit: Callable[[outcome.ExitInfo], None] = self._report
         """What to do at the end, in place of reporting the end of an `exec`."""
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         with AsUser(agent.settings):  # so that the user can open /dev/stdout, which leads to a pipe of the user's then
@@ -184,5 +184,5 @@ class Program(Execution):
         ending.interrupted = self.interrupted and ending.exit_code == 128 + signal.SIGINT
         self.on_exit(ending)
 
-    def _report(self, ending: outcome.Ending) -> None:
+    def _report(self, ending: outcome.ExitInfo) -> None:
         self.done(exit_code=ending.exit_code, reason=outcome.reason(ending))

@@ -102,7 +102,7 @@ class RustRun:
         stage.on_exit = self._compiled
         self._begin(stage, self._job.timeout)
 
-    def _compiled(self, ending: outcome.Ending) -> None:
+    def _compiled(self, ending: outcome.ExitInfo) -> None:
         stage = self._compiling
         if stage is None:
             return
@@ -161,7 +161,7 @@ class RustRun:
         self._agent.remember(self._ident, stage)
         stage.set_timeout(timeout)
 
-    def _report(self, stage: _Stage, ending: outcome.Ending, error: Dict[str, str] | None) -> None:
+    def _report(self, stage: _Stage, ending: outcome.ExitInfo, error: Dict[str, str] | None) -> None:
         stage.tracked = self._job.tracked
         stage.done(
             exit_code=ending.exit_code,

@@ -22,9 +22,9 @@ from emberbox.errors import HistoryError
 from emberbox.history import entries as changes
 from emberbox.history.chain import PRUNED, Head, Link, Verifier, digest
 from emberbox.history.database import OPEN_SECONDS, Database, database_of
-from emberbox.history.journal import Journal
-from emberbox.history.owners import FileOwners, Owners
-from emberbox.history.runners import Work, lock_links
+from emberbox.history.wal import Journal
+from emberbox.history.process_locks import FileOwners, Owners
+from emberbox.history.db_threads import Work, lock_links
 from emberbox.history.schema import ENTRIES, LINKS, entry_of, row_of, timestamp
 from emberbox.models import (
     CommandHistoryEntry,

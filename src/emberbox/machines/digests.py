@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from emberbox.errors import VmNotAvailable
-from emberbox.machines.base import FileState, Snapshot
+from emberbox.machines.contract import FileState, Snapshot
 
 _VERIFIED_KEPT = 256
 """Files."""

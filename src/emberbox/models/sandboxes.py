@@ -44,7 +44,7 @@ class EntryInfo(Model):
 class Recovery(Model):
     """What became of a sandbox when the process that kept it ended.
 
-    `adopted`: its machine ran on. `dormant`: it will go on from a snapshot when it is asked for. `restored`: it does.
+    `adopted`: its machine ran on. `suspended`: it will go on from a snapshot when it is asked for. `restored`: it does.
     `lost`: there was no snapshot, or its time was over.
     """
 

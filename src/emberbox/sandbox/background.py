@@ -10,7 +10,7 @@ from emberbox._text import encoded
 from emberbox.errors import ExecutionFailed, SessionNotFound
 from emberbox.models import CommandResult
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 
 
 class BackgroundCommands:
@@ -20,8 +20,8 @@ class BackgroundCommands:
         session: the sandbox.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, instance: SandboxInstance) -> None:
+        self._session = instance
         self._running: dict[int, BackgroundCommand] = {}
 
     async def start(
@@ -61,8 +61,8 @@ class BackgroundCommands:
 class BackgroundCommand:
     """A command that runs in the background of a sandbox."""
 
-    def __init__(self, session: Session, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
-        self._session = session
+    def __init__(self, instance: SandboxInstance, task: asyncio.Task[CommandResult], request: int, pid: int) -> None:
+        self._session = instance
         self._task = task
         self._request = request
         self.pid = pid

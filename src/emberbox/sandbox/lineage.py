@@ -1,7 +1,7 @@
 """What the state of a sandbox consists of: a pure value. Events give the next one; no clock, no machine, no asyncio.
 
-A sandbox (`Session`) holds one, and replaces it when something happens to it; others read it. A snapshot carries the
-`Moment` at which it was taken, so that "is this snapshot one of now" and "what does going back to it undo" are
+A sandbox (`SandboxInstance`) holds one, and replaces it when something happens to it; others read it. A snapshot carries the
+`SnapshotPoint` at which it was taken, so that "is this snapshot one of now" and "what does going back to it undo" are
 questions about two values. Which snapshot a sandbox goes on from (the head) is the business of its `SnapshotTree`.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from emberbox.machines.base import Death
+from emberbox.machines.contract import Death
 
 REMEMBERED = 1000
 """Executions of a sandbox's past; older ones are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class SnapshotPoint:
     """What a sandbox was at when a snapshot was taken."""
 
     executions: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Lineage:
     """What nobody was told yet."""
 
     @classmethod
-    def going_on_from(cls, moment: Moment) -> Lineage:
+    def going_on_from(cls, moment: SnapshotPoint) -> Lineage:
         """Begin that of a new sandbox, which has no snapshots of its own yet."""
         return cls(moment.executions, moment.last_succeeded)
 
@@ -89,13 +89,13 @@ class Lineage:
         """Note that the state is about to change: a snapshot of before is not one of now any more."""
         return replace(self, revision=self.revision + 1)
 
-    def went_back_to(self, moment: Moment) -> Lineage:
+    def went_back_to(self, moment: SnapshotPoint) -> Lineage:
         """Note that the state is that of a snapshot now."""
         return replace(
             self, executions=moment.executions, last_succeeded=moment.last_succeeded, revision=self.revision + 1
         )
 
-    def restored(self, moment: Moment, snapshot_id: str, death: Death) -> Lineage:
+    def restored(self, moment: SnapshotPoint, snapshot_id: str, death: Death) -> Lineage:
         """Note that the machine died and the sandbox went back to a snapshot without being asked to, of which whoever
         runs code in it next is to be told."""
         restoration = Restoration(snapshot_id, self.undone_by(moment), death)
@@ -108,20 +108,20 @@ class Lineage:
     # --- what is asked --------------------------------------------------------------------------------------------
 
     @property
-    def moment(self) -> Moment:
+    def moment(self) -> SnapshotPoint:
         """What a snapshot of now carries."""
-        return Moment(self.executions, self.last_succeeded, self.revision)
+        return SnapshotPoint(self.executions, self.last_succeeded, self.revision)
 
     @property
     def newest(self) -> str | None:
         """The execution that began last."""
         return self.executions[-1] if self.executions else None
 
-    def is_at(self, moment: Moment) -> bool:
+    def is_at(self, moment: SnapshotPoint) -> bool:
         """Whether nothing can have changed since a snapshot of this sandbox was taken."""
         return moment.revision == self.revision
 
-    def undone_by(self, moment: Moment) -> list[str]:
+    def undone_by(self, moment: SnapshotPoint) -> list[str]:
         """List the executions that going back to a snapshot undoes, oldest first."""
         stays = set(moment.executions)
         return [execution for execution in self.executions if execution not in stays]

@@ -21,18 +21,18 @@ from emberbox.errors import (
 )
 from emberbox.host.rundir import RunDir, dead_owners, make_run_dir
 from emberbox.images.store import Image
-from emberbox.machines.base import Death, Machine, MachineFactory, Snapshot
+from emberbox.machines.contract import Death, Machine, MachineFactory, Snapshot
 from emberbox.models import MachineLimits, TerminationReason
-from emberbox.sandbox.copies import Bounds, Copies
-from emberbox.sandbox.keeper import Keeper
-from emberbox.sandbox.ledger import Ledger, SandboxRecord
+from emberbox.sandbox.snapshots.service import SnapshotQuota, SnapshotService
+from emberbox.sandbox.durability.service import Durability
+from emberbox.sandbox.durability.registry import SandboxRegistry, SandboxRecord
 from emberbox.sandbox.options import SandboxOptions
-from emberbox.sandbox.pool import MachinePool, PoolOptions
-from emberbox.sandbox.pool_state import Rules
-from emberbox.sandbox.session import Session, SessionState
-from emberbox.sandbox.snapshots import Node
-from emberbox.sandbox.store import SnapshotStore
-from emberbox.sandbox.templates import TemplateSnapshots
+from emberbox.sandbox.pool.pool import MachinePool, PoolOptions
+from emberbox.sandbox.pool.state import Rules
+from emberbox.sandbox.instance import SandboxInstance, SandboxState
+from emberbox.sandbox.snapshots.tree import Node
+from emberbox.sandbox.snapshots.store import SnapshotStore
+from emberbox.sandbox.pool.templates import TemplateSnapshots
 
 LOCAL_AGENT = "local"
 """Whoever uses the SDK or the command line: nobody to share the host with."""
@@ -65,24 +65,24 @@ class SandboxManager:
         boot_timeout: float,
         snapshot_base: Path,
         store: SnapshotStore,
-        bounds: Bounds | None = None,
+        bounds: SnapshotQuota | None = None,
         pool: PoolOptions | None = None,
-        ledger: Ledger | None = None,
-        outlive_seconds: float = 0,
+        ledger: SandboxRegistry | None = None,
+        orphan_grace_seconds: float = 0,
     ) -> None:
         self._boot_timeout = boot_timeout
-        self._outlive_seconds = outlive_seconds
+        self._orphan_grace_seconds = orphan_grace_seconds
         self._per_agent = None if bounds is None else bounds.agent_sandboxes
         self._snapshot_base = snapshot_base
         self._snapshot_dir: RunDir | None = None
         self._templates = TemplateSnapshots(snapshot_base / "templates", factory.backend, factory.identity)
-        self._sessions: dict[str, Session] = {}
+        self._instances: dict[str, SandboxInstance] = {}
         self._images: dict[str, contextlib.ExitStack] = {}
         self.pool = MachinePool(factory, self._templates, pool or PoolOptions(Rules()))
-        self.copies = Copies(
-            self.pool.fork, self._start_copy, self._own_folder, store, bounds or Bounds(), self._dormant_bytes
+        self.snapshots = SnapshotService(
+            self.pool.fork, self._start_copy, self._own_folder, store, bounds or SnapshotQuota(), self._suspended_bytes
         )
-        self.keeper = None if ledger is None else Keeper(self, ledger)
+        self.durability = None if ledger is None else Durability(self, ledger)
         self._places: Counter[str] = Counter()
         """How many sandboxes each agent has or is being given, the dormant ones apart."""
 
@@ -98,7 +98,7 @@ class SandboxManager:
         own: bool = False,
         idle_seconds: float | None = None,
         durable: bool = True,
-    ) -> Session:
+    ) -> SandboxInstance:
         """A machine of the warm pool, or one that is started until its agent is ready: forked from the template's
         snapshot, or booted where there is none yet. A failed or cancelled start leaves nothing behind.
 
@@ -120,145 +120,145 @@ class SandboxManager:
             holding.callback(self._share(agent_id))
             holding.callback(await self.pool.admit(image, limits))
             holding.enter_context(image.in_use())
-            session = await self._leased(image, limits, options, timeout)
-            if session is None:
-                session = await self._forked(image, limits, options, timeout)
-            if session is None:
+            instance = await self._leased(image, limits, options, timeout)
+            if instance is None:
+                instance = await self._forked(image, limits, options, timeout)
+            if instance is None:
                 machine = await self.pool.boot(image, limits)
-                session = self._session(machine, image, limits, options)
-                await self._started(session, self._boot(session), timeout)
-            await self._opened(session, holding)
+                instance = self._session(machine, image, limits, options)
+                await self._started(instance, self._boot(instance), timeout)
+            await self._opened(instance, holding)
         self.pool.created(image, limits)
-        return session
+        return instance
 
-    async def _opened(self, session: Session, holding: contextlib.ExitStack) -> None:
+    async def _opened(self, instance: SandboxInstance, holding: contextlib.ExitStack) -> None:
         """It has started: what it holds is held until it ends, and it is written down if it is to outlive us."""
-        self._images[session.id] = holding.pop_all()
-        if session.durable and self.keeper is not None:
+        self._images[instance.id] = holding.pop_all()
+        if instance.durable and self.durability is not None:
             try:
-                await session.machine.outlive(self._outlive_seconds)
-                self.keeper.opened(session)
+                await instance.machine.survive_owner(self._orphan_grace_seconds)
+                self.durability.opened(instance)
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(session.kill()))
+                await asyncio.shield(asyncio.ensure_future(instance.kill()))
                 raise
 
-    def changed(self, session: Session) -> None:
+    def changed(self, instance: SandboxInstance) -> None:
         """What is to be found again after a restart has changed."""
-        if self.keeper is not None:
-            self.keeper.changed(session)
+        if self.durability is not None:
+            self.durability.changed(instance)
 
-    async def reopen(self, record: SandboxRecord, node: Node) -> Session:
-        """A sandbox that was put aside goes on from a snapshot (see `Keeper`)."""
+    async def reopen(self, record: SandboxRecord, node: Node) -> SandboxInstance:
+        """A sandbox that was put aside goes on from a snapshot (see `Durability`)."""
         return await self._start_copy(node.snapshot, _options_of(record), None)
 
-    async def take_over(self, record: SandboxRecord, machine: Machine) -> Session:
-        """A sandbox goes on with a machine that an earlier process left (see `Keeper`)."""
+    async def adopt(self, record: SandboxRecord, machine: Machine) -> SandboxInstance:
+        """A sandbox goes on with a machine that an earlier process left (see `Durability`)."""
         with contextlib.ExitStack() as holding:
             holding.callback(self._share(record.agent_id, ask=False))
-            image = self.copies.store.images.reopen(record.image, record.built_at, record.guest, record.template)
+            image = self.snapshots.store.images.reopen(record.image, record.built_at, record.guest, record.template)
             holding.enter_context(image.in_use())
-            session = self._session(machine, image, record.limits, _options_of(record))
-            await self._started(session, session.start_adopted(_ADOPTION_SECONDS), None)
-            await self._opened(session, holding)
-        return session
+            instance = self._session(machine, image, record.limits, _options_of(record))
+            await self._started(instance, instance.start_adopted(_ADOPTION_SECONDS), None)
+            await self._opened(instance, holding)
+        return instance
 
     async def warm(self, image: Image, limits: MachineLimits, count: int | None = None) -> None:
         """Fill the pool of these sandboxes; raises what `MachinePool.warm` raises."""
         if self._templates.find(image, limits) is None:
-            session = await self.create(image, limits)  # it takes the snapshot
-            await session.kill()
+            instance = await self.create(image, limits)  # it takes the snapshot
+            await instance.kill()
         await self.pool.warm(image, limits, count)
 
     async def _leased(
         self, image: Image, limits: MachineLimits, options: SandboxOptions, timeout: float | None
-    ) -> Session | None:
+    ) -> SandboxInstance | None:
         machine = await self.pool.lease(image, limits, options.envs)
         if machine is None:
             return None
-        session = self._session(machine, image, limits, options)
+        instance = self._session(machine, image, limits, options)
 
         async def start() -> None:
-            session.start_leased()
+            instance.start_leased()
 
-        await self._started(session, start(), timeout)
-        return session
+        await self._started(instance, start(), timeout)
+        return instance
 
     async def _forked(
         self, image: Image, limits: MachineLimits, options: SandboxOptions, timeout: float | None
-    ) -> Session | None:
+    ) -> SandboxInstance | None:
         snapshot = self._templates.find(image, limits)
         if snapshot is None:
             return None
         try:
             machine = await self.pool.fork(snapshot, more=False)
-            session = self._session(machine, image, limits, options)
-            await self._started(session, session.start_copy(self._boot_timeout), timeout)
+            instance = self._session(machine, image, limits, options)
+            await self._started(instance, instance.start_copy(self._boot_timeout), timeout)
         except (VmNotAvailable, ExecutionTimeout) as exc:
             # the reason for the caller, if there is one beyond this snapshot, is that of the boot that follows; what
             # may pass (a busy host) is no reason to take the snapshot from others
             if not exc.retryable:
                 await asyncio.to_thread(self._templates.discard, snapshot)
             return None
-        return session
+        return instance
 
-    async def _boot(self, session: Session) -> None:
+    async def _boot(self, instance: SandboxInstance) -> None:
         """Start a booted session, and write it down for those after it. An environment of one sandbox's own must not
         reach the others, so it comes afterwards."""
-        await session.start(self._boot_timeout)
+        await instance.start(self._boot_timeout)
         try:
-            snapshot, _ = await session.checkpoint(self._templates.place(session.image, session.limits))
+            snapshot, _ = await instance.checkpoint(self._templates.place(instance.image, instance.limits))
             await asyncio.to_thread(self._templates.keep, snapshot)
         except VmConnectionError as exc:
-            raise await session.died_early() from exc
+            raise await instance.died_early() from exc
         except (OSError, SnapshotFailed) as exc:
             import structlog
 
             log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
-            log.warning("template snapshot not taken", template=session.image.name, reason=str(exc))
-        await session.add_environment()
+            log.warning("template snapshot not taken", template=instance.image.name, reason=str(exc))
+        await instance.add_environment()
 
-    def get(self, sandbox_id: str) -> Session:
+    def get(self, sandbox_id: str) -> SandboxInstance:
         """A live sandbox by its id."""
         try:
-            return self._sessions[sandbox_id]
+            return self._instances[sandbox_id]
         except KeyError:
             raise SessionNotFound(f"There is no sandbox {sandbox_id!r:.80}.") from None
 
     def knows(self, sandbox_id: str) -> bool:
         """Whether `find` would find it."""
-        dormant = [] if self.keeper is None else [record.sandbox_id for record in self.keeper.dormant]
-        return sandbox_id in self._sessions or sandbox_id in dormant
+        suspended = [] if self.durability is None else [record.sandbox_id for record in self.durability.suspended]
+        return sandbox_id in self._instances or sandbox_id in suspended
 
-    async def find(self, sandbox_id: str) -> Session:
+    async def find(self, sandbox_id: str) -> SandboxInstance:
         """A sandbox by its id; one that was put aside is woken.
 
         Raises:
             SessionNotFound: there is none.
         """
-        if self.keeper is not None and (sandbox_id not in self._sessions or self.keeper.is_dormant(sandbox_id)):
-            return await self.keeper.wake(sandbox_id)
+        if self.durability is not None and (sandbox_id not in self._instances or self.durability.is_suspended(sandbox_id)):
+            return await self.durability.wake(sandbox_id)
         return self.get(sandbox_id)
 
     def agent_of(self, sandbox_id: str) -> str | None:
         """Whose a sandbox is; None where there is none of this id."""
-        if sandbox_id in self._sessions:
-            return self._sessions[sandbox_id].agent_id
-        dormant = [] if self.keeper is None else self.keeper.dormant
-        return next((record.agent_id for record in dormant if record.sandbox_id == sandbox_id), None)
+        if sandbox_id in self._instances:
+            return self._instances[sandbox_id].agent_id
+        suspended = [] if self.durability is None else self.durability.suspended
+        return next((record.agent_id for record in suspended if record.sandbox_id == sandbox_id), None)
 
     def own(self, agent_id: str) -> str | None:
         """The id of the sandbox that an agent gets without naming one."""
-        for session in self._sessions.values():
-            if session.own and session.agent_id == agent_id and session.state is not SessionState.CLOSED:
-                return session.id
-        dormant = [] if self.keeper is None else self.keeper.dormant
-        return next((record.sandbox_id for record in dormant if record.own and record.agent_id == agent_id), None)
+        for instance in self._instances.values():
+            if instance.own and instance.agent_id == agent_id and instance.state is not SandboxState.CLOSED:
+                return instance.id
+        suspended = [] if self.durability is None else self.durability.suspended
+        return next((record.sandbox_id for record in suspended if record.own and record.agent_id == agent_id), None)
 
     def _share(self, agent_id: str, *, ask: bool = True) -> Callable[[], None]:
         """Give an agent one more sandbox; what is returned takes it back. `ask`: whether it may have one more."""
         mine = self._places[agent_id]
-        if self.keeper is not None:
-            mine += self.keeper.asleep(agent_id)
+        if self.durability is not None:
+            mine += self.durability.suspended_count(agent_id)
         if ask and self._per_agent is not None and agent_id != LOCAL_AGENT and mine >= self._per_agent:
             raise NoCapacity(
                 f"Agent {agent_id!r:.80} has {mine} sandboxes already.",
@@ -273,28 +273,28 @@ class SandboxManager:
 
         return give_back
 
-    def _dormant_bytes(self, agent_id: str) -> int:
-        return 0 if self.keeper is None else self.keeper.snapshot_bytes(agent_id)
+    def _suspended_bytes(self, agent_id: str) -> int:
+        return 0 if self.durability is None else self.durability.snapshot_bytes(agent_id)
 
     async def forget_expired(self) -> None:
         """End what has no machine and no time any more."""
-        if self.keeper is not None:
-            await self.keeper.forget_expired()
+        if self.durability is not None:
+            await self.durability.forget_expired()
 
-    async def end(self, session: Session) -> None:
+    async def end(self, instance: SandboxInstance) -> None:
         """Nobody uses it: put it aside, or kill it."""
-        if session.durable and self.keeper is not None:
-            await self.keeper.put_aside(session)
+        if instance.durable and self.durability is not None:
+            await self.durability.suspend(instance)
         else:
-            unused = "" if session.idle_seconds is None else f" for {session.idle_seconds:g} s"
-            await session.kill(Death(TerminationReason.KILLED, f"nobody used it{unused}"))
+            unused = "" if instance.idle_seconds is None else f" for {instance.idle_seconds:g} s"
+            await instance.kill(Death(TerminationReason.KILLED, f"nobody used it{unused}"))
 
-    def sessions(self) -> list[Session]:
-        return list(self._sessions.values())
+    def instances(self) -> list[SandboxInstance]:
+        return list(self._instances.values())
 
     async def _start_copy(
         self, snapshot: Snapshot, options: SandboxOptions, timeout: float | None, *, counted: bool = True
-    ) -> Session:
+    ) -> SandboxInstance:
         """A sandbox that goes on from a snapshot (see `Starter`)."""
         with contextlib.ExitStack() as holding:
             if counted:
@@ -303,33 +303,33 @@ class SandboxManager:
             holding.enter_context(snapshot.image.in_use())
             machine = await self.pool.fork(snapshot)
             options = replace(options, durable=options.durable and counted)
-            session = self._session(machine, snapshot.image, snapshot.limits, options)
-            await self._started(session, session.start_copy(self._boot_timeout), timeout)
-            await self._opened(session, holding)
-        return session
+            instance = self._session(machine, snapshot.image, snapshot.limits, options)
+            await self._started(instance, instance.start_copy(self._boot_timeout), timeout)
+            await self._opened(instance, holding)
+        return instance
 
     # --- life -----------------------------------------------------------------------------------------------------
 
-    def _session(self, machine: Machine, image: Image, limits: MachineLimits, options: SandboxOptions) -> Session:
-        return Session(
+    def _session(self, machine: Machine, image: Image, limits: MachineLimits, options: SandboxOptions) -> SandboxInstance:
+        return SandboxInstance(
             machine,
             image,
             limits,
-            replace(options, durable=options.durable and self.keeper is not None),
+            replace(options, durable=options.durable and self.durability is not None),
             on_closed=self._closed,
-            revive=self.copies.revive,
+            revive=self.snapshots.revive,
             on_changed=self.changed,
-            outlive_seconds=self._outlive_seconds,
+            orphan_grace_seconds=self._orphan_grace_seconds,
         )
 
-    async def _started(self, session: Session, start: Coroutine[object, object, None], timeout: float | None) -> None:
+    async def _started(self, instance: SandboxInstance, start: Coroutine[object, object, None], timeout: float | None) -> None:
         try:
             await start
-            session.set_timeout(timeout)
+            instance.set_timeout(timeout)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(session.kill()))
+            await asyncio.shield(asyncio.ensure_future(instance.kill()))
             raise
-        self._sessions[session.id] = session
+        self._instances[instance.id] = instance
 
     def _own_folder(self) -> Path:
         if self._snapshot_dir is None:
@@ -344,16 +344,16 @@ class SandboxManager:
 
     async def close(self) -> None:
         """Put those aside that are to outlive us; kill the others, and remove their snapshots."""
-        if self.keeper is not None:
-            await self.keeper.put_all_aside()
-        await asyncio.gather(self.pool.close(), *(session.kill() for session in self.sessions()))
+        if self.durability is not None:
+            await self.durability.suspend_all()
+        await asyncio.gather(self.pool.close(), *(instance.kill() for instance in self.instances()))
         if self._snapshot_dir is not None:
             await asyncio.to_thread(self._snapshot_dir.release)
             self._snapshot_dir = None
 
     def _closed(self, sandbox_id: str) -> None:
-        self._sessions.pop(sandbox_id, None)
-        self.copies.closed(sandbox_id, for_good=self.keeper is None or self.keeper.closed(sandbox_id))
+        self._instances.pop(sandbox_id, None)
+        self.snapshots.closed(sandbox_id, for_good=self.durability is None or self.durability.closed(sandbox_id))
         holding = self._images.pop(sandbox_id, None)
         if holding is not None:
             holding.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from emberbox.sandbox.lineage import Moment
+from emberbox.sandbox.lineage import SnapshotPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,4 +30,4 @@ class SandboxOptions:
     own: bool = False
     durable: bool = True
     idle_seconds: float | None = None
-    origin: Moment = field(default_factory=Moment)
+    origin: SnapshotPoint = field(default_factory=SnapshotPoint)

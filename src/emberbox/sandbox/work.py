@@ -9,7 +9,7 @@ from typing import Any
 
 from emberbox.errors import ExecutionFailed
 from emberbox.guest.protocol import Header
-from emberbox.machines.base import Machine
+from emberbox.machines.contract import Machine
 from emberbox.machines.channel import Event, Stream
 from emberbox.models import Execution, TerminationReason
 from emberbox.sandbox.listeners import Listeners

@@ -14,8 +14,8 @@ from fastapi.routing import APIRoute
 from emberbox.errors import Conflict, SessionNotFound
 from emberbox.models import HistoryQueryRequest, HistoryQueryResponse
 from emberbox.server import wire
-from emberbox.server.access import Principal
-from emberbox.server.calls import Call
+from emberbox.server.auth import Principal
+from emberbox.server.dependencies import Call
 from emberbox.server.service import SESSION_KEY
 
 
@@ -129,7 +129,7 @@ async def session_ids(call: Call, name: str, agent_id: str | None) -> list[str]:
         if one.metadata.get(SESSION_KEY) == name and one.is_open
     }
     found |= {
-        one.sandbox_id: one.agent_id for one in await engine.list_dormant() if one.metadata.get(SESSION_KEY) == name
+        one.sandbox_id: one.agent_id for one in await engine.list_suspended() if one.metadata.get(SESSION_KEY) == name
     }
     return [vm for vm, owner in found.items() if principal.sees(owner) and agent_id in (None, owner)]
 

@@ -22,11 +22,11 @@ from emberbox.engine import Engine
 from emberbox.errors import VmExecutionError
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.languages import RULES
-from emberbox.server import failures, tracing
-from emberbox.server.access import Doorkeeper
-from emberbox.server.asking import Asking
+from emberbox.server import error_handlers, tracing
+from emberbox.server.auth import Authenticator
+from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.examples import add_examples
-from emberbox.server.guard import REQUEST_ID, Guard
+from emberbox.server.request_guard import REQUEST_ID, RequestGuard
 from emberbox.server.idempotency import HEADER
 from emberbox.server.metrics import Metrics
 from emberbox.server.probe import Prober
@@ -52,11 +52,11 @@ def create_app(
         tokens: who may call; those of the settings' file if not given.
     """
     tokens = tokens or TokenStore(token_file(settings))
-    asking = Asking()
+    asking = ApprovalSubscribers()
     desk = ApprovalDesk(on_request=asking.asked)
     own = [rule.id for rule in settings.vm_execution.policy.rules]
     metrics = Metrics([*RULES, *own])
-    doorkeeper = Doorkeeper(tokens, settings.server)
+    authenticator = Authenticator(tokens, settings.server)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +64,7 @@ def create_app(
         stop_tracing = tracing.configure(endpoint) if endpoint else None
         try:
             async with Engine(settings, approver=desk, recorders=[metrics], durable=True) as engine:
-                service = Service(settings, engine, desk, asking, metrics, doorkeeper)
+                service = Service(settings, engine, desk, asking, metrics, authenticator)
                 app.state.service = service
                 app.state.prober = prober = Prober(service)
                 metrics.watch(prober.gauges)
@@ -95,11 +95,11 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.failure = None
-    app.include_router(health.router, responses={**failures.RESPONSES})
+    app.include_router(health.router, responses={**error_handlers.RESPONSES})
     for router in _ROUTERS:
-        app.include_router(router, responses={**failures.RESPONSES})
+        app.include_router(router, responses={**error_handlers.RESPONSES})
     app.include_router(sockets)
-    failures.register(app)
+    error_handlers.register(app)
     if settings.server.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -109,7 +109,7 @@ def create_app(
             expose_headers=[REQUEST_ID, "Retry-After"],
         )
     _add_documentation(app)
-    _wrap(app, lambda inner: Guard(inner, doorkeeper, settings.server, metrics))
+    _wrap(app, lambda inner: RequestGuard(inner, authenticator, settings.server, metrics))
     return app
 
 

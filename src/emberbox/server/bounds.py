@@ -6,7 +6,7 @@ from emberbox.config import Settings
 from emberbox.errors import ValidationFailed
 from emberbox.models import VmExecutionConfig
 from emberbox.models.server import ServerConfig
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 
 
 def life(config: ServerConfig, seconds: float | None, name: str = "timeout_seconds") -> float | None:
@@ -31,7 +31,7 @@ def command_seconds(config: ServerConfig, seconds: float | None) -> float | None
     return _bounded("timeout_seconds", seconds, config.max_command_seconds, "server.max_command_seconds")
 
 
-def output_bytes(session: Session, asked: int | None) -> int | None:
+def output_bytes(session: SandboxInstance, asked: int | None) -> int | None:
     """How much one execution may print, of what its machine may."""
     most = session.limits.output_bytes
     if asked is not None and asked > most:

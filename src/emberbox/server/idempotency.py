@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from emberbox.errors import Conflict, HistoryError, ValidationFailed, VmExecutionError
 from emberbox.sdk.transport import error_of
-from emberbox.server.failures import plain
+from emberbox.server.error_handlers import plain
 
 HEADER = "Idempotency-Key"
 _LONGEST_KEY = 200

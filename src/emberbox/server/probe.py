@@ -14,7 +14,7 @@ from emberbox.engine import Engine
 from emberbox.errors import ExecutionFailed, NoCapacity, VmExecutionError, VmNotAvailable
 from emberbox.models.service import Readiness
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.server.metrics import gauge
 from emberbox.server.service import PROBE, Service
 
@@ -107,7 +107,7 @@ async def _answer(engine: Engine) -> str:
         await asyncio.shield(asyncio.ensure_future(session.kill()))
 
 
-async def _one_of(sessions: Sequence[Session]) -> str:
+async def _one_of(sessions: Sequence[SandboxInstance]) -> str:
     """There is no place for one more: to be full is to work, if those that there are do."""
     for session in sessions:
         with contextlib.suppress(VmExecutionError):

@@ -8,12 +8,12 @@ from emberbox.engine import ExecuteRequest
 from emberbox.models import Execution, SnapshotStrategy, TerminationReason, VmExecuteResponse
 from emberbox.models.service import ExecuteV2Request, ExecuteV2Response, ExecutionStatus
 from emberbox.sandbox.listeners import RunOptions
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.server import bounds
 
 
 def request_of(
-    session: Session,
+    session: SandboxInstance,
     *,
     language: str,
     code: str,
@@ -38,7 +38,7 @@ def request_of(
     )
 
 
-def request_of_v2(session: Session, body: ExecuteV2Request) -> ExecuteRequest:
+def request_of_v2(session: SandboxInstance, body: ExecuteV2Request) -> ExecuteRequest:
     """The same of a request of version 2; of two time-outs the shorter one counts."""
     limits = body.resource_limits
     times = [ms for ms in (body.timeout_ms, limits.timeout_ms if limits else None) if ms is not None]

@@ -36,14 +36,14 @@ from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
 from emberbox.sandbox.background import BackgroundCommands
-from emberbox.sandbox.copies import CopyOptions
-from emberbox.sandbox.ledger import SandboxRecord
+from emberbox.sandbox.snapshots.service import CopyOptions
+from emberbox.sandbox.durability.registry import SandboxRecord
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.session import Session, SessionState
+from emberbox.sandbox.instance import SandboxInstance, SandboxState
 from emberbox.server import templates
-from emberbox.server.access import Doorkeeper, Places, Principal
-from emberbox.server.asking import Asking
-from emberbox.server.followers import Followers
+from emberbox.server.auth import Authenticator, ConcurrencyLimiter, Principal
+from emberbox.server.approvals import ApprovalSubscribers
+from emberbox.server.subscribers import OutputSubscribers
 from emberbox.server.idempotency import IdempotencyStore
 from emberbox.server.metrics import Metrics, gauge
 from emberbox.server.tracing import span
@@ -53,11 +53,11 @@ PROBE = RESERVED + "probe"
 """The agent of the machine that /ready asks; nobody sees it."""
 NAME_KEY = RESERVED + "name"
 SESSION_KEY = RESERVED + "session"
-_STATUS: dict[SessionState, VmStatus] = {
-    SessionState.STARTING: "provisioning",
-    SessionState.PAUSED: "paused",
-    SessionState.RESTORING: "provisioning",
-    SessionState.CLOSED: "stopped",
+_STATUS: dict[SandboxState, VmStatus] = {
+    SandboxState.STARTING: "provisioning",
+    SandboxState.PAUSED: "paused",
+    SandboxState.RESTORING: "provisioning",
+    SandboxState.CLOSED: "stopped",
 }
 
 
@@ -93,20 +93,20 @@ class Service:
         settings: Settings,
         engine: Engine,
         desk: ApprovalDesk,
-        asking: Asking,
+        asking: ApprovalSubscribers,
         metrics: Metrics,
-        doorkeeper: Doorkeeper,
+        authenticator: Authenticator,
     ) -> None:
         self.settings = settings
         self.config: ServerConfig = settings.server
         self.engine = engine
         self.desk = desk
         self.asking = asking
-        self.doorkeeper = doorkeeper
+        self.authenticator = authenticator
         self.metrics = metrics
-        self.executions = Places("executions")
-        self.streams = Places("streams and sockets")
-        self.followers = Followers()
+        self.executions = ConcurrencyLimiter("executions")
+        self.streams = ConcurrencyLimiter("streams and sockets")
+        self.followers = OutputSubscribers()
         self.started = time.monotonic()
         self.draining = False
         self.server_id = secrets.token_hex(8)
@@ -123,7 +123,7 @@ class Service:
 
     # --- whose is what --------------------------------------------------------------------------------------------
 
-    async def session(self, principal: Principal, vm_id: str) -> Session:
+    async def session(self, principal: Principal, vm_id: str) -> SandboxInstance:
         """A machine of the caller's; one that was put aside is woken.
 
         Raises:
@@ -165,7 +165,7 @@ class Service:
                 remediation="Name one of this agent's machines' kept ones.",
             )
 
-    async def lease(self, principal: Principal, agent_id: str | None, vm_id: str | None) -> Session:
+    async def lease(self, principal: Principal, agent_id: str | None, vm_id: str | None) -> SandboxInstance:
         """The machine for an execution: the one that is named, or the agent's own, made where there is none."""
         with self.waiting():
             if vm_id is None:
@@ -184,7 +184,7 @@ class Service:
         finally:
             self._waiting -= 1
 
-    def copying(self, session: Session, timeout: float | None = None, *, durable: bool = True) -> CopyOptions:
+    def copying(self, session: SandboxInstance, timeout: float | None = None, *, durable: bool = True) -> CopyOptions:
         """What a copy of a machine is other than that: it has not its name."""
         words = {key: value for key, value in session.metadata.items() if not key.startswith(RESERVED)}
         return CopyOptions(timeout, words, durable, self.settings.session_idle_seconds)
@@ -209,9 +209,9 @@ class Service:
     async def instances(self, principal: Principal) -> list[VmInstance]:
         """All machines of the caller's, oldest first."""
         live = [self.instance(one) for one in await self.engine.list_sandboxes() if principal.sees(one.agent_id)]
-        asleep = [_asleep(one) for one in await self.engine.list_dormant() if principal.sees(one.agent_id)]
+        suspended = [_suspended(one) for one in await self.engine.list_suspended() if principal.sees(one.agent_id)]
         known = {vm.id for vm in live}
-        return sorted([*live, *(vm for vm in asleep if vm.id not in known)], key=lambda vm: vm.created_at)
+        return sorted([*live, *(vm for vm in suspended if vm.id not in known)], key=lambda vm: vm.created_at)
 
     async def instance_of(self, principal: Principal, vm_id: str) -> VmInstance:
         """One machine of the caller's, without waking it; raises SessionNotFound."""
@@ -219,12 +219,12 @@ class Service:
         for one in await self.engine.list_sandboxes():
             if one.id == vm_id:
                 return self.instance(one)
-        for record in await self.engine.list_dormant():
+        for record in await self.engine.list_suspended():
             if record.sandbox_id == vm_id:
-                return _asleep(record)
+                return _suspended(record)
         raise SessionNotFound(f"There is no machine {vm_id!r:.80}.")
 
-    def instance(self, session: Session) -> VmInstance:
+    def instance(self, session: SandboxInstance) -> VmInstance:
         """A machine as the API shows it."""
         idle = asyncio.get_running_loop().time() - session.last_used
         return VmInstance(
@@ -239,7 +239,7 @@ class Service:
         )
 
     @staticmethod
-    def status(session: Session) -> VmStatus:
+    def status(session: SandboxInstance) -> VmStatus:
         """`running` while code runs in it, `ready` while it waits."""
         return _STATUS.get(session.state, "running" if session.runner.busy else "ready")
 
@@ -248,7 +248,7 @@ class Service:
         await self.engine.kill_sandbox(vm_id)
         self.followers.closed(vm_id)
 
-    def commands(self, session: Session) -> BackgroundCommands:
+    def commands(self, session: SandboxInstance) -> BackgroundCommands:
         """The commands that were started in a machine through this server."""
         commands: BackgroundCommands = session.attachments.setdefault("commands", BackgroundCommands(session))
         return commands
@@ -296,9 +296,9 @@ class Service:
             Unauthorized: the token counts no more.
             TooManyRequests: there are too many.
         """
-        if not self.doorkeeper.counts(principal):
+        if not self.authenticator.counts(principal):
             raise Unauthorized("The token was revoked, has expired, or is another one now.")
-        self.doorkeeper.take(principal)
+        self.authenticator.take(principal)
 
     def check_open(self) -> None:
         """Raises VmNotAvailable where the server takes nothing new."""
@@ -351,7 +351,7 @@ class Service:
         """How many executions are under way."""
         return len(self._running)
 
-    async def whoever_leaves(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_detached(self, work: Coroutine[Any, Any, T]) -> T:
         """Do a piece of work to its end, also when whoever waits for it is cancelled."""
         task = asyncio.create_task(work)
         self._background.add(task)
@@ -372,9 +372,9 @@ class Service:
                 raise
             self.metrics.snapshot(operation, succeeded=True)
 
-    async def snapshots(self, session: Session) -> list[SnapshotInfo]:
+    async def snapshots(self, session: SandboxInstance) -> list[SnapshotInfo]:
         """Of a machine, oldest first."""
-        return await self.engine.undo.snapshots(session)
+        return await self.engine.checkpoints.snapshots(session)
 
     # --- people ---------------------------------------------------------------------------------------------------
 
@@ -424,7 +424,7 @@ class Service:
         yield gauge("emberbox_approvals_waiting", "Questions that wait for a person.", [({}, len(self.desk.pending()))])
         yield gauge("emberbox_streams", "Open streams and sockets.", [({}, self.streams.total)])
         yield gauge("emberbox_sandboxes_max", "Sandboxes that there may be.", [({}, self.settings.max_sandboxes)])
-        by_state: dict[str, int] = {state.value: 0 for state in SessionState}
+        by_state: dict[str, int] = {state.value: 0 for state in SandboxState}
         for session in sessions:
             by_state[session.state.value] += 1
         yield gauge("emberbox_sandboxes", "Sandboxes.", [({"state": name}, n) for name, n in by_state.items()])
@@ -461,7 +461,7 @@ async def _ended(task: asyncio.Task[Any]) -> None:
     await asyncio.wait([task])
 
 
-def _asleep(record: SandboxRecord) -> VmInstance:
+def _suspended(record: SandboxRecord) -> VmInstance:
     return VmInstance(
         id=record.sandbox_id,
         name=record.metadata.get(NAME_KEY) or record.metadata.get(SESSION_KEY) or record.sandbox_id,

@@ -15,11 +15,11 @@ from emberbox.errors import ExecutionCancelled, TooManyRequests, Unauthorized, V
 from emberbox.models import VmExecuteResponse
 from emberbox.sandbox.listeners import Listeners
 from emberbox.server import messages
-from emberbox.server.access import Principal
-from emberbox.server.conversation import Conversation
-from emberbox.server.failures import GoneError, of_model, plain
-from emberbox.server.guard import POLICY_VIOLATION, UNAUTHORIZED
-from emberbox.server.line import GOING_AWAY, TRY_AGAIN_LATER, Line
+from emberbox.server.auth import Principal
+from emberbox.server.machine_protocol import MachineProtocol
+from emberbox.server.error_handlers import ClientDisconnected, of_model, plain
+from emberbox.server.request_guard import POLICY_VIOLATION, UNAUTHORIZED
+from emberbox.server.websocket import GOING_AWAY, TRY_AGAIN_LATER, WebSocketConnection
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
 
@@ -27,19 +27,19 @@ router = APIRouter()
 _LOOK_SECONDS = 5.0
 
 
-async def serve(socket: WebSocket, talk: Callable[[Line, Service, Principal], Awaitable[None]]) -> None:
+async def serve(socket: WebSocket, talk: Callable[[WebSocketConnection, Service, Principal], Awaitable[None]]) -> None:
     """One socket from its opening to its end."""
     service: Service = socket.app.state.service
     principal: Principal = socket.state.principal
     await socket.accept()
-    line = Line(socket, service.config.slow_reader_seconds)
+    line = WebSocketConnection(socket, service.config.slow_reader_seconds)
     code, reason = GOING_AWAY, "the server ends the connection"
     try:
         with service.streams.one(principal.id, service.config.max_sockets), service.metrics.sockets.track_inprogress():
             async with line:
                 line.tell("watch", _watch(line, service, principal))
                 await talk(line, service, principal)
-    except GoneError:
+    except ClientDisconnected:
         pass
     except TooManyRequests as error:
         code, reason = TRY_AGAIN_LATER, error.message
@@ -51,9 +51,9 @@ async def serve(socket: WebSocket, talk: Callable[[Line, Service, Principal], Aw
         await line.close(code, reason[:100])
 
 
-async def _watch(line: Line, service: Service, principal: Principal) -> None:
+async def _watch(line: WebSocketConnection, service: Service, principal: Principal) -> None:
     """A token that is revoked or expires counts no more, here neither."""
-    while service.doorkeeper.counts(principal):  # noqa: ASYNC110 (a file tells, and no event)
+    while service.authenticator.counts(principal):  # noqa: ASYNC110 (a file tells, and no event)
         await asyncio.sleep(_LOOK_SECONDS)
     line.leave()
 
@@ -64,7 +64,7 @@ async def _watch(line: Line, service: Service, principal: Principal) -> None:
 @router.websocket("/ws/{vm_id}")
 async def machine(socket: WebSocket, vm_id: str) -> None:
     """One machine of the caller's."""
-    await serve(socket, lambda line, service, principal: Conversation(line, service, principal, vm_id).run())
+    await serve(socket, lambda line, service, principal: MachineProtocol(line, service, principal, vm_id).run())
 
 
 # --- /ws --------------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ async def workflow(socket: WebSocket) -> None:
 class Workflow:
     """The protocol of `/ws`."""
 
-    def __init__(self, line: Line, service: Service, principal: Principal) -> None:
+    def __init__(self, line: WebSocketConnection, service: Service, principal: Principal) -> None:
         self._line = line
         self._service = service
         self._principal = principal

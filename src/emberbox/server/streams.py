@@ -17,7 +17,7 @@ from emberbox.errors import Internal, VmExecutionError
 from emberbox.models import Result
 from emberbox.models.service import ErrorResponse, OutputEvent, ResultEvent
 from emberbox.sandbox.listeners import Listeners
-from emberbox.server.failures import GoneError, plain
+from emberbox.server.error_handlers import ClientDisconnected, plain
 
 T = TypeVar("T")
 _WAITING = 64
@@ -50,7 +50,7 @@ class Outbox:
                 async with asyncio.timeout(self._slow_seconds):
                     await self._queue.put(item)
             except TimeoutError as exc:
-                raise GoneError("the reader takes nothing") from exc
+                raise ClientDisconnected("the reader takes nothing") from exc
 
     async def next(self) -> tuple[str, str]:
         """The next event."""
@@ -106,7 +106,7 @@ class EventStream(Response):
         try:
             await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._copy(outbox, work, send)
-        except (GoneError, OSError):
+        except (ClientDisconnected, OSError):
             pass
         finally:
             gone.cancel()
@@ -114,12 +114,12 @@ class EventStream(Response):
             await asyncio.wait([gone, work])
 
     async def _do(self, outbox: Outbox) -> None:
-        with contextlib.suppress(GoneError):
+        with contextlib.suppress(ClientDisconnected):
             try:
                 await outbox.put("complete", await self._work(outbox))
             except VmExecutionError as error:
                 await outbox.put("error", ErrorResponse.model_validate({"error": plain(error)}))
-            except GoneError:
+            except ClientDisconnected:
                 raise
             except Exception as error:
                 log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
@@ -142,7 +142,7 @@ class EventStream(Response):
                     both: list[asyncio.Future[Any]] = [getting, work]
                     await asyncio.wait(both, timeout=look, return_when=asyncio.FIRST_COMPLETED)
                 if not self._counts():
-                    raise GoneError("the token counts no more")
+                    raise ClientDisconnected("the token counts no more")
                 if getting.done():
                     name, data = getting.result()
                     getting, quiet = None, 0.0
@@ -162,7 +162,7 @@ class EventStream(Response):
             async with asyncio.timeout(self._slow_seconds):
                 await send(dict(message))
         except TimeoutError as exc:
-            raise GoneError("the reader takes nothing") from exc
+            raise ClientDisconnected("the reader takes nothing") from exc
 
 
 class PatientStream(StreamingResponse):
@@ -196,7 +196,7 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do the work; it is cancelled when whoever asked leaves.
 
     Raises:
@@ -207,7 +207,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise GoneError("the reader left")
+            raise ClientDisconnected("the reader left")
         return task.result()
     finally:
         gone.cancel()

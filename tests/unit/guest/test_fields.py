@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberbox.guest.fields import Fields, RequestError
+from emberbox.guest.fields import RequestFields, RequestError
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ from emberbox.guest.fields import Fields, RequestError
 )
 def test_wrong_values_are_bad_requests(getter: str, value: object) -> None:
     with pytest.raises(RequestError) as caught:
-        getattr(Fields({"x": value}), getter)("x")
+        getattr(RequestFields({"x": value}), getter)("x")
     assert caught.value.kind == "bad_request"
 
 
 def test_absent_fields_have_their_defaults() -> None:
-    fields = Fields({})
+    fields = RequestFields({})
     assert fields.optional_text("x") is None
     assert fields.flag("x") is False
     assert fields.integer("x", 7) == 7

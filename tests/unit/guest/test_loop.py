@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emberbox.guest.channel import Channel
-from emberbox.guest.fields import Fields
+from emberbox.guest.fields import RequestFields
 from emberbox.guest.kernel_process import KernelProcess
 from emberbox.guest.limits import Settings
 from emberbox.guest.loop import READ, Loop
@@ -162,7 +162,7 @@ class Heard:
 
 def test_output_between_two_frames_that_are_read_at_once_is_not_lost(loop: Loop, tmp_path: Path) -> None:
     first, wake = os.pipe()
-    settings = Settings(Fields({"uid": os.getuid(), "home": str(tmp_path), "workdir": str(tmp_path)}))
+    settings = Settings(RequestFields({"uid": os.getuid(), "home": str(tmp_path), "workdir": str(tmp_path)}))
     heard = Heard()
 
     def more(_events: int) -> None:

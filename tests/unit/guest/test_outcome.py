@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from emberbox.guest.outcome import Ending, clean_error, reason, shorten
+from emberbox.guest.outcome import ExitInfo, clean_error, reason, shorten
 
 
-def ending(exit_code: int = 1, **facts: object) -> Ending:
-    made = Ending(exit_code)
+def ending(exit_code: int = 1, **facts: object) -> ExitInfo:
+    made = ExitInfo(exit_code)
     for name, value in facts.items():
         setattr(made, name, value)
     return made
@@ -34,7 +34,7 @@ def ending(exit_code: int = 1, **facts: object) -> Ending:
         (ending(1, cause="nonsense"), "completed"),
     ],
 )
-def test_reason(facts: Ending, expected: str) -> None:
+def test_reason(facts: ExitInfo, expected: str) -> None:
     assert reason(facts) == expected
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from emberbox.errors import ExecutionFailed, HistoryError, PolicyBlocked
 from emberbox.history import entries
-from emberbox.history.journal import read_journal
+from emberbox.history.wal import read_journal
 from emberbox.history.schema import ENTRIES
 from emberbox.history.store import open_store
 from emberbox.models import ExecutionError, HistoryConfig, HistoryQueryRequest, TerminationReason

@@ -17,7 +17,7 @@ from emberbox.errors import VmNotAvailable
 from emberbox.host import confinement
 from emberbox.host.spawner import Confinement, OwnRoot, Spawner
 from emberbox.host.spawner_main import MAX_FDS
-from emberbox.machines.qemu.rights import files_of, refusal
+from emberbox.machines.qemu.permissions import files_of, refusal
 
 from .conftest import ENV, PATIENCE, Workshop, ended, read_all
 

@@ -11,7 +11,7 @@ import pytest
 
 from emberbox.errors import VmNotAvailable
 from emberbox.machines import digests as module
-from emberbox.machines.base import Snapshot
+from emberbox.machines.contract import Snapshot
 from emberbox.machines.digests import Verifier, states_of
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from emberbox import Settings
 from emberbox.images.store import Image, ImageStore, Manifest
 from emberbox.images.template import load_template
-from emberbox.machines.base import Snapshot
+from emberbox.machines.contract import Snapshot
 from emberbox.models import SnapshotInfo, SnapshotKind
-from emberbox.sandbox.ledger import SandboxRecord
-from emberbox.sandbox.lineage import Moment
-from emberbox.sandbox.snapshots import Node
+from emberbox.sandbox.durability.registry import SandboxRecord
+from emberbox.sandbox.lineage import SnapshotPoint
+from emberbox.sandbox.snapshots.tree import Node
 
 BUILT = datetime(2026, 1, 2, tzinfo=UTC)
 FILES = {"checkpoint.img": b"state", "pages.img": b"memory" * 1000}
@@ -66,7 +66,7 @@ def make_node(
         created_at=datetime.now(UTC),
         size_bytes=size,
     )
-    return Node(info, Snapshot(directory, image, image.limits, 7, size), Moment(path))
+    return Node(info, Snapshot(directory, image, image.limits, 7, size), SnapshotPoint(path))
 
 
 def make_record(image: Image, sandbox_id: str = "sb-1", **fields: object) -> SandboxRecord:

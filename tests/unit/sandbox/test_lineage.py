@@ -10,10 +10,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from emberbox.machines.base import Death
+from emberbox.machines.contract import Death
 from emberbox.models import TerminationReason
 from emberbox.sandbox import lineage as module
-from emberbox.sandbox.lineage import Lineage, Moment
+from emberbox.sandbox.lineage import Lineage, SnapshotPoint
 
 DEATH = Death(TerminationReason.CRASHED, "it died")
 
@@ -91,7 +91,7 @@ def test_the_past_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_snapshot_of_an_earlier_process_is_one_of_now() -> None:
     taken = ran("a").moment
-    stored = Moment(taken.executions, taken.last_succeeded)
+    stored = SnapshotPoint(taken.executions, taken.last_succeeded)
     adopted = Lineage.recorded(("a",), last_succeeded=True)
     assert not adopted.is_at(stored), "files may have changed since"
     woken = adopted.went_back_to(stored)
@@ -103,7 +103,7 @@ def test_no_snapshot_of_an_earlier_process_is_one_of_now() -> None:
 class Taken:
     """A snapshot of the model."""
 
-    moment: Moment
+    moment: SnapshotPoint
     content: int
     past: list[str]
     good: bool
@@ -207,7 +207,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.lineage = Lineage.recorded(self.lineage.executions, last_succeeded=self.lineage.last_succeeded)
         self.before = {}
         for taken in self.snapshots:
-            taken.moment = Moment(taken.moment.executions, taken.moment.last_succeeded)
+            taken.moment = SnapshotPoint(taken.moment.executions, taken.moment.last_succeeded)
         self.contents += 1
         self.content = self.contents
         if not adopted and self.snapshots:

@@ -18,8 +18,8 @@ from emberbox.engine import Engine
 from emberbox.errors import Conflict, Forbidden, ValidationFailed, VmNotAvailable
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.models import ApprovalRequest, ApprovalResponse, CommandHistoryEntry, TerminationReason
-from emberbox.server.access import Doorkeeper
-from emberbox.server.asking import Asking
+from emberbox.server.auth import Authenticator
+from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.examples import EXAMPLES, add_examples
 from emberbox.server.metrics import Metrics, gauge, outcome_of
 from emberbox.server.service import Service, checked_metadata
@@ -95,7 +95,7 @@ def question(vm_id: str | None = "a") -> ApprovalRequest:
 
 
 def test_who_is_attached_is_told_and_nobody_else() -> None:
-    asking, told = Asking(), []
+    asking, told = ApprovalSubscribers(), []
     with asking.attached("a", lambda _: told.append("first")), asking.attached("b", lambda _: told.append("other")):
         with asking.attached("a", lambda _: told.append("second")):
             asking.asked(question())
@@ -108,7 +108,7 @@ def test_who_is_attached_is_told_and_nobody_else() -> None:
 
 async def test_one_who_cannot_be_told_spoils_it_for_nobody() -> None:
     """A socket that has too much under way refuses; the question waits all the same, and others are told of it."""
-    asking, told = Asking(), []
+    asking, told = ApprovalSubscribers(), []
     desk = ApprovalDesk(on_request=asking.asked)
 
     def refuse(_: ApprovalRequest) -> None:
@@ -128,9 +128,9 @@ async def test_one_who_cannot_be_told_spoils_it_for_nobody() -> None:
 @pytest.fixture
 def service(settings: Settings) -> Service:
     """Without machines."""
-    asking = Asking()
+    asking = ApprovalSubscribers()
     desk = ApprovalDesk(on_request=asking.asked)
-    door = Doorkeeper(TokenStore(settings.state_dir / "tokens.json"), settings.server)
+    door = Authenticator(TokenStore(settings.state_dir / "tokens.json"), settings.server)
     return Service(settings, Engine(settings, approver=desk), desk, asking, Metrics(), door)
 
 
@@ -166,12 +166,12 @@ async def test_work_goes_on_when_who_asked_has_left_and_ends_with_the_service(se
             ended.set()
         return 1
 
-    asking = asyncio.ensure_future(service.whoever_leaves(work()))
+    asking = asyncio.ensure_future(service.run_detached(work()))
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.wait([asking])
     await asyncio.wait_for(done.wait(), 1)
-    asking = asyncio.ensure_future(service.whoever_leaves(endless()))
+    asking = asyncio.ensure_future(service.run_detached(endless()))
     await asyncio.sleep(0)
     await asyncio.wait_for(service.close(), 5)
     assert ended.is_set()
@@ -187,7 +187,7 @@ async def test_a_name_is_taken_while_a_session_begins(service: Service) -> None:
 
 
 async def test_draining_waits_for_what_is_under_way_and_not_for_ever(service: Service) -> None:
-    from emberbox.server.access import Principal
+    from emberbox.server.auth import Principal
 
     who = Principal("a", "a", frozenset(["execute"]), None, 10, 10)
     with service.accepted(who):

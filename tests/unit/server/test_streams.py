@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from emberbox.errors import NoCapacity
 from emberbox.models.service import Done, OutputEvent
 from emberbox.server import streams
-from emberbox.server.failures import GoneError
+from emberbox.server.error_handlers import ClientDisconnected
 from emberbox.server.streams import EventStream, Outbox
 
 Message = MutableMapping[str, Any]
@@ -157,7 +157,7 @@ async def test_a_reader_who_wakes_up_too_late_is_told_the_end() -> None:
             for _ in range(100):
                 await asyncio.wait_for(outbox.put("stdout", OutputEvent(content="x")), 0.1)
         except TimeoutError as error:
-            raise GoneError("the reader takes nothing") from error
+            raise ClientDisconnected("the reader takes nothing") from error
         return Done()
 
     reader.send = send  # type: ignore[method-assign]
@@ -184,6 +184,6 @@ async def test_an_outbox_is_bounded() -> None:
     outbox = Outbox(slow_seconds=0.05)
     for _ in range(64):
         await outbox.put("stdout", OutputEvent(content="x"))
-    with pytest.raises(GoneError):
+    with pytest.raises(ClientDisconnected):
         await outbox.put("stdout", OutputEvent(content="x"))
     assert outbox._queue.qsize() <= 64

@@ -16,8 +16,8 @@ from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
 from emberbox.machines.firecracker.machine import FirecrackerMachine
-from emberbox.machines.firecracker.place import Place
-from emberbox.machines.firecracker.snapshot_files import MARKS, Marks
+from emberbox.machines.firecracker.jail_layout import JailLayout
+from emberbox.machines.firecracker.snapshot_files import FINGERPRINT, Fingerprint
 
 _ANSWER_SECONDS = 10.0
 
@@ -29,14 +29,14 @@ async def take_machine(
     (pid,), fds, info = await spawner.take(name)
     for fd in fds[1:]:
         os.close(fd)
-    place = Place.of(run_dir.path, name, None if info["uid"] < 0 else info["uid"])
+    place = JailLayout.of(run_dir.path, name, None if info["uid"] < 0 else info["uid"])
     group = None if cgroups is None else cgroups.group(f"{run_dir.owner}-{name}")
     try:
-        marks = Marks.model_validate_json((place.directory / MARKS).read_bytes())
+        fingerprint = Fingerprint.model_validate_json((place.directory / FINGERPRINT).read_bytes())
     except (OSError, ValidationError) as exc:
         os.close(fds[0])
         raise VmNotAvailable(f"Machine {name} cannot be taken over: {exc}.") from exc
-    machine = FirecrackerMachine(place, spawner, group, marks, on_dead)
+    machine = FirecrackerMachine(place, spawner, group, fingerprint, on_dead)
     machine.attach(fds[0])
     try:
         machine.taken_over(await spawner.own(pid))

@@ -30,7 +30,7 @@ _TRIES = 3
 """Then a guest that gave nothing is not asked any more."""
 
 
-class GiveBack:
+class BalloonReclaimer:
     """Makes one machine's guest give back what it freed.
 
     Args:

@@ -18,7 +18,7 @@ from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Confinement, Spawner
 from emberbox.images.disk import RootDisk, ensure_disk
 from emberbox.images.store import Image
-from emberbox.machines.base import Capabilities, Machine, Snapshot
+from emberbox.machines.contract import Capabilities, Machine, Snapshot
 from emberbox.machines.digests import Verifier
 from emberbox.machines.firecracker import balloon
 from emberbox.machines.firecracker.adoption import take_machine
@@ -42,7 +42,7 @@ from emberbox.machines.firecracker.options import (
     find_problem,
     version_of,
 )
-from emberbox.machines.firecracker.place import (
+from emberbox.machines.firecracker.jail_layout import (
     DISK,
     ENV,
     INITRD,
@@ -50,15 +50,15 @@ from emberbox.machines.firecracker.place import (
     MEMORY,
     STATE,
     VSOCK,
-    Place,
+    JailLayout,
     install_program,
     kill_processes,
     machines_below,
 )
-from emberbox.machines.firecracker.snapshot_files import LAYOUT, Marks, check_marks, read_marks, write_marks
-from emberbox.machines.hosted_factory import SPACE, HostedFactory
+from emberbox.machines.firecracker.snapshot_files import LAYOUT, Fingerprint, check_fingerprint, read_fingerprint, write_fingerprint
+from emberbox.machines.process_factory import SPACE, ProcessFactory
 from emberbox.machines.processor import emulated, processor
-from emberbox.machines.proof import is_proven
+from emberbox.machines.probe_cache import is_proven
 from emberbox.models import MachineLimits
 
 _KERNEL_ARGS = (
@@ -77,7 +77,7 @@ _OVERHEAD_MB = 128
 _MOST_VCPUS = 32
 
 
-class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
+class FirecrackerFactory(ProcessFactory[FirecrackerMachine]):
     """Makes Firecracker machines. One per engine."""
 
     backend = "firecracker"
@@ -190,7 +190,7 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
         """Fill a blank; False where that did not work, and the blank is gone."""
         try:
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                await asyncio.to_thread(self._check_snapshot, snapshot, blank.marks)
+                await asyncio.to_thread(self._check_snapshot, snapshot, blank.fingerprint)
                 await self._fill(blank, snapshot)
         except BaseException as exc:
             await asyncio.shield(asyncio.ensure_future(blank.kill()))
@@ -202,7 +202,7 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
     async def _fill(self, machine: FirecrackerMachine, snapshot: Snapshot) -> None:
         for name in (STATE, MEMORY):
             machine.place.offer(snapshot.directory / name, name)
-        same = same_limits(read_marks(snapshot), self._settings)
+        same = same_limits(read_fingerprint(snapshot), self._settings)
         await machine.api.load_snapshot(STATE, MEMORY, run=same)
         if not same:
             update = DriveUpdate(drive_id=DRIVE, rate_limiter=change_of_limiter(self._settings))
@@ -210,10 +210,10 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
             await machine.api.patch_vm("Resumed")
         await machine.connect(self._settings.boot_timeout_seconds, snapshot.last_request)
 
-    def _check_snapshot(self, snapshot: Snapshot, marks: Marks) -> None:
+    def _check_snapshot(self, snapshot: Snapshot, fingerprint: Fingerprint) -> None:
         """Raises VmNotAvailable: the snapshot is not whole, or of no use here."""
         self._verifier.verify(snapshot)
-        check_marks(snapshot, marks)
+        check_fingerprint(snapshot, fingerprint)
 
     def _configuration(self, image: Image, limits: MachineLimits) -> list[tuple[str, Body]]:
         """What Firecracker is told before a boot."""
@@ -256,7 +256,7 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
         spawner, run_dir = await self._place_ready()
         version = self._found_version()
         disk = await self._disk(image)
-        marks = Marks(
+        fingerprint = Fingerprint(
             firecracker=version,
             processor=processor(),
             disk=disk.digest,
@@ -264,12 +264,12 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
             disk_operations=self._settings.disk_operations,
         )
         if snapshot is not None:
-            await asyncio.to_thread(self._check_snapshot, snapshot, marks)
-        machine = self._new(run_dir, limits, spawner, marks)
+            await asyncio.to_thread(self._check_snapshot, snapshot, fingerprint)
+        machine = self._new(run_dir, limits, spawner, fingerprint)
         machine.recipe = (image.directory, limits)
         try:
             machine.place.make()
-            write_marks(machine.place.directory, marks)
+            write_fingerprint(machine.place.directory, fingerprint)
             machine.place.offer(disk.path, DISK)
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
                 await start(machine)
@@ -319,13 +319,13 @@ class FirecrackerFactory(HostedFactory[FirecrackerMachine]):
         if self.options.jailed:
             install_program(self.options, run_dir.path)
 
-    def _new(self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner, marks: Marks) -> FirecrackerMachine:
+    def _new(self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner, fingerprint: Fingerprint) -> FirecrackerMachine:
         """A machine that has its cgroup, and no place and no process yet. From here on `kill` clears it."""
         machine_id = f"fc{secrets.token_hex(5)}"
         room = limits.model_copy(update={"memory_mb": limits.memory_mb + _OVERHEAD_MB})
         group = self._make_group(run_dir, machine_id, room)
         uid = self._free_uid(self.options.first_uid, self.options.uids) if self.options.jailed else None
-        machine = FirecrackerMachine(Place.of(run_dir.path, machine_id, uid), spawner, group, marks, self._forget)
+        machine = FirecrackerMachine(JailLayout.of(run_dir.path, machine_id, uid), spawner, group, fingerprint, self._forget)
         machine.uid = uid
         self._machines[machine_id] = machine
         return machine

@@ -13,14 +13,14 @@ from pathlib import Path
 from emberbox.errors import SnapshotFailed, VmConnectionError
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.base import Death, MachineState
+from emberbox.machines.contract import Death, MachineState
 from emberbox.machines.firecracker import snapshot_files, vsock
 from emberbox.machines.firecracker.api import ApiError, FirecrackerApi
-from emberbox.machines.firecracker.balloon import WORTH_MB, GiveBack, private_mb
+from emberbox.machines.firecracker.balloon import WORTH_MB, BalloonReclaimer, private_mb
 from emberbox.machines.firecracker.channel import VmChannel
-from emberbox.machines.firecracker.place import MEMORY, STATE, Place, kill_processes
+from emberbox.machines.firecracker.jail_layout import MEMORY, STATE, JailLayout, kill_processes
 from emberbox.machines.firecracker.vsock import FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS
-from emberbox.machines.hosted import HostedMachine
+from emberbox.machines.process_machine import ProcessMachine
 from emberbox.machines.processor import emulated
 from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
@@ -40,7 +40,7 @@ class Base:
     """The file of the last snapshot; None: of a machine's memory before it was booted, which is empty."""
 
 
-class FirecrackerMachine(HostedMachine):
+class FirecrackerMachine(ProcessMachine):
     """A microVM that `FirecrackerFactory` started.
 
     Args:
@@ -55,17 +55,17 @@ class FirecrackerMachine(HostedMachine):
 
     def __init__(
         self,
-        place: Place,
+        place: JailLayout,
         spawner: Spawner,
         group: MachineGroup | None,
-        marks: snapshot_files.Marks,
+        fingerprint: snapshot_files.Fingerprint,
         on_dead: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(place.machine_id, spawner, group, on_dead)
         self.place = place
-        self.marks = marks
+        self.fingerprint = fingerprint
         self.api = FirecrackerApi(place.api)
-        self._balloon = GiveBack(self.api, place.vsock)
+        self._balloon = BalloonReclaimer(self.api, place.vsock)
         self.serial: SerialLog | None = None
         self._channel: VmChannel | None = None
         self._process: Process | None = None
@@ -200,7 +200,7 @@ class FirecrackerMachine(HostedMachine):
         changes = self.place.directory / _CHANGES
         self.place.take(MEMORY, changes)  # renamed: to another file system it would be copied, and lose its holes
         snapshot_files.merge(None if base is None else base.memory, changes, building / MEMORY)
-        snapshot_files.write_marks(building, self.marks)
+        snapshot_files.write_fingerprint(building, self.fingerprint)
         link = self.place.directory / _LAST
         with contextlib.suppress(OSError):  # another file system: the next one is whole as well
             link.unlink(missing_ok=True)
@@ -235,7 +235,7 @@ class FirecrackerMachine(HostedMachine):
         """None: the processors of a guest in which nothing runs are halted."""
         return None
 
-    async def outlive(self, seconds: float) -> None:
+    async def survive_owner(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""
         if seconds > 0 and self._process is not None:
             ended, write_fd = os.pipe()  # three descriptors are kept; the connection is made anew by the next owner

@@ -11,10 +11,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from emberbox.errors import VmNotAvailable
-from emberbox.machines.base import Snapshot
+from emberbox.machines.contract import Snapshot
 from emberbox.models import Model
 
-MARKS = "machine.json"
+FINGERPRINT = "machine.json"
 LAYOUT = 1
 """Of the place in which a machine finds its disk and its socket (place.py), whose names are in its state."""
 _PAGE = 4096
@@ -24,7 +24,7 @@ _REFUSALS = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL)
 """Of copy_file_range(2): snapshots may be on another file system than the machines that they are copied from."""
 
 
-class Marks(Model):
+class Fingerprint(Model):
     """What a snapshot depends on, besides its files."""
 
     layout: int = LAYOUT
@@ -39,26 +39,26 @@ class Marks(Model):
     """Limits of the disk that Firecracker's state has; a copy may have others (disk_limits.py)."""
 
 
-def write_marks(directory: Path, marks: Marks) -> None:
+def write_fingerprint(directory: Path, fingerprint: Fingerprint) -> None:
     """Raises OSError."""
-    (directory / MARKS).write_text(marks.model_dump_json(exclude_none=True), encoding="utf-8")
+    (directory / FINGERPRINT).write_text(fingerprint.model_dump_json(exclude_none=True), encoding="utf-8")
 
 
-def read_marks(snapshot: Snapshot) -> Marks:
+def read_fingerprint(snapshot: Snapshot) -> Fingerprint:
     """Raises VmNotAvailable: the snapshot is damaged."""
     try:
-        return Marks.model_validate_json((snapshot.directory / MARKS).read_bytes())
+        return Fingerprint.model_validate_json((snapshot.directory / FINGERPRINT).read_bytes())
     except (OSError, ValidationError) as exc:
         raise VmNotAvailable(
-            f"Snapshot {snapshot.directory} is damaged: {MARKS} cannot be read.",
+            f"Snapshot {snapshot.directory} is damaged: {FINGERPRINT} cannot be read.",
             remediation="Take a new one.",
             retryable=False,
         ) from exc
 
 
-def check_marks(snapshot: Snapshot, ours: Marks) -> None:
+def check_fingerprint(snapshot: Snapshot, ours: Fingerprint) -> None:
     """Raises VmNotAvailable: the snapshot is of no use here; the message says why."""
-    theirs = read_marks(snapshot)
+    theirs = read_fingerprint(snapshot)
     what = {
         "layout": "was taken by another version of Emberbox",
         "firecracker": "was taken by Firecracker {theirs}, this is {ours}",

@@ -15,14 +15,14 @@ from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
 from emberbox.images.store import Image
-from emberbox.machines.base import Capabilities, Machine, Snapshot
+from emberbox.machines.contract import Capabilities, Machine, Snapshot
 from emberbox.machines.digests import Verifier
 from emberbox.machines.gvisor.adoption import take_machine
 from emberbox.machines.gvisor.bundle import write_bundle
 from emberbox.machines.gvisor.control import Control, ControlError
 from emberbox.machines.gvisor.machine import COMMAND_ENV, STATE, GvisorMachine
 from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, find_runsc
-from emberbox.machines.hosted_factory import SPACE, HostedFactory
+from emberbox.machines.process_factory import SPACE, ProcessFactory
 from emberbox.models import MachineLimits
 
 _FLAGS = (
@@ -35,7 +35,7 @@ _FLAGS = (
 )
 
 
-class GvisorFactory(HostedFactory[GvisorMachine]):
+class GvisorFactory(ProcessFactory[GvisorMachine]):
     """Makes gVisor machines. One per engine."""
 
     backend = "gvisor"

@@ -14,13 +14,13 @@ from emberbox.errors import SnapshotFailed, VmNotAvailable
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.base import Death, MachineState, MachineStats, MemoryUse
+from emberbox.machines.contract import Death, MachineState, MachineStats, MemoryUse
 from emberbox.machines.channel import Channel
 from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.machines.gvisor.memory import MemoryGauge
-from emberbox.machines.gvisor.rest import Rest
+from emberbox.machines.gvisor.idle_stop import IdleStop
 from emberbox.machines.gvisor.stubs import Stubs, descendants
-from emberbox.machines.hosted import HostedMachine
+from emberbox.machines.process_machine import ProcessMachine
 from emberbox.machines.tail import OutputTail
 from emberbox.models import TerminationReason
 
@@ -32,7 +32,7 @@ STATE = "s"
 COMMAND_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-class GvisorMachine(HostedMachine):
+class GvisorMachine(ProcessMachine):
     """A sandbox that `GvisorFactory.boot` started."""
 
     backend = "gvisor"
@@ -58,7 +58,7 @@ class GvisorMachine(HostedMachine):
         self._stubs = Stubs(self._all_pids)
         self._resting = False
         """Stopped while it was idle."""
-        self._rest: Rest | None = None
+        self._idle_stop: IdleStop | None = None
         self._memory_peak = 0
         self._gauge = MemoryGauge([])
 
@@ -107,7 +107,7 @@ class GvisorMachine(HostedMachine):
         self._outlives = True
         self._to(MachineState.RUNNING)
 
-    async def outlive(self, seconds: float) -> None:
+    async def survive_owner(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""
         if seconds > 0 and self._stderr is not None:
             ended, write_fd = os.pipe()  # stands for a stream that has ended; /dev/null cannot be polled
@@ -204,15 +204,15 @@ class GvisorMachine(HostedMachine):
     def rest(self) -> asyncio.Future[None] | None:
         if self.group is None or self._state is not MachineState.RUNNING:
             return None  # without a group, finding the stubs takes long
-        if self._rest is None or self._rest.ended.done():
+        if self._idle_stop is None or self._idle_stop.ended.done():
             pids = {process.pid for process in self._processes}
-            self._rest = Rest(self.channel, self._processes[0], self._stubs, pids)
-        return self._rest.ended
+            self._idle_stop = IdleStop(self.channel, self._processes[0], self._stubs, pids)
+        return self._idle_stop.ended
 
     def _end_rest(self) -> None:
-        if self._rest is not None:
-            self._rest.end()
-            self._rest = None
+        if self._idle_stop is not None:
+            self._idle_stop.end()
+            self._idle_stop = None
 
     async def go_on_after_another(self) -> None:
         """Let everything go on that another process may have stopped."""

@@ -14,9 +14,9 @@ from emberbox.errors import VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
-from emberbox.machines.qemu.base import Base
+from emberbox.machines.qemu.shared_memory import SharedMemory
 from emberbox.machines.qemu.machine import QemuMachine, close_all, memory_fd_of
-from emberbox.machines.qemu.snapshot_files import read_marks
+from emberbox.machines.qemu.snapshot_files import read_fingerprint
 from emberbox.machines.threads import claimed
 
 _ANSWER_SECONDS = 10.0
@@ -34,18 +34,18 @@ async def take_machine(
         for fd in fds:
             streams.append(socket.socket(fileno=fd))  # noqa: PERF401 (those before one that fails are closed)
         (pid,), memory, (_, _, _, _) = pids, info["memory"], streams
-        marks = read_marks(directory)
+        fingerprint = read_fingerprint(directory)
     except (ValueError, KeyError, OSError, VmNotAvailable) as exc:
         close_all(streams)
         for fd in fds[len(streams) :]:
             os.close(fd)
         await _end(spawner, pids, name)
         raise VmNotAvailable(f"Machine {name} cannot be taken over: what was kept of it is damaged ({exc}).") from exc
-    machine = QemuMachine(directory, spawner, group, marks, None, memory, on_dead)
+    machine = QemuMachine(directory, spawner, group, fingerprint, None, memory, on_dead)
     machine.attach(streams, secrets.randbits(40))
     try:
         machine.taken_over(await spawner.own(pid))
-        machine.use(await claimed(lambda: _memory(pid, memory, marks.base), _close))
+        machine.use(await claimed(lambda: _memory(pid, memory, fingerprint.base), _close))
         async with asyncio.timeout(_ANSWER_SECONDS):
             await machine.go_on_after_another()
             await machine.connect(_ANSWER_SECONDS, secrets.randbits(60))
@@ -57,14 +57,14 @@ async def take_machine(
     return machine
 
 
-def _memory(pid: int, size: int, base: str) -> Base | int:
+def _memory(pid: int, size: int, base: str) -> SharedMemory | int:
     if base:
-        return Base(memory_fd_of(pid, size, os.O_RDONLY), base)
+        return SharedMemory(memory_fd_of(pid, size, os.O_RDONLY), base)
     return memory_fd_of(pid, size, os.O_RDWR)
 
 
-def _close(memory: Base | int) -> None:
-    if isinstance(memory, Base):
+def _close(memory: SharedMemory | int) -> None:
+    if isinstance(memory, SharedMemory):
         memory.release()
     else:
         os.close(memory)

@@ -20,27 +20,27 @@ from emberbox.host.spawner import Spawner
 from emberbox.images.disk import RootDisk, ensure_disk
 from emberbox.images.kernel import GuestKernel, find_kernel
 from emberbox.images.store import Image
-from emberbox.machines.base import Capabilities, Machine, Snapshot
+from emberbox.machines.contract import Capabilities, Machine, Snapshot
 from emberbox.machines.digests import Verifier
-from emberbox.machines.hosted_factory import SPACE, HostedFactory
+from emberbox.machines.process_factory import SPACE, ProcessFactory
 from emberbox.machines.processor import processor
-from emberbox.machines.proof import is_proven
+from emberbox.machines.probe_cache import is_proven
 from emberbox.machines.qemu.adoption import take_machine
-from emberbox.machines.qemu.base import Base, Bases
+from emberbox.machines.qemu.shared_memory import SharedMemory, SharedMemoryCache
 from emberbox.machines.qemu.command import Hardware, command, disk_limits, kernel_args, vcpus
 from emberbox.machines.qemu.machine import QemuMachine, close_all, sockets
 from emberbox.machines.qemu.memory import new_memory
 from emberbox.machines.qemu.options import OLDEST, TESTED, QemuOptions, Version, find_problem, tsc_khz, version_of
-from emberbox.machines.qemu.rights import check_readable, rights, root_problem
+from emberbox.machines.qemu.permissions import check_readable, rights, root_problem
 from emberbox.machines.qemu.snapshot_files import (
     BASE,
     LAYOUT,
-    Marks,
+    Fingerprint,
     Method,
-    check_marks,
+    check_fingerprint,
     digest_of,
-    read_marks,
-    write_marks,
+    read_fingerprint,
+    write_fingerprint,
 )
 from emberbox.machines.threads import claimed
 from emberbox.models import MachineLimits
@@ -63,10 +63,10 @@ class _Parts:
     kernel: GuestKernel
     disk: RootDisk
     hardware: Hardware
-    marks: Marks
+    fingerprint: Fingerprint
 
 
-class QemuFactory(HostedFactory[QemuMachine]):
+class QemuFactory(ProcessFactory[QemuMachine]):
     """Makes QEMU machines. One per engine."""
 
     backend = "qemu"
@@ -81,8 +81,8 @@ class QemuFactory(HostedFactory[QemuMachine]):
         self._making_disk = asyncio.Lock()
         self._loading = asyncio.Lock()
         self._verifier = Verifier(linked=True)
-        self._bases = Bases()
-        self._latest: dict[tuple[Path, MachineLimits], Marks] = {}
+        self._bases = SharedMemoryCache()
+        self._latest: dict[tuple[Path, MachineLimits], Fingerprint] = {}
         """Of the snapshots that machines were forked from last: what a blank is made for."""
         self._method: Method | None = None
         """How snapshots are taken, once that has been tried out."""
@@ -182,7 +182,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
                 raise
             machine = await self._boot(image, limits, whole - first)
         try:
-            machine.marks = machine.marks.model_copy(update={"method": await self._proven_method(machine)})
+            machine.fingerprint = machine.fingerprint.model_copy(update={"method": await self._proven_method(machine)})
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(machine.kill()))
             raise
@@ -206,13 +206,13 @@ class QemuFactory(HostedFactory[QemuMachine]):
         latest = self._latest.get((image.directory, limits))
 
         async def start(machine: QemuMachine) -> None:
-            fits = latest is not None and latest.kernel == parts.marks.kernel
+            fits = latest is not None and latest.kernel == parts.fingerprint.kernel
             base = self._bases.get(latest.base) if latest is not None and fits else None
             if base is None or latest is None:
                 machine.prepared(None)
                 return
             machine.use(base)
-            machine.marks = latest
+            machine.fingerprint = latest
             await self._launch(machine, parts)
 
         return await self._make(parts, start, self._settings.boot_timeout_seconds)
@@ -229,25 +229,25 @@ class QemuFactory(HostedFactory[QemuMachine]):
                 return blank
             await blank.kill()
         parts = await self._parts(snapshot.image, snapshot.limits)
-        marks = await asyncio.to_thread(self._checked, snapshot, parts.marks)
+        fingerprint = await asyncio.to_thread(self._checked, snapshot, parts.fingerprint)
 
         async def start(machine: QemuMachine) -> None:
-            machine.marks = marks
-            machine.use(await self._base_of(snapshot.directory, marks, machine.memory))
+            machine.fingerprint = fingerprint
+            machine.use(await self._base_of(snapshot.directory, fingerprint, machine.memory))
             await self._launch(machine, parts)
             await self._fill(machine, snapshot)
 
         machine = await self._make(parts, start, self._settings.boot_timeout_seconds)
-        self._latest[snapshot.image.directory, snapshot.limits] = marks
+        self._latest[snapshot.image.directory, snapshot.limits] = fingerprint
         return machine
 
     async def _filled(self, blank: QemuMachine, snapshot: Snapshot) -> bool:
         """Fill a blank; False where that did not work, and the blank is gone."""
         try:
             async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                marks = await asyncio.to_thread(self._checked, snapshot, blank.marks)
-                blank.must_fit(marks)
-                blank.marks = marks
+                fingerprint = await asyncio.to_thread(self._checked, snapshot, blank.fingerprint)
+                blank.must_fit(fingerprint)
+                blank.fingerprint = fingerprint
                 await self._fill(blank, snapshot)
         except BaseException as exc:
             await asyncio.shield(asyncio.ensure_future(blank.kill()))
@@ -259,22 +259,22 @@ class QemuFactory(HostedFactory[QemuMachine]):
     async def _fill(self, machine: QemuMachine, snapshot: Snapshot) -> None:
         await machine.fill(snapshot.directory)
         await machine.connect(self._settings.boot_timeout_seconds, snapshot.last_request)
-        await asyncio.to_thread(write_marks, machine.directory, machine.marks)  # for who takes it over
+        await asyncio.to_thread(write_fingerprint, machine.directory, machine.fingerprint)  # for who takes it over
 
-    def _checked(self, snapshot: Snapshot, ours: Marks) -> Marks:
+    def _checked(self, snapshot: Snapshot, ours: Fingerprint) -> Fingerprint:
         """Raises VmNotAvailable: the snapshot is not whole, or of no use here."""
         self._verifier.verify(snapshot)
-        return check_marks(snapshot, ours)
+        return check_fingerprint(snapshot, ours)
 
-    async def _base_of(self, directory: Path, marks: Marks, size: int) -> Base:
+    async def _base_of(self, directory: Path, fingerprint: Fingerprint, size: int) -> SharedMemory:
         """The memory a snapshot's machine was started with, held for the caller. Raises VmNotAvailable, OSError."""
         async with self._loading:
-            base = self._bases.get(marks.base or f"zero-{size}")
+            base = self._bases.get(fingerprint.base or f"zero-{size}")
             if base is None:
-                if marks.method == "stream":
-                    base = Base.empty(size)
+                if fingerprint.method == "stream":
+                    base = SharedMemory.empty(size)
                 else:
-                    base = await _load(directory / BASE, marks.base)
+                    base = await _load(directory / BASE, fingerprint.base)
                 if base.size != size:
                     base.release()
                     raise VmNotAvailable(f"Snapshot {directory} is of a machine with another memory.", retryable=False)
@@ -290,10 +290,10 @@ class QemuFactory(HostedFactory[QemuMachine]):
             parts = await self._parts(machine.image, machine.recipe[1])
             try:
                 await machine.checkpoint(folder)
-                marks = read_marks(folder)
+                fingerprint = read_fingerprint(folder)
 
                 async def start(copy: QemuMachine) -> None:
-                    copy.use(await _load(folder / BASE, marks.base))
+                    copy.use(await _load(folder / BASE, fingerprint.base))
                     await self._launch(copy, parts)
                     await copy.fill(folder)
                     await copy.greeted(_CALLS_SECONDS)
@@ -320,7 +320,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
             self.options.qemu, accel, limits.memory_mb, vcpus(limits, accel, acpi=acpi), acpi, kernel.initrd is not None
         )
         khz = await asyncio.to_thread(tsc_khz) if accel == "tcg" else None
-        marks = Marks(
+        fingerprint = Fingerprint(
             qemu=version.text,
             accel=accel,
             processor=processor(),
@@ -329,7 +329,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
             args=kernel_args(limits, hardware, khz, image.template.writable),
             method=self._method or "devices",
         )
-        return _Parts(image, limits, kernel, disk, hardware, marks)
+        return _Parts(image, limits, kernel, disk, hardware, fingerprint)
 
     async def _disk(self, image: Image) -> RootDisk:
         async with self._making_disk:
@@ -346,7 +346,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
         machine = self._new(run_dir, spawner, parts)
         try:
             machine.directory.mkdir(mode=0o700)
-            write_marks(machine.directory, machine.marks)
+            write_fingerprint(machine.directory, machine.fingerprint)
             async with asyncio.timeout(seconds):
                 await start(machine)
         except BaseException as exc:
@@ -365,7 +365,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
         room = parts.limits.model_copy(update={"memory_mb": memory_mb + _OVERHEAD_MB})
         group = self._make_group(run_dir, machine_id, room)
         directory = run_dir.path / machine_id
-        machine = QemuMachine(directory, spawner, group, parts.marks, parts.image, memory_mb << 20, self._forget)
+        machine = QemuMachine(directory, spawner, group, parts.fingerprint, parts.image, memory_mb << 20, self._forget)
         machine.recipe = (parts.image.directory, parts.limits)
         self._machines[machine_id] = machine
         return machine
@@ -373,7 +373,7 @@ class QemuFactory(HostedFactory[QemuMachine]):
     async def _launch(self, machine: QemuMachine, parts: _Parts) -> None:
         """Start its QEMU; returns when that takes commands."""
         disk = disk_limits(self._settings.disk_bandwidth_mb, self._settings.disk_operations)
-        argv = command(machine.id, parts.hardware, machine.marks.args, copy=machine.base is not None, disk=disk)
+        argv = command(machine.id, parts.hardware, machine.fingerprint.args, copy=machine.base is not None, disk=disk)
         files = [parts.disk.path, parts.kernel.vmlinux, *([parts.kernel.initrd] if parts.kernel.initrd else [])]
         ours, theirs = sockets()
         opened: list[int] = []
@@ -425,9 +425,9 @@ class QemuFactory(HostedFactory[QemuMachine]):
         self._bases.close()
 
 
-async def _load(path: Path, digest: str) -> Base:
-    """`Base.load` in a thread. Where the caller is cancelled, what it loads is closed."""
-    return await claimed(lambda: Base.load(path, digest), Base.release)
+async def _load(path: Path, digest: str) -> SharedMemory:
+    """`SharedMemory.load` in a thread. Where the caller is cancelled, what it loads is closed."""
+    return await claimed(lambda: SharedMemory.load(path, digest), SharedMemory.release)
 
 
 def _first_seconds(whole: float) -> float:

@@ -16,15 +16,15 @@ from emberbox.host.cgroups import MachineGroup
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
 from emberbox.images.store import Image
-from emberbox.machines.base import Death, MachineState
+from emberbox.machines.contract import Death, MachineState
 from emberbox.machines.channel import Channel
-from emberbox.machines.hosted import HostedMachine
-from emberbox.machines.qemu.base import Base, save_memory
-from emberbox.machines.qemu.greeting import greet
+from emberbox.machines.process_machine import ProcessMachine
+from emberbox.machines.qemu.shared_memory import SharedMemory, save_memory
+from emberbox.machines.qemu.wake_handshake import greet
 from emberbox.machines.qemu.memory import Mapped, PagesFile
 from emberbox.machines.qemu.qmp import Qmp, QmpError
-from emberbox.machines.qemu.saving import migrate, save_devices
-from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Marks, write_marks
+from emberbox.machines.qemu.checkpoint import migrate, save_devices
+from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint, write_fingerprint
 from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
 
@@ -34,7 +34,7 @@ _MEMORY = "/memfd:emberbox-ram"
 _STATE_SECONDS = 120.0
 
 
-class QemuMachine(HostedMachine):
+class QemuMachine(ProcessMachine):
     """A microVM that `QemuFactory` started.
 
     Args:
@@ -54,19 +54,19 @@ class QemuMachine(HostedMachine):
         directory: Path,
         spawner: Spawner,
         group: MachineGroup | None,
-        marks: Marks,
+        fingerprint: Fingerprint,
         image: Image | None,
         memory: int,
         on_dead: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(directory.name, spawner, group, on_dead)
         self.directory = directory
-        self.marks = marks
+        self.fingerprint = fingerprint
         self.image = image
         self.memory = memory
         self.serial: SerialLog | None = None
         self.qmp: Qmp | None = None
-        self.base: Base | None = None
+        self.base: SharedMemory | None = None
         """What its memory is a private copy of; None: it has a memory of its own."""
         self._ram_fd = -1
         """That one, which it shares with this process."""
@@ -113,9 +113,9 @@ class QemuMachine(HostedMachine):
         """The guest's first process has said that it runs, or it is a copy of one in which it did."""
         return self.base is not None or (self.serial is not None and self.serial.ready.is_set())
 
-    def use(self, memory: Base | int) -> None:
-        """Its memory, which is given up with it: a `Base` that is held for it, or the descriptor of its own."""
-        if isinstance(memory, Base):
+    def use(self, memory: SharedMemory | int) -> None:
+        """Its memory, which is given up with it: a `SharedMemory` that is held for it, or the descriptor of its own."""
+        if isinstance(memory, SharedMemory):
             self.base = memory
         else:
             self._ram_fd = memory
@@ -136,7 +136,7 @@ class QemuMachine(HostedMachine):
         self._outlives = True
         self.prepared(process)
 
-    def must_fit(self, snapshot: Marks) -> None:
+    def must_fit(self, snapshot: Fingerprint) -> None:
         """Raises VmNotAvailable: this blank cannot become a copy of that machine."""
         if self.base is None or self.base.digest != snapshot.base:
             raise VmNotAvailable(f"The blank {self.id} was made for copies of another machine.")
@@ -213,9 +213,9 @@ class QemuMachine(HostedMachine):
         try:
             building.mkdir(mode=0o700)
             async with self._stopped() as qmp:
-                save = save_devices if self.marks.method == "devices" else migrate
+                save = save_devices if self.fingerprint.method == "devices" else migrate
                 await self._unless_dead(save(qmp, building / STATE))
-                if self.marks.method == "devices":
+                if self.fingerprint.method == "devices":
                     await self._in_thread(self._write_memory, building)
             size = await self._in_thread(self._finish, building)
             building.rename(directory)
@@ -242,10 +242,10 @@ class QemuMachine(HostedMachine):
                 except (QmpError, VmConnectionError) as exc:
                     self._background(self._died(f"it did not go on after a snapshot: {exc.message}"))
 
-    async def _in_thread(self, work: Callable[[Path, Base], _T], building: Path) -> _T:
+    async def _in_thread(self, work: Callable[[Path, SharedMemory], _T], building: Path) -> _T:
         """Do something with the memory, which stays open until it is done, whatever becomes of the machine and of the
         caller; nothing is written to the folder after that."""
-        base = self.base.hold() if self.base is not None else Base(os.dup(self._ram_fd), "")
+        base = self.base.hold() if self.base is not None else SharedMemory(os.dup(self._ram_fd), "")
         done = self._loop.run_in_executor(None, work, building, base)  # no task: those end with their loop
         done.add_done_callback(lambda _: base.release())
         try:
@@ -256,21 +256,21 @@ class QemuMachine(HostedMachine):
                     await asyncio.wait([done])
             raise
 
-    def _write_memory(self, building: Path, base: Base) -> None:
+    def _write_memory(self, building: Path, base: SharedMemory) -> None:
         """What must be copied while the processors stand still."""
         if self.base is not None and self._process is not None:
             Mapped.find(self._process.pid, self.memory).write_own_pages(building / PAGES)
         else:
             digest = save_memory(base.fd, building / BASE)
-            write_marks(building, self.marks.model_copy(update={"base": digest}))
+            write_fingerprint(building, self.fingerprint.model_copy(update={"base": digest}))
 
-    def _finish(self, building: Path, base: Base) -> int:
+    def _finish(self, building: Path, base: SharedMemory) -> int:
         """What can be done while the machine runs; bytes that the snapshot takes on the disk."""
-        if self.marks.method == "stream":
-            write_marks(building, self.marks.model_copy(update={"base": ""}))
+        if self.fingerprint.method == "stream":
+            write_fingerprint(building, self.fingerprint.model_copy(update={"base": ""}))
         elif base.digest:
             digest = base.save(building / BASE)
-            write_marks(building, self.marks.model_copy(update={"base": digest}))
+            write_fingerprint(building, self.fingerprint.model_copy(update={"base": digest}))
         # a file that others have as well takes no room of its own
         return sum(info.st_blocks * 512 for path in building.iterdir() if (info := path.stat()).st_nlink == 1)
 
@@ -296,7 +296,7 @@ class QemuMachine(HostedMachine):
         """None: the processors of a guest in which nothing runs are halted."""
         return None
 
-    async def outlive(self, seconds: float) -> None:
+    async def survive_owner(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""
         if seconds > 0 and self._process is not None and self._greetings is not None and self.serial is not None:
             spare, other = socket.socketpair()  # stands for a log that has ended

@@ -12,10 +12,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from emberbox.errors import VmNotAvailable
-from emberbox.machines.base import Snapshot
+from emberbox.machines.contract import Snapshot
 from emberbox.models import Model
 
-MARKS, STATE, PAGES, BASE = "machine.json", "state", "pages", "base"
+FINGERPRINT, STATE, PAGES, BASE = "machine.json", "state", "pages", "base"
 LAYOUT = 1
 """Of the machine: which devices it has, and how they are connected (command.py)."""
 
@@ -23,7 +23,7 @@ Method = Literal["devices", "stream"]
 """What `state` is: that of the devices alone, or with the whole memory, where QEMU does not give the former."""
 
 
-class Marks(Model):
+class Fingerprint(Model):
     """What a snapshot depends on, besides its files."""
 
     layout: int = LAYOUT
@@ -53,26 +53,26 @@ _WORDS = {
 }
 
 
-def write_marks(directory: Path, marks: Marks) -> None:
+def write_fingerprint(directory: Path, fingerprint: Fingerprint) -> None:
     """Raises OSError."""
-    (directory / MARKS).write_text(marks.model_dump_json(), encoding="utf-8")
+    (directory / FINGERPRINT).write_text(fingerprint.model_dump_json(), encoding="utf-8")
 
 
-def read_marks(directory: Path) -> Marks:
+def read_fingerprint(directory: Path) -> Fingerprint:
     """Raises VmNotAvailable: they cannot be read."""
     try:
-        return Marks.model_validate_json((directory / MARKS).read_bytes())
+        return Fingerprint.model_validate_json((directory / FINGERPRINT).read_bytes())
     except (OSError, ValidationError) as exc:
         raise VmNotAvailable(
-            f"Snapshot {directory} is damaged: {MARKS} cannot be read.",
+            f"Snapshot {directory} is damaged: {FINGERPRINT} cannot be read.",
             remediation="Take a new one.",
             retryable=False,
         ) from exc
 
 
-def check_marks(snapshot: Snapshot, ours: Marks) -> Marks:
+def check_fingerprint(snapshot: Snapshot, ours: Fingerprint) -> Fingerprint:
     """What the snapshot says of itself; raises VmNotAvailable: it is of no use here; the message says why."""
-    theirs = read_marks(snapshot.directory)
+    theirs = read_fingerprint(snapshot.directory)
     for name, text in _WORDS.items():
         there, here = getattr(theirs, name), getattr(ours, name)
         if there != here:

@@ -29,7 +29,7 @@ from emberbox.models import (
 from emberbox.sandbox.background import BackgroundCommand, BackgroundCommands
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sdk.backends.base import CreateOptions
 from emberbox.sdk.commands import AsyncCommands
 from emberbox.sdk.files import AsyncFiles
@@ -90,7 +90,7 @@ class LocalFiles(GuestFiles, AsyncFiles):
 class LocalCommands(AsyncCommands):
     """Programs in a sandbox of this process."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: SandboxInstance) -> None:
         self._session = session
         self._background = BackgroundCommands(session)
 
@@ -122,7 +122,7 @@ class LocalBackend:
 
     remote = False
 
-    def __init__(self, session: Session, engine: Engine, share: _Share | None = None) -> None:
+    def __init__(self, session: SandboxInstance, engine: Engine, share: _Share | None = None) -> None:
         self.session = session
         self.id = session.id
         self.files = LocalFiles(session)
@@ -230,32 +230,32 @@ class LocalBackend:
     # --- undo -----------------------------------------------------------------------------------------------------
 
     async def snapshot(self, name: str | None, *, keep: bool, description: str) -> SnapshotInfo:
-        return await self._engine.undo.snapshot(self.session, name, keep=keep, description=description)
+        return await self._engine.checkpoints.snapshot(self.session, name, keep=keep, description=description)
 
     async def list_snapshots(self) -> list[SnapshotInfo]:
-        return await self._engine.undo.snapshots(self.session)
+        return await self._engine.checkpoints.snapshots(self.session)
 
     async def delete_snapshot(self, snapshot: str) -> None:
-        await self._engine.undo.delete(self.session, snapshot)
+        await self._engine.checkpoints.delete(self.session, snapshot)
 
     async def rollback(self, to: str, *, paths: Sequence[str] | None, keep_current: bool) -> RollbackResponse:
-        return await self._engine.undo.rollback(self.session, to, paths=paths, keep_current=keep_current)
+        return await self._engine.checkpoints.rollback(self.session, to, paths=paths, keep_current=keep_current)
 
     async def diff(self, before: str, after: str | None) -> list[FileDiff]:
-        return await self._engine.undo.diff(self.session, before, after)
+        return await self._engine.checkpoints.diff(self.session, before, after)
 
     async def branch(self, point: str, timeout: float | None) -> LocalBackend:
-        return self._beside(await self._engine.undo.branch(self.session, point, timeout=timeout))
+        return self._beside(await self._engine.checkpoints.branch(self.session, point, timeout=timeout))
 
     async def fork(self, count: int, timeout: float | None) -> list[LocalBackend]:
         try:
-            sessions = await self._engine.undo.fork(self.session, count, timeout=timeout)
+            sessions = await self._engine.checkpoints.fork(self.session, count, timeout=timeout)
         except ForkFailed as exc:
             exc.children = [self._beside(session) for session in exc.children]
             raise
         return [self._beside(session) for session in sessions]
 
-    def _beside(self, session: Session) -> LocalBackend:
+    def _beside(self, session: SandboxInstance) -> LocalBackend:
         """A sandbox beside this one, which keeps the engine alive as well."""
         if self._share is not None:
             self._share.take(session.id)

@@ -23,11 +23,11 @@ from emberbox.models.service import (
     StdinRequest,
 )
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes
-from emberbox.server.calls import SSE, Call
-from emberbox.server.failures import GoneError
+from emberbox.server.dependencies import SSE, Call
+from emberbox.server.error_handlers import ClientDisconnected
 from emberbox.server.routes.sandboxes import decoded, used
 from emberbox.server.streams import Outbox, PatientStream, answer
 
@@ -116,7 +116,7 @@ async def command(vm_id: str, body: CommandRequest, call: Executes) -> Response:
     return call.stream(lambda outbox: _command(call, session, body, outbox))
 
 
-async def _command(call: Call, session: Session, body: CommandRequest, outbox: Outbox) -> BaseModel:
+async def _command(call: Call, session: SandboxInstance, body: CommandRequest, outbox: Outbox) -> BaseModel:
     argv = ["/bin/bash", "-c", body.cmd] if isinstance(body.cmd, str) else body.cmd
     seconds = bounds.command_seconds(call.service.config, body.timeout_seconds)
     if not body.background:
@@ -148,7 +148,7 @@ class _Leaving:
             if not self.gone:
                 try:
                     await wanted.text(stream, content)
-                except GoneError:
+                except ClientDisconnected:
                     self.gone = True
 
         self.listeners = Listeners(lambda text: tell("stdout", text), lambda text: tell("stderr", text))

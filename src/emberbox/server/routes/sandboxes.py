@@ -28,10 +28,10 @@ from emberbox.models.service import (
     VmInstance,
 )
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads
-from emberbox.server.calls import SSE, Call, Stream
+from emberbox.server.dependencies import SSE, Call, Stream
 from emberbox.server.streams import Outbox, answer
 
 _LOOK_SECONDS = 5.0
@@ -47,7 +47,7 @@ def decoded(text: str, name: str) -> bytes:
         raise ValidationFailed(f"{name}: not base64.", remediation="Encode the bytes with base64.") from exc
 
 
-async def used(call: Call, vm_id: str) -> Session:
+async def used(call: Call, vm_id: str) -> SandboxInstance:
     """The machine; one that was put aside is woken."""
     return await call.service.session(call.principal, vm_id)
 
@@ -150,7 +150,7 @@ async def fork(vm_id: str, body: ForkRequest, call: Executes) -> Response:
     async with call.service.undoing(call.principal, "fork"):
         try:
             options = call.service.copying(session, bounds.named_life(call.service.config, body.timeout_seconds))
-            made = await call.service.engine.undo.fork(session, body.count, options=options)
+            made = await call.service.engine.checkpoints.fork(session, body.count, options=options)
         except ForkFailed as exc:
             for child in exc.children:
                 await child.kill()
@@ -165,7 +165,7 @@ async def branch(vm_id: str, body: PointRequest, call: Executes) -> Response:
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "branch"):
         options = call.service.copying(session, bounds.named_life(call.service.config, body.timeout_seconds))
-        made = await call.service.engine.undo.branch(session, body.point, options=options)
+        made = await call.service.engine.checkpoints.branch(session, body.point, options=options)
     return answer(call.service.instance(made), 201)
 
 
@@ -174,13 +174,13 @@ async def diff(vm_id: str, body: DiffRequest, call: Executes) -> Response:
     """Between two points, or a point and now; text files with their lines."""
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "diff"):
-        return answer(DiffResponse(files=await call.service.engine.undo.diff(session, body.before, body.after)))
+        return answer(DiffResponse(files=await call.service.engine.checkpoints.diff(session, body.before, body.after)))
 
 
 # --- life -------------------------------------------------------------------------------------------------------------
 
 
-def info_of(session: Session) -> SandboxInfo:
+def info_of(session: SandboxInstance) -> SandboxInfo:
     """A machine as the SDK shows it, without the server's own words."""
     info = session.info()
     info.metadata = {key: value for key, value in info.metadata.items() if not key.startswith(RESERVED)}

@@ -20,12 +20,12 @@ from emberbox.models.service import (
     SnapshotCreated,
     SnapshotCreateRequest,
 )
-from emberbox.sandbox.ledger import SandboxRecord
+from emberbox.sandbox.durability.registry import SandboxRecord
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads, session_id, session_ids
-from emberbox.server.calls import Call
+from emberbox.server.dependencies import Call
 from emberbox.server.requests import request_of
 from emberbox.server.routes.vms import roll_back, take
 from emberbox.server.service import SESSION_KEY
@@ -63,8 +63,8 @@ async def list_all(call: Reads) -> Response:
     sessions = [one for one in await engine.list_sandboxes() if sees(one.agent_id)]
     infos = [await _info(call, one.metadata[SESSION_KEY], one) for one in sessions if SESSION_KEY in one.metadata]
     known = {info.vm_id for info in infos}
-    asleep = [one for one in await engine.list_dormant() if sees(one.agent_id) and one.sandbox_id not in known]
-    infos += [_asleep(one) for one in asleep if SESSION_KEY in one.metadata]
+    suspended = [one for one in await engine.list_suspended() if sees(one.agent_id) and one.sandbox_id not in known]
+    infos += [_suspended(one) for one in suspended if SESSION_KEY in one.metadata]
     infos.sort(key=lambda info: (info.name, info.agent_id))
     return answer(SessionList(sessions=infos, total=len(infos)))
 
@@ -120,7 +120,7 @@ async def close(name: Name, call: Executes, agent_id: Agent = None) -> Response:
     return answer(told.model_copy(update={"status": "stopped"}))
 
 
-def _asleep(record: SandboxRecord) -> SessionInfo:
+def _suspended(record: SandboxRecord) -> SessionInfo:
     return SessionInfo(
         name=record.metadata[SESSION_KEY],
         vm_id=record.sandbox_id,
@@ -134,11 +134,11 @@ def _asleep(record: SandboxRecord) -> SessionInfo:
     )
 
 
-async def _find(call: Call, name: str, agent_id: str | None) -> Session:
+async def _find(call: Call, name: str, agent_id: str | None) -> SandboxInstance:
     return await call.service.session(call.principal, await session_id(call, name, agent_id))
 
 
-async def _info(call: Call, name: str, session: Session) -> SessionInfo:
+async def _info(call: Call, name: str, session: SandboxInstance) -> SessionInfo:
     vm = call.service.instance(session)
     return SessionInfo(
         name=name,

@@ -35,15 +35,15 @@ from emberbox.models.service import (
     VmConfig,
 )
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, ReadsAll
-from emberbox.server.answers import block_error
-from emberbox.server.calls import SSE, Call, Stream
+from emberbox.server.parse_execute import block_error
+from emberbox.server.dependencies import SSE, Call, Stream
 from emberbox.server.requests import request_of, request_of_v2, response_v2, status_of_run
 from emberbox.server.routes.vms import roll_back, take
 from emberbox.server.streams import answer
-from emberbox.undo import LAST_SUCCESS, Undo
+from emberbox.engine.checkpoints import LAST_SUCCESS, Checkpoints
 
 router = APIRouter(prefix="/api/v2", tags=["v2"], route_class=AdmittingRoute)
 _AT_ONCE = 8
@@ -108,7 +108,7 @@ async def _batch(call: Call, body: BatchRequest) -> BatchResponse:
     )
 
 
-async def _sequential(call: Call, session: Session, body: BatchRequest) -> list[BatchResult]:
+async def _sequential(call: Call, session: SandboxInstance, body: BatchRequest) -> list[BatchResult]:
     results: list[BatchResult] = []
     for index, block in enumerate(body.code_blocks):
         if body.stop_on_failure and any(result.status != "completed" for result in results):
@@ -118,16 +118,16 @@ async def _sequential(call: Call, session: Session, body: BatchRequest) -> list[
     return results
 
 
-async def _parallel(call: Call, session: Session, blocks: Sequence[BatchBlock]) -> list[BatchResult]:
+async def _parallel(call: Call, session: SandboxInstance, blocks: Sequence[BatchBlock]) -> list[BatchResult]:
     """All begin with the machine as it is now, whatever others do in it meanwhile; a few at once."""
-    undo, gate = call.service.engine.undo, asyncio.Semaphore(_AT_ONCE)
-    taking = asyncio.ensure_future(undo.snapshot(session))
+    checkpoints, gate = call.service.engine.checkpoints, asyncio.Semaphore(_AT_ONCE)
+    taking = asyncio.ensure_future(checkpoints.snapshot(session))
 
     async def one(index: int, block: BatchBlock) -> BatchResult:
         async with gate:
             try:
                 start, options = await taking, call.service.copying(session, durable=False)
-                child = await undo.branch(session, start.snapshot_id, options=options)
+                child = await checkpoints.branch(session, start.snapshot_id, options=options)
             except VmExecutionError as exc:
                 return BatchResult(block=index, status="refused", error=block_error(index, exc))
             try:
@@ -140,17 +140,17 @@ async def _parallel(call: Call, session: Session, blocks: Sequence[BatchBlock]) 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(index, block)) for index, block in enumerate(blocks)]
     finally:
-        await asyncio.shield(asyncio.ensure_future(_forgotten(undo, session, taking)))
+        await asyncio.shield(asyncio.ensure_future(_forgotten(checkpoints, session, taking)))
     return [task.result() for task in tasks]
 
 
-async def _forgotten(undo: Undo, session: Session, taking: asyncio.Future[SnapshotInfo]) -> None:
+async def _forgotten(checkpoints: Checkpoints, session: SandboxInstance, taking: asyncio.Future[SnapshotInfo]) -> None:
     """The snapshot that a batch began with is of no use any more, also one that is just being taken."""
     with contextlib.suppress(VmExecutionError):
-        await undo.delete(session, (await taking).snapshot_id)
+        await checkpoints.delete(session, (await taking).snapshot_id)
 
 
-async def _one(call: Call, session: Session, index: int, block: BatchBlock) -> BatchResult:
+async def _one(call: Call, session: SandboxInstance, index: int, block: BatchBlock) -> BatchResult:
     request = request_of(
         session,
         language=block.language,
@@ -245,7 +245,7 @@ async def rollback(vm_id: str, snapshot_id: str, call: Executes, body: RollbackV
     return answer(await roll_back(call, session, target, paths=body.paths, keep_current=keep))
 
 
-def _last_execution(session: Session) -> str:
+def _last_execution(session: SandboxInstance) -> str:
     if session.lineage.newest is None:
         raise SnapshotNotFound(f"Nothing was executed in machine {session.id}.", remediation="Name a snapshot.")
     return session.lineage.newest

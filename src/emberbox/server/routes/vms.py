@@ -27,10 +27,10 @@ from emberbox.models.service import (
     VmInstance,
     VmList,
 )
-from emberbox.sandbox.session import Session
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads, ReadsAll, ReadsPast, query
-from emberbox.server.calls import Call
+from emberbox.server.dependencies import Call
 from emberbox.server.service import NAME_KEY, checked_metadata
 from emberbox.server.streams import answer
 
@@ -114,11 +114,11 @@ async def history(
 # --- snapshots --------------------------------------------------------------------------------------------------------
 
 
-async def take(call: Call, session: Session, body: SnapshotCreateRequest) -> SnapshotCreated:
+async def take(call: Call, session: SandboxInstance, body: SnapshotCreateRequest) -> SnapshotCreated:
     """A snapshot by hand."""
     began = time.monotonic()
     async with call.service.undoing(call.principal, "snapshot"):
-        info = await call.service.engine.undo.snapshot(
+        info = await call.service.engine.checkpoints.snapshot(
             session, body.name, keep=body.snapshot_type == "kept", description=body.description
         )
     return SnapshotCreated(
@@ -130,11 +130,11 @@ async def take(call: Call, session: Session, body: SnapshotCreateRequest) -> Sna
 
 
 async def roll_back(
-    call: Call, session: Session, target: str, *, paths: list[str] | None = None, keep_current: bool = False
+    call: Call, session: SandboxInstance, target: str, *, paths: list[str] | None = None, keep_current: bool = False
 ) -> RollbackResponse:
     """Take a machine back."""
     async with call.service.undoing(call.principal, "rollback"):
-        return await call.service.engine.undo.rollback(session, target, paths=paths, keep_current=keep_current)
+        return await call.service.engine.checkpoints.rollback(session, target, paths=paths, keep_current=keep_current)
 
 
 @router.post("/{vm_id}/snapshots", response_model=SnapshotCreated, status_code=201, summary="Take a snapshot")
@@ -148,7 +148,7 @@ async def checkpoint(vm_id: str, body: KeepRequest, call: Executes) -> Response:
     """As above; the answer is the whole description of the snapshot."""
     session = await call.service.session(call.principal, vm_id)
     async with call.service.undoing(call.principal, "snapshot"):
-        taken = await call.service.engine.undo.snapshot(
+        taken = await call.service.engine.checkpoints.snapshot(
             session, body.name, keep=body.keep, description=body.description
         )
         return answer(taken, 201)
@@ -165,7 +165,7 @@ async def snapshots(vm_id: str, call: Reads) -> Response:
 async def delete_snapshot(vm_id: str, snapshot_id: str, call: Executes) -> Response:
     """By its id or its name; the answer lists the others."""
     session = await call.service.session(call.principal, vm_id)
-    await call.service.engine.undo.delete(session, snapshot_id)
+    await call.service.engine.checkpoints.delete(session, snapshot_id)
     return answer(SnapshotList(snapshots=await call.service.snapshots(session)))
 
 

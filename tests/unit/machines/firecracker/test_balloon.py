@@ -13,7 +13,7 @@ import pytest
 from emberbox.errors import VmConnectionError
 from emberbox.machines.firecracker import vsock
 from emberbox.machines.firecracker.api import ApiError, BalloonUpdate, Body, FirecrackerApi, NoAnswer
-from emberbox.machines.firecracker.balloon import GiveBack, private_mb
+from emberbox.machines.firecracker.balloon import BalloonReclaimer, private_mb
 
 PAGES_PER_MB = 256
 
@@ -57,8 +57,8 @@ class Vmm:
         self.on_look()
         return self.balloon * PAGES_PER_MB
 
-    def giver(self, seconds: float = 10.0, patience: float = 0.0) -> GiveBack:
-        return GiveBack(cast(FirecrackerApi, self), Path("v.sock"), seconds, patience)
+    def giver(self, seconds: float = 10.0, patience: float = 0.0) -> BalloonReclaimer:
+        return BalloonReclaimer(cast(FirecrackerApi, self), Path("v.sock"), seconds, patience)
 
 
 async def test_what_is_free_comes_back_but_for_a_reserve(monkeypatch: pytest.MonkeyPatch) -> None:

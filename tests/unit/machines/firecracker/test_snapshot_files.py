@@ -12,11 +12,11 @@ import pytest
 
 from emberbox.errors import VmNotAvailable
 from emberbox.images.store import Image
-from emberbox.machines.base import Snapshot
-from emberbox.machines.firecracker.snapshot_files import MARKS, Marks, check_marks, merge, write_marks
+from emberbox.machines.contract import Snapshot
+from emberbox.machines.firecracker.snapshot_files import FINGERPRINT, Fingerprint, check_fingerprint, merge, write_fingerprint
 from emberbox.models import MachineLimits
 
-OURS = Marks(firecracker="1.12.1", processor="AuthenticAMD-25-1-1", disk="d" * 64)
+OURS = Fingerprint(firecracker="1.12.1", processor="AuthenticAMD-25-1-1", disk="d" * 64)
 
 
 def snapshot(directory: Path) -> Snapshot:
@@ -24,23 +24,23 @@ def snapshot(directory: Path) -> Snapshot:
 
 
 def test_the_same_is_accepted(tmp_path: Path) -> None:
-    write_marks(tmp_path, OURS)
-    check_marks(snapshot(tmp_path), OURS)
+    write_fingerprint(tmp_path, OURS)
+    check_fingerprint(snapshot(tmp_path), OURS)
 
 
 @pytest.mark.parametrize("field", ["layout", "firecracker", "processor", "disk"])
 def test_each_difference_is_refused(tmp_path: Path, field: str) -> None:
-    write_marks(tmp_path, OURS.model_copy(update={field: 99 if field == "layout" else "other"}))
+    write_fingerprint(tmp_path, OURS.model_copy(update={field: 99 if field == "layout" else "other"}))
     with pytest.raises(VmNotAvailable) as error:
-        check_marks(snapshot(tmp_path), OURS)
+        check_fingerprint(snapshot(tmp_path), OURS)
     assert not error.value.retryable
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"firecracker": 1}'])
 def test_damage_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / MARKS).write_text(text)
+    (tmp_path / FINGERPRINT).write_text(text)
     with pytest.raises(VmNotAvailable, match="is damaged"):
-        check_marks(snapshot(tmp_path), OURS)
+        check_fingerprint(snapshot(tmp_path), OURS)
 
 
 PAGE = 4096

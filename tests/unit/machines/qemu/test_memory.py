@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emberbox.errors import VmNotAvailable
-from emberbox.machines.qemu.base import Base, Bases, save_memory
+from emberbox.machines.qemu.shared_memory import SharedMemory, SharedMemoryCache, save_memory
 from emberbox.machines.qemu.memory import PAGE, Mapped, PagesFile, new_memory, own_runs, seal
 
 SIZE = 64 * PAGE
@@ -35,7 +35,7 @@ def test_a_memory_comes_back_without_its_empty_pages(tmp_path: Path) -> None:
         with PagesFile(tmp_path / "base") as pages:
             assert pages.digest() == digest
             assert pages.runs == [(PAGE, 2 * PAGE), (40 * PAGE, PAGE)]
-        base = Base.load(tmp_path / "base", digest)
+        base = SharedMemory.load(tmp_path / "base", digest)
         assert content(base.fd) == content(fd)
         base.release()
     finally:
@@ -46,7 +46,7 @@ def test_a_base_is_sealed_and_closed_with_its_last_user(tmp_path: Path) -> None:
     fd = memory(3)
     digest = save_memory(fd, tmp_path / "base")
     os.close(fd)
-    bases, base = Bases(), Base.load(tmp_path / "base", digest)
+    bases, base = SharedMemoryCache(), SharedMemory.load(tmp_path / "base", digest)
     bases.add(base)
     assert bases.get(digest) is base
     assert bases.get("other") is None
@@ -63,7 +63,7 @@ def test_a_base_is_linked_where_that_can_be_done_and_copied_else(tmp_path: Path)
     fd = memory(3)
     digest = save_memory(fd, tmp_path / "base")
     os.close(fd)
-    base = Base.load(tmp_path / "base", digest)
+    base = SharedMemory.load(tmp_path / "base", digest)
     assert base.save(tmp_path / "link") == digest
     assert (tmp_path / "link").samefile(tmp_path / "base")
     (tmp_path / "link").unlink()
@@ -98,7 +98,7 @@ def test_another_content_than_the_digest_says_is_refused(tmp_path: Path) -> None
     save_memory(fd, tmp_path / "base")
     os.close(fd)
     with pytest.raises(VmNotAvailable, match="is damaged"):
-        Base.load(tmp_path / "base", "0" * 64)
+        SharedMemory.load(tmp_path / "base", "0" * 64)
 
 
 def test_own_pages_are_those_that_are_no_file_s() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from emberbox.guest import vm_init
 from emberbox.guest.vm_init import GREETING, MAGIC, Port, PortRelay, accepted
-from emberbox.machines.qemu.greeting import greet
+from emberbox.machines.qemu.wake_handshake import greet
 
 
 class Guest:

@@ -1,0 +1,1 @@
+"""Durable sandboxes: persisted on change, suspended when idle, recovered after a restart."""

@@ -1,0 +1,1 @@
+"""The warm pool: machines made before they are asked for."""

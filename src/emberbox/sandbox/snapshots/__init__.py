@@ -1,0 +1,1 @@
+"""Snapshots of sandboxes: taken, kept, compared, rolled back to, forked from."""

@@ -1,0 +1,60 @@
+"""Writes a machine into a directory: its agent is quiet meanwhile, and wakes again whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from emberbox.errors import ExecutionFailed, ExecutionTimeout, SnapshotFailed
+from emberbox.images.store import Image
+from emberbox.machines.contract import Death, Machine, Snapshot
+from emberbox.machines.digests import states_of
+from emberbox.models import MachineLimits, TerminationReason
+from emberbox.sandbox.lineage import SnapshotPoint
+
+_CALL_TIMEOUT = 15.0
+
+
+async def checkpoint(
+    machine: Machine, image: Image, limits: MachineLimits, directory: Path, *, sandbox_id: str, look: bool
+) -> Snapshot:
+    """Write a machine of this image and these limits down. The caller keeps it from being replaced meanwhile.
+
+    `look`: find out whether anything of the user's runs in it, for `Snapshot.idle`.
+
+    Raises:
+        SnapshotFailed: code is running, or the machine or the disk refused.
+    """
+    channel = machine.channel
+    with channel.held():
+        try:
+            answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look)
+            last = channel.last_request
+            size = await machine.checkpoint(directory)
+            written = states_of(directory)
+        except (ExecutionFailed, ExecutionTimeout) as exc:
+            raise SnapshotFailed(f"Sandbox {sandbox_id} cannot be copied now: {exc.message}") from exc
+        except OSError as exc:
+            raise SnapshotFailed(f"Cannot look at a snapshot in {directory}: {exc.strerror}.") from exc
+        finally:
+            await _wake_again(machine)
+    return Snapshot(directory, image, limits, last, size, written=written, idle=answer.get("idle") is True)
+
+
+async def _wake_again(machine: Machine) -> None:
+    """Have the agent go on after a checkpoint, or the attempt: it serves requests in order, so that this undoes a late
+    quiesce. A machine that cannot be woken would be quiet for ever."""
+    if machine.channel.closed is None:
+        try:
+            await machine.channel.call("wake", timeout=_CALL_TIMEOUT, urgent=True, fork=False)
+        except (ExecutionFailed, ExecutionTimeout):
+            await machine.kill(Death(TerminationReason.CRASHED, "the sandbox did not go on after a snapshot"))
+
+
+async def discard(work: asyncio.Future[tuple[Snapshot, SnapshotPoint]], directory: Path) -> None:
+    """Remove a checkpoint that nobody waits for any more, when it has been written."""
+    await asyncio.wait([work])
+    if not work.cancelled():
+        work.exception()  # whoever wanted to know has left
+    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""What a route is given: the service, and who calls; and what several of them do alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from pydantic import BaseModel
+
+from emberbox.errors import ValidationFailed
+from emberbox.server.auth import Principal
+from emberbox.server.idempotency import HEADER
+from emberbox.server.service import BEGAN, Service
+from emberbox.server.streams import EventStream, Outbox, cancel_on_disconnect
+
+SSE: dict[str, Any] = {
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "description": "the answer; with `stream=true` events: stdout, stderr, result, then complete or error",
+}
+Stream = Annotated[bool, Query(description="answer with server-sent events as it runs")]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, let in."""
+
+    service: Service
+    principal: Principal
+    request: Request
+
+    @property
+    def key(self) -> str | None:
+        """Its idempotency key."""
+        return self.request.headers.get(HEADER)
+
+    async def run(self, body: BaseModel, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> Response:
+        """Do the work and answer with what it returns. It is cancelled when the caller leaves, unless it has a key:
+        then it goes on, for whoever asks again with it.
+
+        Args:
+            body: the request; with its path, what the key stands for.
+            work: does it.
+        """
+        if self.key is None:
+            return _json(await cancel_on_disconnect(self.request, _dumped(work())))
+        url = self.request.url
+        named = json.dumps([url.path, url.query, body.model_dump(mode="json")], sort_keys=True).encode()
+        return _json(await self.service.run_detached(self._once(self.key, named, work)))
+
+    async def _once(self, key: str, named: bytes, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> bytes:
+        began: list[bool] = []
+        BEGAN.set(began)  # of this task alone
+        service, principal = self.service, self.principal
+        return await service.keys.once(
+            principal.id,
+            key,
+            named,
+            lambda: service.cancellable(principal, key, _dumped(work())),
+            lambda: bool(began),
+        )
+
+    def stream(self, work: Callable[[Outbox], Coroutine[Any, Any, BaseModel]]) -> Response:
+        """Answer with events as the work goes on."""
+        service = self.service
+        if self.key is not None:
+            raise ValidationFailed(
+                f"{HEADER} and a stream do not go together: a stream is not kept.", remediation="Leave one of them out."
+            )
+        service.streams.check(self.principal.id, service.config.max_sockets)
+
+        async def counted(outbox: Outbox) -> BaseModel:
+            with service.streams.one(self.principal.id, service.config.max_sockets):
+                return await work(outbox)
+
+        def counts() -> bool:
+            return service.authenticator.counts(self.principal)
+
+        return EventStream(counted, service.config.slow_reader_seconds, counts)
+
+
+async def _dumped(work: Coroutine[Any, Any, BaseModel]) -> bytes:
+    return (await work).model_dump_json().encode()
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
