@@ -33,8 +33,8 @@ from emberbox.machines.contract import Snapshot
 from emberbox.machines.firecracker import FirecrackerFactory, FirecrackerOptions
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.models import Execution
-from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.snapshots.store import digests_of
 
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
@@ -164,7 +164,9 @@ async def start(engine: Engine) -> SandboxInstance:
     return await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
 
 
-async def run(engine: Engine, session: SandboxInstance, code: str, language: str = "python", seconds: float = 60) -> Execution:
+async def run(
+    engine: Engine, session: SandboxInstance, code: str, language: str = "python", seconds: float = 60
+) -> Execution:
     done = await engine.execute(ExecuteRequest(session, language, code, RunOptions(timeout=seconds)))
     assert done.error is None, (done.error, done.stderr)
     return done

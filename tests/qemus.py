@@ -31,8 +31,8 @@ from emberbox.machines.contract import Snapshot
 from emberbox.machines.qemu import QemuFactory, QemuOptions
 from emberbox.machines.qemu.machine import QemuMachine
 from emberbox.models import Execution
-from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.snapshots.store import digests_of
 
 LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)

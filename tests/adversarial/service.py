@@ -23,16 +23,17 @@ from emberbox.host.spawner import Spawner
 from emberbox.machines.channel import Channel
 from emberbox.machines.gvisor.factory import GvisorFactory
 from emberbox.machines.gvisor.machine import GvisorMachine
-from emberbox.sandbox.snapshots.service import SnapshotService
 from emberbox.sandbox.durability.registry import SandboxRegistry
-from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners, RunOptions
+from emberbox.sandbox.snapshots.service import SnapshotService
 from emberbox.sandbox.snapshots.store import SnapshotStore
 
 CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Channel, SnapshotService, GvisorFactory, GvisorMachine, HistoryRecorder, SandboxRegistry, SandboxInstance, SnapshotStore, Spawner
+        Channel, SnapshotService, GvisorFactory, GvisorMachine, HistoryRecorder, SandboxRegistry, SandboxInstance,
+        SnapshotStore, Spawner,
     )
 }  # fmt: skip
 armed = False
@@ -41,7 +42,7 @@ WHENS: dict[str, Callable[..., bool]] = {
     "always": lambda *_: True,
     "is started": lambda _, entry: entry.state == "started",
     "is finished": lambda _, entry: entry.state == "finished",
-    "is aside": lambda _, record: record.machine is None,
+    "is suspended": lambda _, record: record.machine is None,
     "is of bob": lambda _, record: record.agent_id == "bob",
     # a frame is half in the pipe, and more of it is missing than the pipe holds
     "is half-way": lambda channel: any(len(c) < len(c.obj) and len(c) > 65536 for c in channel._out),
@@ -160,7 +161,7 @@ async def main(action: str, *how: str) -> None:
     if how:
         deadly(*how)
     await service.begin()
-    if action in ("rollback", "put_aside", "close"):
+    if action in ("rollback", "suspend", "close"):
         await service.state_two()
     if action == "wake":
         await service.suspend()

@@ -53,7 +53,7 @@ async def test_a_snapshot(engine: Engine, tmp_path: Path, monkeypatch: pytest.Mo
     assert scope.cancelled_caught
     assert written != []
     await until(lambda: left(tmp_path) == [])
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     assert await engine.checkpoints.snapshots(sandbox) == []
     assert (await engine.checkpoints.snapshot(sandbox)).size_bytes > 0, "it was woken"
 
@@ -76,6 +76,6 @@ async def test_forks(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert scope.cancelled_caught
     assert engine._sandboxes is not None
     manager = engine._sandboxes
-    await until(lambda: manager.sessions() == [sandbox])
+    await until(lambda: manager.instances() == [sandbox])
     await until(lambda: all(machine.state.value == "dead" for machine in made))
     await until(lambda: left(tmp_path) == [])

@@ -17,9 +17,9 @@ import pytest
 from emberbox import Engine, Settings, TerminationReason
 from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, VmExecutionError, VmNotAvailable
 from emberbox.images.store import Image
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.manager import SandboxManager
-from emberbox.sandbox.instance import SandboxInstance
 
 AGENT = """
 import json, os, struct, sys, time

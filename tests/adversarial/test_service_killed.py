@@ -92,7 +92,7 @@ async def check_history(engine: Engine, known: Acknowledged) -> dict[str, str]:
 
 
 async def check_end(settings: Settings, known: Acknowledged) -> None:
-    """What one engine has put aside the next one finds, and when that ends it, no file is left."""
+    """What one engine has suspended the next one finds, and when that ends it, no file is left."""
     folders = [settings.state_dir / name for name in ("snapshots", "sandboxes")]
     assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in folders if folder.exists())
     async with Engine(settings, durable=True) as engine:
@@ -107,15 +107,15 @@ def _recorded(settings: Settings) -> list[str]:
     return [path.stem for path in (settings.state_dir / "sandboxes").glob("sb-*.json")]
 
 
-MACHINE, LEDGER = "GvisorMachine", "Ledger.write"
+MACHINE, LEDGER = "GvisorMachine", "SandboxRegistry.write"
 MOMENTS = [
     ("idle",),
     ("idle_with_snapshot",),
     ("paused",),
     ("without_stderr",),
     ("wake", "GvisorFactory.fork", "after"),
-    ("wake", "GvisorMachine.outlive", "after"),
-    ("wake", "Ledger.write", "after"),
+    ("wake", "GvisorMachine.survive_owner", "after"),
+    ("wake", "SandboxRegistry.write", "after"),
     ("execute", "HistoryRecorder.record", "before", "is started"),
     ("execute", "HistoryRecorder.record", "after", "is started"),
     ("execute", "HistoryRecorder.record", "before", "is finished"),
@@ -123,30 +123,30 @@ MOMENTS = [
     ("write", "Channel._write_some", "after", "is half-way"),
     ("snapshot", f"{MACHINE}.checkpoint", "before"),
     ("snapshot", f"{MACHINE}.checkpoint", "after"),
-    ("snapshot", "Session._checkpoint", "after"),
+    ("snapshot", "SandboxInstance._checkpoint", "after"),
     ("snapshot", "SnapshotStore.write", "before"),
     ("snapshot", "SnapshotStore.seal", "after"),
     ("snapshot", LEDGER, "before"),
     ("snapshot", LEDGER, "after"),
     ("rollback", "GvisorFactory.fork", "after"),
-    ("rollback", "Session._wake_copy", "after"),
-    ("rollback", f"{MACHINE}.outlive", "after"),
+    ("rollback", "SandboxInstance._wake_copy", "after"),
+    ("rollback", f"{MACHINE}.survive_owner", "after"),
     ("rollback", LEDGER, "before"),
     ("rollback", LEDGER, "after"),
     ("rollback", f"{MACHINE}.kill", "before"),
     ("rollback", f"{MACHINE}.kill", "after"),
     ("create", "GvisorFactory.fork", "after"),
-    ("create", f"{MACHINE}.outlive", "before"),
-    ("create", f"{MACHINE}.outlive", "after"),
+    ("create", f"{MACHINE}.survive_owner", "before"),
+    ("create", f"{MACHINE}.survive_owner", "after"),
     ("create", LEDGER, "after", "is of bob"),
-    ("put_aside", f"{MACHINE}.checkpoint", "after"),
-    ("put_aside", "SnapshotStore.seal", "after"),
-    ("put_aside", "Copies.snapshot", "after"),
-    ("put_aside", LEDGER, "before", "is aside"),
-    ("put_aside", LEDGER, "after", "is aside"),
-    ("put_aside", f"{MACHINE}.kill", "after"),
+    ("suspend", f"{MACHINE}.checkpoint", "after"),
+    ("suspend", "SnapshotStore.seal", "after"),
+    ("suspend", "SnapshotService.snapshot", "after"),
+    ("suspend", LEDGER, "before", "is suspended"),
+    ("suspend", LEDGER, "after", "is suspended"),
+    ("suspend", f"{MACHINE}.kill", "after"),
     ("close", "SnapshotStore.seal", "after"),
-    ("close", LEDGER, "after", "is aside"),
+    ("close", LEDGER, "after", "is suspended"),
     ("close", f"{MACHINE}.kill", "after"),
     ("close", "Spawner.close", "before"),
 ]

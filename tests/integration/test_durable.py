@@ -1,4 +1,4 @@
-"""Sandboxes that outlive their engine: put aside and woken, by hand, when idle, and when the engine closes."""
+"""Sandboxes that outlive their engine: suspended and woken, by hand, when idle, and when the engine closes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from emberbox.errors import (
 from emberbox.machines.gvisor import machine as gvisor_machine
 from emberbox.models import Execution, HistoryQueryRequest
 from emberbox.sandbox.durability.registry import SandboxRegistry
+from emberbox.sandbox.instance import SandboxInstance, SandboxState
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.manager import SandboxManager
-from emberbox.sandbox.instance import SandboxInstance, SandboxState
 
 MINIMAL = "minimal"
 
@@ -104,7 +104,7 @@ async def test_a_sandbox_goes_on_after_a_restart(settings: Settings) -> None:
         await session.runner.exec(["sh", "-c", "sleep 4242 & "])
         path, name = session.lineage.executions, session.id
     assert session.state is SandboxState.CLOSED
-    with pytest.raises(VmNotAvailable, match="was put aside") as error:
+    with pytest.raises(VmNotAvailable, match="was suspended") as error:
         await session.files.read_bytes("f")
     assert "get_sandbox()" in error.value.remediation
 
@@ -267,7 +267,7 @@ async def test_an_agent_may_have_so_many_awake_or_asleep(settings: Settings) -> 
             *(engine.create_sandbox(MINIMAL, agent_id="alice") for _ in range(4)), return_exceptions=True
         )
         kinds = sorted(type(outcome).__name__ for outcome in made)
-        assert kinds == ["NoCapacity", "NoCapacity", "Session", "Session"]
+        assert kinds == ["NoCapacity", "NoCapacity", "SandboxInstance", "SandboxInstance"]
         sessions = [outcome for outcome in made if isinstance(outcome, SandboxInstance)]
         await suspend(engine, sessions[0])
         with pytest.raises(NoCapacity, match="has 2 sandboxes already") as error:
@@ -325,7 +325,7 @@ async def test_one_that_is_put_aside_is_woken_by_whoever_asks(settings: Settings
         session = await engine.lease("alice", template=MINIMAL)
         await run(engine, session, "x = 1")
         aside = asyncio.ensure_future(suspend(engine, session))
-        while session.state is not SandboxState.CLOSED and not session.aside:  # noqa: ASYNC110 (it has no event)
+        while session.state is not SandboxState.CLOSED and not session.suspended:  # noqa: ASYNC110 (it has no event)
             await asyncio.sleep(0)
         first, second = await asyncio.gather(engine.lease("alice"), engine.get_sandbox(session.id))
         assert first is second is not session
@@ -352,7 +352,7 @@ async def test_one_that_was_used_meanwhile_is_not_put_aside(
         monkeypatch.setattr(copies.store, "seal", used_meanwhile)
         with pytest.raises(SnapshotFailed, match="has just been used"):
             await suspend(engine, session)
-        monkeypatch.checkpoints()
+        monkeypatch.undo()
         assert await text(engine, session, "x") == "'done'"
         assert await engine.checkpoints.snapshots(session) == []
         await session.kill()
@@ -444,7 +444,7 @@ async def test_a_full_disk_does_not_end_what_nobody_uses(settings: Settings, mon
             monkeypatch.setattr(target, name, full)
             with pytest.raises(SnapshotFailed, match="No space left"):
                 await suspend(engine, session)
-            monkeypatch.checkpoints()
+            monkeypatch.undo()
             assert await text(engine, session, "x") == "1"
         await suspend(engine, session)
         session = await engine.lease("alice")
@@ -463,7 +463,7 @@ async def test_a_full_disk_at_the_end_leaves_the_snapshot_before(
         lost = (await run(engine, session, "x = 2")).execution_id
         monkeypatch.setattr(gvisor_machine.GvisorMachine, "_checkpoint_by_socket", full)
         monkeypatch.setattr(SandboxRegistry, "write", full)
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     async with durable(settings) as engine:
         session = await engine.lease("alice")
         assert session.recovered is not None
@@ -482,7 +482,7 @@ async def test_a_full_disk_refuses_a_new_sandbox_and_leaves_nothing(
             await engine.lease("alice", template=MINIMAL)
         assert "state_dir" in error.value.remediation
         assert await engine.list_sandboxes() == []
-        monkeypatch.checkpoints()
+        monkeypatch.undo()
         await (await engine.lease("alice", template=MINIMAL)).kill()
     assert files(settings) == []
 

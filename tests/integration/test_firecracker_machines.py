@@ -25,9 +25,9 @@ from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmNotAvailable
 from emberbox.machines.contract import MachineState, Snapshot
 from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.firecracker.api import Body
+from emberbox.machines.firecracker.jail_layout import kill_processes
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.options import EMULATED
-from emberbox.machines.firecracker.jail_layout import kill_processes
 from emberbox.machines.firecracker.snapshot_files import FINGERPRINT
 from emberbox.machines.firecracker.snapshot_files import Fingerprint as FirecrackerMarks
 from emberbox.machines.processor import emulated

@@ -31,8 +31,8 @@ from emberbox.hooks import (
     PreToolContext,
 )
 from emberbox.models import CommandHistoryEntry, Execution, HistoryQueryRequest, PolicyConfig, Result
-from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners, RunOptions
 
 MINIMAL = "minimal"
 KEY = "AKIAIOSFODNN7EXAMPLF"

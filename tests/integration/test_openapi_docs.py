@@ -23,9 +23,9 @@ from emberbox.errors import VmExecutionError
 from emberbox.models import Model
 from emberbox.server import messages
 from emberbox.server.app import create_app
-from emberbox.server.machine_protocol import Conversation
-from emberbox.server.examples import EXAMPLES
 from emberbox.server.error_handlers import status_of
+from emberbox.server.examples import EXAMPLES
+from emberbox.server.machine_protocol import MachineProtocol
 from served import Served
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def sent_by_the_server() -> set[str]:
 
 def test_the_tables_of_messages_are_complete() -> None:
     incoming, _, outgoing = section("## WebSocket /ws/{vm_id}").partition("From the server:")
-    taken = Conversation(cast(Any, None), cast(Any, None), cast(Any, None), "vm")._handlers
+    taken = MachineProtocol(cast(Any, None), cast(Any, None), cast(Any, None), "vm")._handlers
     assert table(incoming) == {name: MODELS[name] for name in taken}
     assert table(outgoing) == {name: MODELS[name] for name in sent_by_the_server()}
 

@@ -20,8 +20,8 @@ from emberbox.machines.contract import MachineState
 from emberbox.machines.gvisor.factory import GvisorFactory
 from emberbox.machines.gvisor.machine import GvisorMachine
 from emberbox.models import PoolStatus
-from emberbox.sandbox.pool.pool import MachinePool
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.pool.pool import MachinePool
 from waiting import PATIENCE, wait_for_stop
 
 MINIMAL = "minimal"

@@ -17,10 +17,10 @@ import pytest
 from emberbox import Engine
 from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmConnectionError, VmNotAvailable
 from emberbox.machines.contract import MachineState, Snapshot
-from emberbox.machines.qemu import QemuFactory, rights
-from emberbox.machines.qemu.shared_memory import SharedMemory
+from emberbox.machines.qemu import QemuFactory, permissions
 from emberbox.machines.qemu.machine import QemuMachine
 from emberbox.machines.qemu.permissions import refusal
+from emberbox.machines.qemu.shared_memory import SharedMemory
 from emberbox.machines.qemu.snapshot_files import BASE, FINGERPRINT, PAGES, STATE, Fingerprint
 from emberbox.models import TerminationReason
 from qemus import LIMITS, World, clean, engine, factory, pid_of, run, start, woken, world
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def test_a_machine_boots_and_is_written_down(world: World, factory: QemuFactory, tmp_path: Path) -> None:
     machine = await factory.boot(world.image, LIMITS)
     assert isinstance(machine, QemuMachine)
-    assert machine.marks.method == "devices"  # this QEMU can do it
+    assert machine.fingerprint.method == "devices"  # this QEMU can do it
     await asyncio.wait_for(asyncio.shield(machine.channel.hello), 60)
     assert await machine.checkpoint(tmp_path / "snapshot") > 0
     assert {path.name for path in (tmp_path / "snapshot").iterdir()} == {BASE, STATE, FINGERPRINT}
@@ -49,14 +49,14 @@ async def test_where_qemu_cannot_write_down_devices_alone_all_is_written(
     world: World, factory: QemuFactory, tmp_path: Path
 ) -> None:
     machine = await woken(factory, world.snapshot)
-    machine.marks = machine.marks.model_copy(update={"method": "stream"})
+    machine.fingerprint = machine.fingerprint.model_copy(update={"method": "stream"})
     await machine.channel.call("quiesce", look=False)
     await machine.checkpoint(tmp_path / "whole")
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {STATE, FINGERPRINT}
     await machine.channel.call("wake", fork=False, env={})
     number = machine.channel.last_request
     copy = await woken(factory, Snapshot(tmp_path / "whole", world.image, LIMITS, number, 0))
-    assert copy.marks.method == "stream"
+    assert copy.fingerprint.method == "stream"
     await copy.channel.call("ping")
 
 
@@ -134,7 +134,7 @@ async def test_where_the_kernel_refuses_a_root_directory_machines_run_and_the_ho
 ) -> None:
     if os.getuid() != 0:
         pytest.skip("only root confines machines")
-    monkeypatch.setattr(rights, "refusal", lambda: "pivot_root: Invalid argument")
+    monkeypatch.setattr(permissions, "refusal", lambda: "pivot_root: Invalid argument")
     assert any("host's files" in text and "pivot_root" in text for text in factory.capabilities().limitations)
     machine = await woken(factory, world.snapshot)
     await machine.channel.call("ping")
@@ -445,8 +445,8 @@ async def test_a_snapshot_from_elsewhere_is_refused(
     world: World, factory: QemuFactory, tmp_path: Path, field: str, value: str, said: str
 ) -> None:
     copy = replace(_copy(world.snapshot, tmp_path / "other"), digests=None)
-    marks = Fingerprint.model_validate_json((copy.directory / FINGERPRINT).read_bytes())
-    (copy.directory / FINGERPRINT).write_text(marks.model_copy(update={field: value}).model_dump_json())
+    fingerprint = Fingerprint.model_validate_json((copy.directory / FINGERPRINT).read_bytes())
+    (copy.directory / FINGERPRINT).write_text(fingerprint.model_copy(update={field: value}).model_dump_json())
     with pytest.raises(VmNotAvailable, match=said) as error:
         await factory.fork(copy)
     assert not error.value.retryable

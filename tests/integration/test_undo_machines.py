@@ -201,7 +201,7 @@ def test_a_full_disk_fails_the_snapshot_and_nothing_else(
     with pytest.raises(SnapshotFailed, match="No space left"):
         sandbox.snapshot()
     assert files(snapshots) == []
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     assert sandbox.run_code("x").text == "1"
 
 

@@ -12,7 +12,7 @@ import emberbox
 
 SOURCE = Path(emberbox.__file__).parent
 OWNER = SOURCE / "sandbox/instance.py"
-NAMES = frozenset({"session", "sandbox", "owner", "origin", "copy", "child", "fork"})
+NAMES = frozenset({"session", "instance", "sandbox", "owner", "origin", "copy", "child", "fork"})
 """What sandboxes are called where nothing says their type."""
 MUTATING = frozenset({"append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "update"})
 
@@ -38,7 +38,7 @@ def containers_of(owner: ast.Module) -> set[str]:
 
 
 def _session_of(owner: ast.Module) -> ast.ClassDef:
-    (found,) = (node for node in owner.body if isinstance(node, ast.ClassDef) and node.name == "Session")
+    (found,) = (node for node in owner.body if isinstance(node, ast.ClassDef) and node.name == "SandboxInstance")
     return found
 
 
@@ -77,7 +77,7 @@ def _last_word(node: ast.expr) -> str:
 
 
 def _says_session(annotation: ast.expr | None) -> bool:
-    return annotation is not None and "Session" in {
+    return annotation is not None and "SandboxInstance" in {
         *(node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)),
         *(node.value for node in ast.walk(annotation) if isinstance(node, ast.Constant)),
     }
@@ -167,7 +167,7 @@ def test_nobody_but_a_sandbox_assigns_its_attributes() -> None:
     ],
 )
 def test_such_a_line_is_found(line: str) -> None:
-    module = ast.parse(f"async def f(self, one: Session | None, session, engine):\n    {line}\n")
+    module = ast.parse(f"async def f(self, one: SandboxInstance | None, session, engine):\n    {line}\n")
     attributes = {"lineage", "machine", "state", "last_used", "idle_seconds", "metadata"}
     assert foreign_writes(module, attributes, {"metadata"}, {"lease", "list_sandboxes"})
 

@@ -13,8 +13,8 @@ from emberbox.agent.command import ChatAccess, Command
 from emberbox.agent.conversation import Conversation
 from emberbox.agent.listening import AgentListener, Silent
 from emberbox.agent.models import CommandInput, CommandOutput, CommandType
-from emberbox.agent.runtime import place_of
 from emberbox.agent.role import Role
+from emberbox.agent.runtime import place_of
 from emberbox.engine import Engine
 from emberbox.errors import ConfigError, ValidationFailed, VmNotAvailable
 from emberbox.hooks.approval import Approver

@@ -13,8 +13,8 @@ from emberbox.agent.conversation import Conversation, Turn, size_of, without_too
 from emberbox.agent.deciding import Choice, choose, not_repeated
 from emberbox.agent.listening import AgentListener
 from emberbox.agent.models import CommandInput, CommandOutput, CommandStatus, CommandType, TokenUsage
-from emberbox.agent.runtime import Runtime
 from emberbox.agent.running import Executions, Outcome
+from emberbox.agent.runtime import Runtime
 from emberbox.agent.tool_calls import understood
 from emberbox.errors import ApiError, ConfigError, PolicyBlocked, VmExecutionError
 from emberbox.hooks.contract import PostLlmContext, PreLlmContext

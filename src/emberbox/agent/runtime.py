@@ -14,8 +14,8 @@ from emberbox.agent.role import Role
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import ValidationFailed, VmExecutionError, VmNotAvailable
 from emberbox.engine.guardrails import ExecutionSubject, Guardrails
+from emberbox.errors import ValidationFailed, VmExecutionError, VmNotAvailable
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook, PostLlmContext, PreLlmContext
 from emberbox.hooks.loading import manager_of
@@ -23,8 +23,8 @@ from emberbox.hooks.manager import HookManager
 from emberbox.images.store import Progress, no_progress
 from emberbox.languages import get_language
 from emberbox.models import Execution
-from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners
 from emberbox.sdk.backends.local import LocalBackend
 from emberbox.sdk.sandbox import AsyncSandbox
 

@@ -22,8 +22,8 @@ from emberbox.config import load_settings
 from emberbox.engine import Engine
 from emberbox.errors import PolicyBlocked, ValidationFailed, VmExecutionError
 from emberbox.models import CodeBlock, Execution, ExecutionIntent, ParseExecuteResponse, Result
-from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Protocol, Self
 from emberbox.clients.vm_execution import VmExecutionClient
 from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine
+from emberbox.engine.checkpoints import LAST_SUCCESS
 from emberbox.models import (
     HistoryConfig,
     HistoryQueryRequest,
@@ -19,7 +20,6 @@ from emberbox.models import (
     VmExecuteResponse,
     VmExecutionConfig,
 )
-from emberbox.engine.checkpoints import LAST_SUCCESS
 
 _HARMLESS = frozenset({TerminationReason.COMPLETED, TerminationReason.OUTPUT_TRUNCATED})
 

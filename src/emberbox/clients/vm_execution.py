@@ -274,7 +274,7 @@ class VmExecutionClient:
                 return vm
             if vm.status in {"stopped", "failed"}:
                 raise VmNotAvailable(f"Machine {vm_id} is {vm.status}.", remediation="Provision a new one.")
-            if vm.status == "paused":  # put aside: to be asked wakes it
+            if vm.status == "paused":  # suspended: to be asked wakes it
                 await self._server.request("POST", f"/api/vms/{_part(vm_id)}/resume")
             if asyncio.get_running_loop().time() >= deadline:
                 raise ExecutionTimeout(f"Machine {vm_id} is not ready after {timeout:g} s: it is {vm.status}.")

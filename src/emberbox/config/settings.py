@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         default=20_480, ge=1, description="MiB of all snapshots of an agent's sandboxes"
     )
     session_idle_seconds: float = Field(
-        default=900.0, gt=0, description="an agent's own sandbox that nobody uses for so long is ended or put aside"
+        default=900.0, gt=0, description="an agent's own sandbox that nobody uses for so long is ended or suspended"
     )
     max_sandboxes_per_agent: int = Field(default=20, ge=1, description="sandboxes that one agent may have")
     adoption_seconds: float = Field(

@@ -38,11 +38,11 @@ from emberbox.models import (
     SnapshotKind,
     SnapshotStrategy,
 )
-from emberbox.sandbox.snapshots.service import SnapshotService, CopyOptions
-from emberbox.sandbox.snapshots.diff import differences
 from emberbox.sandbox.instance import SandboxInstance, SandboxState
-from emberbox.sandbox.snapshots.tree import Node, SnapshotTree
+from emberbox.sandbox.snapshots.diff import diff
 from emberbox.sandbox.snapshots.path_rollback import take_back
+from emberbox.sandbox.snapshots.service import CopyOptions, SnapshotService
+from emberbox.sandbox.snapshots.tree import Node, SnapshotTree
 
 LAST_SUCCESS = "last-success"
 _NEARLY = (
@@ -203,7 +203,7 @@ class Checkpoints:
         async with contextlib.AsyncExitStack() as copies:
             then = await copies.enter_async_context(self._snapshots.reading(sandbox, old))
             now = sandbox if new is None else await copies.enter_async_context(self._snapshots.reading(sandbox, new))
-            return await differences(then, now)
+            return await diff(then, now)
 
     async def _resolve(self, sandbox: SandboxInstance, tree: SnapshotTree, target: str) -> tuple[Node, bool]:
         """The snapshot that a target means, and whether it is of the very state; raises SnapshotNotFound."""

@@ -2,7 +2,7 @@
 
 Steps of one execution (docs/architecture.md): 1 checks and hooks before, 2 lease of a sandbox, 3 a snapshot where the
 policy asks for one, 4 the run, 5 a snapshot or a rollback where the policy asks for one, 6 hooks after, 7 the record.
-The machines and sandboxes are in `fleet`.
+The machines and sandboxes are in `resources`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from emberbox.engine.answer_files import AnswerFiles
 from emberbox._text import check_environment, check_texts
 from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.config import Settings
+from emberbox.engine.answer_files import AnswerFiles
+from emberbox.engine.guardrails import ExecutionSubject, Guardrails
+from emberbox.engine.resources import EngineResources
 from emberbox.errors import (
     HistoryError,
     UnsupportedLanguage,
     ValidationFailed,
     VmExecutionError,
 )
-from emberbox.engine.resources import EngineResources
-from emberbox.engine.guardrails import ExecutionSubject, Guardrails
 from emberbox.history import entries
 from emberbox.hooks.approval import Approver
 from emberbox.hooks.contract import Hook, PostLlmContext, PreLlmContext
@@ -43,8 +43,8 @@ from emberbox.models import (
     SnapshotStrategy,
     VmExecuteResponse,
 )
-from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners, RunOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Engine(EngineResources):
             name.
         approver: asks a person where a hook or a rule wants it; without one that counts as no.
         recorders: told of each execution, beside the history.
-        durable: sandboxes outlive this engine. `close()` puts them aside; the next durable engine of the same
+        durable: sandboxes outlive this engine. `close()` suspends them; the next durable engine of the same
             `state_dir` finds them again, also after a crash (`recovered` says how). One at a time.
     """
 

@@ -98,11 +98,13 @@ class Guardrails:
 
     # --- before -----------------------------------------------------------------------------------------------------
 
-    async def admit(self, subject: ExecutionSubject, language: Language, code: str, decisions: list[DecisionRecord]) -> str:
+    async def admit(
+        self, subject: ExecutionSubject, language: Language, code: str, decisions: list[DecisionRecord]
+    ) -> str:
         """The code to run: what hooks, policy and people made of it.
 
         Args:
-            asker: who wants it, and where.
+            subject: who wants it, and where.
             language: of the code.
             code: what is wanted.
             trail: gets every decision.
@@ -164,7 +166,9 @@ class Guardrails:
         finally:
             await filtered.close(ended=ended)
 
-    def _filters(self, subject: ExecutionSubject, language: Language, code: str, wanted: Listeners) -> FilteredOutput | None:
+    def _filters(
+        self, subject: ExecutionSubject, language: Language, code: str, wanted: Listeners
+    ) -> FilteredOutput | None:
         if not self.hooks.handles("output_filter") or wanted == Listeners():
             return None
         chain = self.hooks.output_filters(PreToolContext(code=code, language=language, **subject.fields()))
@@ -214,12 +218,17 @@ class Guardrails:
 
     @contextlib.asynccontextmanager
     async def guarded(
-        self, subject: ExecutionSubject, language: Language, code: str, wanted: Listeners, decisions: list[DecisionRecord]
+        self,
+        subject: ExecutionSubject,
+        language: Language,
+        code: str,
+        wanted: Listeners,
+        decisions: list[DecisionRecord],
     ) -> AsyncIterator[GuardedRun]:
         """Guard code that the body runs: `admit` before it, `listeners` while it runs, `release` behind it.
 
         Args:
-            asker: who wants it, and where.
+            subject: who wants it, and where.
             language: of the code.
             code: what is wanted.
             wanted: hear what the hooks' filters let through.

@@ -9,23 +9,23 @@ from weakref import WeakValueDictionary
 
 from emberbox._text import check_agent, check_environment, check_texts
 from emberbox.config import Settings, load_settings
+from emberbox.engine.checkpoints import Checkpoints
 from emberbox.errors import HistoryError, ImageError, SessionNotFound, ValidationFailed, VmNotAvailable
 from emberbox.history.recorder import HistoryRecorder
 from emberbox.images.store import Image, ImageStore, Progress, no_progress
 from emberbox.images.template import Template, load_template
 from emberbox.machines.contract import Capabilities, MachineFactory
-from emberbox.machines.processor import hardware_kvm
 from emberbox.machines.probe_cache import record_probe
+from emberbox.machines.processor import hardware_kvm
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.models.configuration import LimitName
-from emberbox.sandbox.snapshots.service import SnapshotQuota
+from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry
 from emberbox.sandbox.durability.service import reap_idle
-from emberbox.sandbox.durability.registry import SandboxRegistry, SandboxRecord
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sandbox.manager import SandboxManager
 from emberbox.sandbox.pool.pool import PoolOptions
-from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.snapshots.service import SnapshotQuota
 from emberbox.sandbox.snapshots.store import SnapshotStore
-from emberbox.engine.checkpoints import Checkpoints
 
 
 def _firecracker(settings: Settings) -> MachineFactory:
@@ -82,7 +82,7 @@ class EngineResources:
 
     Args:
         settings: in force; read from file and environment by default.
-        durable: sandboxes outlive this one. `close()` puts them aside; the next durable one of the same `state_dir`
+        durable: sandboxes outlive this one. `close()` suspends them; the next durable one of the same `state_dir`
             finds them again, also after a crash (`recovered` says how). One at a time.
     """
 
@@ -220,7 +220,7 @@ class EngineResources:
     ) -> SandboxInstance:
         """Start a sandbox from a template (built first, if need be and `auto_provision` allows it), or from a kept
         snapshot (its id; the template and the limits are the snapshot's own). One that nobody uses for `idle_seconds`
-        ends (a durable one is put aside); None: it does not. One that is not `durable` ends with this process, whatever
+        ends (a durable one is suspended); None: it does not. One that is not `durable` ends with this process, whatever
         the engine is.
 
         `most` is what this caller's machine may have at most, beside the bounds of the settings.
@@ -335,11 +335,11 @@ class EngineResources:
         return self._sandboxes is not None and self._sandboxes.knows(sandbox_id)
 
     async def get_sandbox(self, sandbox_id: str) -> SandboxInstance:
-        """A sandbox by id; one that was put aside is woken. Raises SessionNotFound."""
+        """A sandbox by id; one that was suspended is woken. Raises SessionNotFound."""
         return await (await self._open()).find(sandbox_id)
 
     async def kill_sandbox(self, sandbox_id: str) -> None:
-        """End a sandbox for good, also one that was put aside. Raises SessionNotFound."""
+        """End a sandbox for good, also one that was suspended. Raises SessionNotFound."""
         manager = await self._open()
         if manager.durability is None or not await manager.durability.forget(sandbox_id):
             await manager.get(sandbox_id).kill()
@@ -355,7 +355,7 @@ class EngineResources:
         most: Mapping[LimitName, float] | None = None,
     ) -> SandboxInstance:
         """The sandbox of an agent: the one that is named, or the agent's own, which is made when there is none. It ends
-        (a durable one is put aside) when it is not used for `session_idle_seconds`.
+        (a durable one is suspended) when it is not used for `session_idle_seconds`.
 
         Raises:
             SessionNotFound: the agent has no sandbox of that name.
@@ -400,7 +400,7 @@ class EngineResources:
         asked = {} if limits is None else {name: getattr(limits, name) for name in limits.model_fields_set}
         for name, value in asked.items():
             if getattr(instance.limits, name) != value:
-                differs.append(f"{name} {getattr(session.limits, name)} (asked for: {value})")
+                differs.append(f"{name} {getattr(instance.limits, name)} (asked for: {value})")
         other = sorted(name for name, value in (envs or {}).items() if instance.envs.get(name) != value)
         if other:
             differs.append(f"another environment ({', '.join(other):.200})")
@@ -424,7 +424,7 @@ class EngineResources:
         return len(infos), sum(info.size_bytes for info in infos)
 
     async def list_suspended(self) -> list[SandboxRecord]:
-        """Those that were put aside; `get_sandbox` wakes them."""
+        """Those that were suspended; `get_sandbox` wakes them."""
         durability = (await self._open()).durability
         return [] if durability is None else durability.suspended
 
@@ -446,7 +446,7 @@ class EngineResources:
             await asyncio.wait([self._opening])  # else it would open what nobody closes
         if self._idle is not None:
             self._idle.cancel()
-            await asyncio.wait([self._idle])  # it may be about to put one aside
+            await asyncio.wait([self._idle])  # it may be about to suspend one
         try:
             if self._sandboxes is not None:
                 await self._sandboxes.close()

@@ -13,7 +13,7 @@ from .changes import Changes
 from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
 from .executions import CodeRun, Execution
-from .fields import RequestFields, RequestError, bad_request
+from .fields import RequestError, RequestFields, bad_request
 from .file_operations import FileOperations
 from .kernels.freshness import SIGNAL as COPIED
 from .limits import AsUser, Settings, is_privileged

@@ -12,8 +12,8 @@ from sqlalchemy import URL, Connection, create_engine, event, inspect, make_url,
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from emberbox.errors import HistoryError
-from emberbox.history.process_locks import FileOwners, NoOwners, Owners, ServerOwners
 from emberbox.history.db_threads import AsyncRunner, Runner, ThreadRunner
+from emberbox.history.process_locks import FileOwners, NoOwners, Owners, ServerOwners
 from emberbox.history.schema import HEAD, metadata
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -22,10 +22,10 @@ from emberbox.errors import HistoryError
 from emberbox.history import entries as changes
 from emberbox.history.chain import PRUNED, Head, Link, Verifier, digest
 from emberbox.history.database import OPEN_SECONDS, Database, database_of
-from emberbox.history.wal import Journal
-from emberbox.history.process_locks import FileOwners, Owners
 from emberbox.history.db_threads import Work, lock_links
+from emberbox.history.process_locks import FileOwners, Owners
 from emberbox.history.schema import ENTRIES, LINKS, entry_of, row_of, timestamp
+from emberbox.history.wal import Journal
 from emberbox.models import (
     CommandHistoryEntry,
     HistoryConfig,

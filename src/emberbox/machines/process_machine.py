@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from emberbox.errors import VmConnectionError, VmNotAvailable
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.contract import Death, MachineState, MachineStats, MemoryUse, next_states
 from emberbox.machines.channel import Channel
+from emberbox.machines.contract import Death, MachineState, MachineStats, MemoryUse, next_states
 from emberbox.machines.tail import OutputTail
 from emberbox.models import MachineLimits, TerminationReason
 

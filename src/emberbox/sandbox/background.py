@@ -9,8 +9,8 @@ from typing import Any
 from emberbox._text import encoded
 from emberbox.errors import ExecutionFailed, SessionNotFound
 from emberbox.models import CommandResult
-from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners
 
 
 class BackgroundCommands:

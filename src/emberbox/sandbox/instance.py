@@ -21,8 +21,8 @@ from emberbox.errors import (
 )
 from emberbox.guest.protocol import PROTOCOL_VERSION, Header
 from emberbox.images.store import Image
-from emberbox.machines.contract import Death, Machine, Snapshot
 from emberbox.machines.channel import Channel
+from emberbox.machines.contract import Death, Machine, Snapshot
 from emberbox.models import (
     MachineLimits,
     Recovery,
@@ -30,15 +30,15 @@ from emberbox.models import (
     SandboxMetrics,
     TerminationReason,
 )
-from emberbox.sandbox.snapshots.checkpoint import checkpoint, discard
 from emberbox.sandbox.configuration import GUEST_HOME, configuration
-from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.contexts import GuestContexts, GuestProcesses
 from emberbox.sandbox.durability.registry import SandboxRecord
-from emberbox.sandbox.lineage import Lineage, SnapshotPoint, Restoration
-from emberbox.sandbox.options import SandboxOptions
+from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.idle_stop import IdleStopper
+from emberbox.sandbox.lineage import Lineage, Restoration, SnapshotPoint
+from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.runner import Runner
+from emberbox.sandbox.snapshots.checkpoint import checkpoint, discard
 from emberbox.sandbox.work import nonsense
 
 _CALL_TIMEOUT = 15.0
@@ -86,7 +86,7 @@ class SandboxInstance:
         self.own = options.own
         """It is the one that its agent gets without naming one."""
         self.idle_seconds = options.idle_seconds
-        """Unused for so long, it is ended, or put aside."""
+        """Unused for so long, it is ended, or suspended."""
         self.last_used = asyncio.get_running_loop().time()
         self.recovered: Recovery | None = None
         self.attachments: dict[str, Any] = {}
@@ -254,7 +254,7 @@ class SandboxInstance:
     async def suspend(self) -> None:
         """End the machine; the sandbox goes on without it, from its last snapshot (see `Durability`)."""
         self.suspended = True
-        await self.kill(Death(TerminationReason.KILLED, "the sandbox was put aside"))
+        await self.kill(Death(TerminationReason.KILLED, "the sandbox was suspended"))
 
     async def kill(self, death: Death | None = None) -> None:
         """End it; harmless when it has ended."""
@@ -460,7 +460,7 @@ class SandboxInstance:
         return restoration
 
     def found_again(self, record: SandboxRecord, recovery: Recovery) -> None:
-        """Be the sandbox that was written down, by an earlier process or before it was put aside."""
+        """Be the sandbox that was written down, by an earlier process or before it was suspended."""
         self.lineage = Lineage.recorded(tuple(record.path), last_succeeded=record.good)
         self.started_at, self.own, self.idle_seconds = record.started_at, record.own, record.idle_seconds
         self.recovered = recovery

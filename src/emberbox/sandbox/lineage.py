@@ -1,6 +1,6 @@
 """What the state of a sandbox consists of: a pure value. Events give the next one; no clock, no machine, no asyncio.
 
-A sandbox (`SandboxInstance`) holds one, and replaces it when something happens to it; others read it. A snapshot carries the
+A `SandboxInstance` holds one, and replaces it when something happens to it; others read it. A snapshot carries the
 `SnapshotPoint` at which it was taken, so that "is this snapshot one of now" and "what does going back to it undo" are
 questions about two values. Which snapshot a sandbox goes on from (the head) is the business of its `SnapshotTree`.
 """

@@ -23,16 +23,16 @@ from emberbox.host.rundir import RunDir, dead_owners, make_run_dir
 from emberbox.images.store import Image
 from emberbox.machines.contract import Death, Machine, MachineFactory, Snapshot
 from emberbox.models import MachineLimits, TerminationReason
-from emberbox.sandbox.snapshots.service import SnapshotQuota, SnapshotService
+from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry
 from emberbox.sandbox.durability.service import Durability
-from emberbox.sandbox.durability.registry import SandboxRegistry, SandboxRecord
+from emberbox.sandbox.instance import SandboxInstance, SandboxState
 from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.pool.pool import MachinePool, PoolOptions
 from emberbox.sandbox.pool.state import Rules
-from emberbox.sandbox.instance import SandboxInstance, SandboxState
-from emberbox.sandbox.snapshots.tree import Node
-from emberbox.sandbox.snapshots.store import SnapshotStore
 from emberbox.sandbox.pool.templates import TemplateSnapshots
+from emberbox.sandbox.snapshots.service import SnapshotQuota, SnapshotService
+from emberbox.sandbox.snapshots.store import SnapshotStore
+from emberbox.sandbox.snapshots.tree import Node
 
 LOCAL_AGENT = "local"
 """Whoever uses the SDK or the command line: nobody to share the host with."""
@@ -50,12 +50,12 @@ class SandboxManager:
         store: of snapshots that outlive this process.
         pool: what may be made ahead, and how many sandboxes there may be.
         bounds: how many snapshots there may be, and how many sandboxes of one agent.
-        ledger: where sandboxes are written down that outlive this process; None: none does.
+        registry: where sandboxes are written down that outlive this process; None: none does.
         outlive_seconds: how long the machines of those run on when it dies.
 
     Attributes:
-        copies: snapshots, rollback, branch, fork.
-        keeper: of the sandboxes that outlive this process.
+        snapshots: snapshots, rollback, branch, fork.
+        durability: of the sandboxes that outlive this process.
         pool: machines made ahead, and places for sandboxes.
     """
 
@@ -84,7 +84,7 @@ class SandboxManager:
         )
         self.durability = None if ledger is None else Durability(self, ledger)
         self._places: Counter[str] = Counter()
-        """How many sandboxes each agent has or is being given, the dormant ones apart."""
+        """How many sandboxes each agent has or is being given, the suspended ones apart."""
 
     async def create(
         self,
@@ -102,7 +102,7 @@ class SandboxManager:
         """A machine of the warm pool, or one that is started until its agent is ready: forked from the template's
         snapshot, or booted where there is none yet. A failed or cancelled start leaves nothing behind.
 
-        `own`: it is the one that the agent gets without naming one. `idle_seconds`: it ends, or is put aside, when it
+        `own`: it is the one that the agent gets without naming one. `idle_seconds`: it ends, or is suspended, when it
         is not used for so long. `durable`: it outlives this process where others do.
 
         Raises:
@@ -148,7 +148,7 @@ class SandboxManager:
             self.durability.changed(instance)
 
     async def reopen(self, record: SandboxRecord, node: Node) -> SandboxInstance:
-        """A sandbox that was put aside goes on from a snapshot (see `Durability`)."""
+        """A sandbox that was suspended goes on from a snapshot (see `Durability`)."""
         return await self._start_copy(node.snapshot, _options_of(record), None)
 
     async def adopt(self, record: SandboxRecord, machine: Machine) -> SandboxInstance:
@@ -230,12 +230,14 @@ class SandboxManager:
         return sandbox_id in self._instances or sandbox_id in suspended
 
     async def find(self, sandbox_id: str) -> SandboxInstance:
-        """A sandbox by its id; one that was put aside is woken.
+        """A sandbox by its id; one that was suspended is woken.
 
         Raises:
             SessionNotFound: there is none.
         """
-        if self.durability is not None and (sandbox_id not in self._instances or self.durability.is_suspended(sandbox_id)):
+        if self.durability is not None and (
+            sandbox_id not in self._instances or self.durability.is_suspended(sandbox_id)
+        ):
             return await self.durability.wake(sandbox_id)
         return self.get(sandbox_id)
 
@@ -282,7 +284,7 @@ class SandboxManager:
             await self.durability.forget_expired()
 
     async def end(self, instance: SandboxInstance) -> None:
-        """Nobody uses it: put it aside, or kill it."""
+        """Nobody uses it: suspend it, or kill it."""
         if instance.durable and self.durability is not None:
             await self.durability.suspend(instance)
         else:
@@ -310,7 +312,9 @@ class SandboxManager:
 
     # --- life -----------------------------------------------------------------------------------------------------
 
-    def _session(self, machine: Machine, image: Image, limits: MachineLimits, options: SandboxOptions) -> SandboxInstance:
+    def _session(
+        self, machine: Machine, image: Image, limits: MachineLimits, options: SandboxOptions
+    ) -> SandboxInstance:
         return SandboxInstance(
             machine,
             image,
@@ -322,7 +326,9 @@ class SandboxManager:
             orphan_grace_seconds=self._orphan_grace_seconds,
         )
 
-    async def _started(self, instance: SandboxInstance, start: Coroutine[object, object, None], timeout: float | None) -> None:
+    async def _started(
+        self, instance: SandboxInstance, start: Coroutine[object, object, None], timeout: float | None
+    ) -> None:
         try:
             await start
             instance.set_timeout(timeout)
@@ -343,7 +349,7 @@ class SandboxManager:
             os.close(fd)
 
     async def close(self) -> None:
-        """Put those aside that are to outlive us; kill the others, and remove their snapshots."""
+        """Suspend those that are to outlive us; kill the others, and remove their snapshots."""
         if self.durability is not None:
             await self.durability.suspend_all()
         await asyncio.gather(self.pool.close(), *(instance.kill() for instance in self.instances()))

@@ -19,7 +19,7 @@ class SandboxOptions:
         sandbox_id: its name; None: a new one.
         own: it is the one that its agent gets without naming one.
         durable: it outlives this process where others do.
-        idle_seconds: it ends, or is put aside, when it is not used for so long; None: it does not.
+        idle_seconds: it ends, or is suspended, when it is not used for so long; None: it does not.
         origin: what it goes on from, where it is a copy.
     """
 

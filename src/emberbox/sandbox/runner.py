@@ -19,8 +19,8 @@ from emberbox.errors import (
     VmNotAvailable,
 )
 from emberbox.guest.protocol import Header, ProtocolError
-from emberbox.machines.contract import Death, Machine
 from emberbox.machines.channel import Channel
+from emberbox.machines.contract import Death, Machine
 from emberbox.models import CommandResult, Execution, Language, MachineLimits, TerminationReason
 from emberbox.sandbox.lineage import Lineage
 from emberbox.sandbox.listeners import Listeners, RunOptions

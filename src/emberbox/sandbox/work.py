@@ -9,8 +9,8 @@ from typing import Any
 
 from emberbox.errors import ExecutionFailed
 from emberbox.guest.protocol import Header
-from emberbox.machines.contract import Machine
 from emberbox.machines.channel import Event, Stream
+from emberbox.machines.contract import Machine
 from emberbox.models import Execution, TerminationReason
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector

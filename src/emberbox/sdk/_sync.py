@@ -274,7 +274,7 @@ class Sandbox(Twin[AsyncSandbox]):
 
     @classmethod
     def connect(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
-        """Another handle on a sandbox that lives, by its id. One that was paused, or put aside by a durable engine,
+        """Another handle on a sandbox that lives, by its id. One that was paused, or suspended by a durable engine,
         goes on.
 
         Args:

@@ -23,13 +23,13 @@ from emberbox.errors import VmExecutionError
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.languages import RULES
 from emberbox.server import error_handlers, tracing
-from emberbox.server.auth import Authenticator
 from emberbox.server.approvals import ApprovalSubscribers
+from emberbox.server.auth import Authenticator
 from emberbox.server.examples import add_examples
-from emberbox.server.request_guard import REQUEST_ID, RequestGuard
 from emberbox.server.idempotency import HEADER
 from emberbox.server.metrics import Metrics
 from emberbox.server.probe import Prober
+from emberbox.server.request_guard import REQUEST_ID, RequestGuard
 from emberbox.server.routes import approvals, health, inside, llm, sandboxes, sessions, v2, vms
 from emberbox.server.service import Service
 from emberbox.server.sockets import router as sockets

@@ -22,12 +22,12 @@ from emberbox.models import (
 from emberbox.sandbox.listeners import Listeners
 from emberbox.server import messages
 from emberbox.server.auth import Principal
-from emberbox.server.parse_execute import parse_execute
 from emberbox.server.error_handlers import ClientDisconnected, of_model, plain
-from emberbox.server.websocket import WebSocketConnection
+from emberbox.server.parse_execute import parse_execute
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
 from emberbox.server.tokens import Scope
+from emberbox.server.websocket import WebSocketConnection
 
 
 class MachineProtocol:

@@ -13,8 +13,8 @@ from prometheus_client.core import GaugeMetricFamily
 from emberbox.engine import Engine
 from emberbox.errors import ExecutionFailed, NoCapacity, VmExecutionError, VmNotAvailable
 from emberbox.models.service import Readiness
-from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.server.metrics import gauge
 from emberbox.server.service import PROBE, Service
 

@@ -51,7 +51,9 @@ class RequestGuard:
         observer: counts.
     """
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator, config: ServerConfig, observer: RequestObserver) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticator: Authenticator, config: ServerConfig, observer: RequestObserver
+    ) -> None:
         self._app = app
         self._authenticator = authenticator
         self._max_body = config.max_body_bytes

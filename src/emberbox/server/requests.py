@@ -7,8 +7,8 @@ from typing import Any
 from emberbox.engine import ExecuteRequest
 from emberbox.models import Execution, SnapshotStrategy, TerminationReason, VmExecuteResponse
 from emberbox.models.service import ExecuteV2Request, ExecuteV2Response, ExecutionStatus
-from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import RunOptions
 from emberbox.server import bounds
 
 

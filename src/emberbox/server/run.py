@@ -31,7 +31,7 @@ _BACKLOG = 1024
 
 
 def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> None:
-    """Serve until SIGTERM or SIGINT; returns when everything is put aside.
+    """Serve until SIGTERM or SIGINT; returns when everything is suspended.
 
     Args:
         settings: in force.

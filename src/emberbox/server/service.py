@@ -36,16 +36,16 @@ from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
 from emberbox.sandbox.background import BackgroundCommands
-from emberbox.sandbox.snapshots.service import CopyOptions
 from emberbox.sandbox.durability.registry import SandboxRecord
-from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.instance import SandboxInstance, SandboxState
+from emberbox.sandbox.listeners import Listeners
+from emberbox.sandbox.snapshots.service import CopyOptions
 from emberbox.server import templates
-from emberbox.server.auth import Authenticator, ConcurrencyLimiter, Principal
 from emberbox.server.approvals import ApprovalSubscribers
-from emberbox.server.subscribers import OutputSubscribers
+from emberbox.server.auth import Authenticator, ConcurrencyLimiter, Principal
 from emberbox.server.idempotency import IdempotencyStore
 from emberbox.server.metrics import Metrics, gauge
+from emberbox.server.subscribers import OutputSubscribers
 from emberbox.server.tracing import span
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class Service:
     # --- whose is what --------------------------------------------------------------------------------------------
 
     async def session(self, principal: Principal, vm_id: str) -> SandboxInstance:
-        """A machine of the caller's; one that was put aside is woken.
+        """A machine of the caller's; one that was suspended is woken.
 
         Raises:
             SessionNotFound: there is none, or it is somebody else's: the caller cannot tell which.

@@ -16,12 +16,12 @@ from emberbox.models import VmExecuteResponse
 from emberbox.sandbox.listeners import Listeners
 from emberbox.server import messages
 from emberbox.server.auth import Principal
-from emberbox.server.machine_protocol import MachineProtocol
 from emberbox.server.error_handlers import ClientDisconnected, of_model, plain
+from emberbox.server.machine_protocol import MachineProtocol
 from emberbox.server.request_guard import POLICY_VIOLATION, UNAUTHORIZED
-from emberbox.server.websocket import GOING_AWAY, TRY_AGAIN_LATER, WebSocketConnection
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
+from emberbox.server.websocket import GOING_AWAY, TRY_AGAIN_LATER, WebSocketConnection
 
 router = APIRouter()
 _LOOK_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""Answers that outlast a single write: streams of events, and plain answers whose asker may leave."""
+"""Answers that outlast a single write: streams of events, and plain answers whose client may leave."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from emberbox import Settings, load_settings
-from emberbox.errors import VmNotAvailable
 from emberbox.engine.resources import EngineResources
+from emberbox.errors import VmNotAvailable
 from emberbox.machines.contract import Capabilities
 from emberbox.machines.probe_cache import is_proven, record_probe
 

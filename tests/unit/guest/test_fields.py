@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberbox.guest.fields import RequestFields, RequestError
+from emberbox.guest.fields import RequestError, RequestFields
 
 
 @pytest.mark.parametrize(

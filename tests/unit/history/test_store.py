@@ -14,9 +14,9 @@ import pytest
 
 from emberbox.errors import ExecutionFailed, HistoryError, PolicyBlocked
 from emberbox.history import entries
-from emberbox.history.wal import read_journal
 from emberbox.history.schema import ENTRIES
 from emberbox.history.store import open_store
+from emberbox.history.wal import read_journal
 from emberbox.models import ExecutionError, HistoryConfig, HistoryQueryRequest, TerminationReason
 
 from .conftest import History, begun, outcome

@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space"):
         journal.append(begun())
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     second = begun()
     journal.append(second)
     assert read_journal(path) == [first, second]

@@ -160,7 +160,7 @@ async def test_one_of_another_version_leaves_it_to_its_like(run_dir: Path, monke
                 await Spawner.adopt(left.path)
             if "another version" in error.value.message:
                 break
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     spawner, lock_fd, names = await adopted(left.path)
     assert names == ["gv1"]
     assert all(map(alive, left.pids[:2]))

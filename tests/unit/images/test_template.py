@@ -170,7 +170,7 @@ def test_the_key_changes_with_everything_that_is_built(
     keys = [write_template(text).key() for text in ("", *CHANGES.values())]
     monkeypatch.setattr(platform, "machine", lambda: "another")
     keys.append(write_template("").key())
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     monkeypatch.setattr(module, "BUILD_FORMAT", module.BUILD_FORMAT + 1)
     keys.append(write_template("").key())
     assert len(set(keys)) == len(keys)

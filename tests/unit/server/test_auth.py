@@ -11,7 +11,7 @@ import pytest
 
 from emberbox.errors import Forbidden, TooManyRequests, Unauthorized
 from emberbox.models.server import ServerConfig
-from emberbox.server import access
+from emberbox.server import auth
 from emberbox.server.auth import Authenticator, ConcurrencyLimiter, Principal
 from emberbox.server.tokens import SCOPES, Scope, TokenStore
 
@@ -131,7 +131,7 @@ def test_where_tokens_have_been_the_door_stays_closed(tmp_path: Path) -> None:
 
 
 def test_only_so_many_callers_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_CALLERS", 10)
+    monkeypatch.setattr(auth, "_CALLERS", 10)
     door = durability(tmp_path / "t.json")
     for number in range(100):
         door.principal(None, f"address-{number}")

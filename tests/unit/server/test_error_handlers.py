@@ -21,7 +21,7 @@ from emberbox.errors import (
     error_classes,
 )
 from emberbox.models.service import ErrorResponse
-from emberbox.server import failures
+from emberbox.server import error_handlers
 from emberbox.server.error_handlers import error_answer, of_validation, plain, status_of
 
 
@@ -29,7 +29,7 @@ def test_every_error_has_a_status_that_is_documented() -> None:
     """A class that is added later must be thought of."""
     for kind in error_classes().values():
         status = status_of(kind("x"))
-        assert status in {*failures.RESPONSES, 500, 502}, kind
+        assert status in {*error_handlers.RESPONSES, 500, 502}, kind
         if kind is not Internal and kind is not VmExecutionError and kind.code != "api_error":
             assert status != 500, kind
 

@@ -18,8 +18,8 @@ from emberbox.engine import Engine
 from emberbox.errors import Conflict, Forbidden, ValidationFailed, VmNotAvailable
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.models import ApprovalRequest, ApprovalResponse, CommandHistoryEntry, TerminationReason
-from emberbox.server.auth import Authenticator
 from emberbox.server.approvals import ApprovalSubscribers
+from emberbox.server.auth import Authenticator
 from emberbox.server.examples import EXAMPLES, add_examples
 from emberbox.server.metrics import Metrics, gauge, outcome_of
 from emberbox.server.service import Service, checked_metadata

@@ -342,7 +342,7 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(store: TokenStore, monkey
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigError, match="No space left"):
         make(store, "bob")
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     assert store.check(token) is not None
     assert [record.name for record in store.records()] == ["ada"]
     assert [path.name for path in store.path.parent.iterdir() if path.suffix not in {".json", ".lock"}] == []

@@ -1,4 +1,4 @@
-"""Taking over one machine that an Emberbox left running when it died (estate.py).
+"""Taking over one machine that an Emberbox left running when it died (machines/adoption.py).
 
 Its connection ended with that. Firecracker and the relay in the guest take a new one at any time.
 """
@@ -15,8 +15,8 @@ from emberbox.errors import VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
-from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.jail_layout import JailLayout
+from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.snapshot_files import FINGERPRINT, Fingerprint
 
 _ANSWER_SECONDS = 10.0

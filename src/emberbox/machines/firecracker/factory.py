@@ -34,14 +34,6 @@ from emberbox.machines.firecracker.api import (
     Vsock,
 )
 from emberbox.machines.firecracker.disk_limits import DRIVE, DRIVE_PATH, change_of_limiter, limiter, same_limits
-from emberbox.machines.firecracker.machine import FirecrackerMachine
-from emberbox.machines.firecracker.options import (
-    EMULATED,
-    PINNED_VERSION,
-    FirecrackerOptions,
-    find_problem,
-    version_of,
-)
 from emberbox.machines.firecracker.jail_layout import (
     DISK,
     ENV,
@@ -55,10 +47,24 @@ from emberbox.machines.firecracker.jail_layout import (
     kill_processes,
     machines_below,
 )
-from emberbox.machines.firecracker.snapshot_files import LAYOUT, Fingerprint, check_fingerprint, read_fingerprint, write_fingerprint
+from emberbox.machines.firecracker.machine import FirecrackerMachine
+from emberbox.machines.firecracker.options import (
+    EMULATED,
+    PINNED_VERSION,
+    FirecrackerOptions,
+    find_problem,
+    version_of,
+)
+from emberbox.machines.firecracker.snapshot_files import (
+    LAYOUT,
+    Fingerprint,
+    check_fingerprint,
+    read_fingerprint,
+    write_fingerprint,
+)
+from emberbox.machines.probe_cache import is_proven
 from emberbox.machines.process_factory import SPACE, ProcessFactory
 from emberbox.machines.processor import emulated, processor
-from emberbox.machines.probe_cache import is_proven
 from emberbox.models import MachineLimits
 
 _KERNEL_ARGS = (
@@ -319,13 +325,17 @@ class FirecrackerFactory(ProcessFactory[FirecrackerMachine]):
         if self.options.jailed:
             install_program(self.options, run_dir.path)
 
-    def _new(self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner, fingerprint: Fingerprint) -> FirecrackerMachine:
+    def _new(
+        self, run_dir: RunDir, limits: MachineLimits, spawner: Spawner, fingerprint: Fingerprint
+    ) -> FirecrackerMachine:
         """A machine that has its cgroup, and no place and no process yet. From here on `kill` clears it."""
         machine_id = f"fc{secrets.token_hex(5)}"
         room = limits.model_copy(update={"memory_mb": limits.memory_mb + _OVERHEAD_MB})
         group = self._make_group(run_dir, machine_id, room)
         uid = self._free_uid(self.options.first_uid, self.options.uids) if self.options.jailed else None
-        machine = FirecrackerMachine(JailLayout.of(run_dir.path, machine_id, uid), spawner, group, fingerprint, self._forget)
+        machine = FirecrackerMachine(
+            JailLayout.of(run_dir.path, machine_id, uid), spawner, group, fingerprint, self._forget
+        )
         machine.uid = uid
         self._machines[machine_id] = machine
         return machine

@@ -1,4 +1,4 @@
-"""Taking over one sandbox that an Emberbox left running when it died (estate.py)."""
+"""Taking over one sandbox that an Emberbox left running when it died (machines/adoption.py)."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from emberbox.errors import SnapshotFailed, VmNotAvailable
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.contract import Death, MachineState, MachineStats, MemoryUse
 from emberbox.machines.channel import Channel
+from emberbox.machines.contract import Death, MachineState, MachineStats, MemoryUse
 from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
-from emberbox.machines.gvisor.memory import MemoryGauge
 from emberbox.machines.gvisor.idle_stop import IdleStop
+from emberbox.machines.gvisor.memory import MemoryGauge
 from emberbox.machines.gvisor.stubs import Stubs, descendants
 from emberbox.machines.process_machine import ProcessMachine
 from emberbox.machines.tail import OutputTail

@@ -1,4 +1,7 @@
-"""Taking over one machine that an Emberbox left running when it died (estate.py): its sockets were held meanwhile."""
+"""Adopting one machine that an Emberbox left running when it died (machines/adoption.py).
+
+Its sockets were held meanwhile by its spawner.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from emberbox.errors import VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
-from emberbox.machines.qemu.shared_memory import SharedMemory
 from emberbox.machines.qemu.machine import QemuMachine, close_all, memory_fd_of
+from emberbox.machines.qemu.shared_memory import SharedMemory
 from emberbox.machines.qemu.snapshot_files import read_fingerprint
 from emberbox.machines.threads import claimed
 

@@ -22,16 +22,16 @@ from emberbox.images.kernel import GuestKernel, find_kernel
 from emberbox.images.store import Image
 from emberbox.machines.contract import Capabilities, Machine, Snapshot
 from emberbox.machines.digests import Verifier
+from emberbox.machines.probe_cache import is_proven
 from emberbox.machines.process_factory import SPACE, ProcessFactory
 from emberbox.machines.processor import processor
-from emberbox.machines.probe_cache import is_proven
 from emberbox.machines.qemu.adoption import take_machine
-from emberbox.machines.qemu.shared_memory import SharedMemory, SharedMemoryCache
 from emberbox.machines.qemu.command import Hardware, command, disk_limits, kernel_args, vcpus
 from emberbox.machines.qemu.machine import QemuMachine, close_all, sockets
 from emberbox.machines.qemu.memory import new_memory
 from emberbox.machines.qemu.options import OLDEST, TESTED, QemuOptions, Version, find_problem, tsc_khz, version_of
 from emberbox.machines.qemu.permissions import check_readable, rights, root_problem
+from emberbox.machines.qemu.shared_memory import SharedMemory, SharedMemoryCache
 from emberbox.machines.qemu.snapshot_files import (
     BASE,
     LAYOUT,

@@ -16,15 +16,15 @@ from emberbox.host.cgroups import MachineGroup
 from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
 from emberbox.images.store import Image
-from emberbox.machines.contract import Death, MachineState
 from emberbox.machines.channel import Channel
+from emberbox.machines.contract import Death, MachineState
 from emberbox.machines.process_machine import ProcessMachine
-from emberbox.machines.qemu.shared_memory import SharedMemory, save_memory
-from emberbox.machines.qemu.wake_handshake import greet
+from emberbox.machines.qemu.checkpoint import migrate, save_devices
 from emberbox.machines.qemu.memory import Mapped, PagesFile
 from emberbox.machines.qemu.qmp import Qmp, QmpError
-from emberbox.machines.qemu.checkpoint import migrate, save_devices
+from emberbox.machines.qemu.shared_memory import SharedMemory, save_memory
 from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint, write_fingerprint
+from emberbox.machines.qemu.wake_handshake import greet
 from emberbox.machines.serial import SerialLog
 from emberbox.models import TerminationReason
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from emberbox.errors import VmNotAvailable
 from emberbox.host import confinement
 from emberbox.host.spawner import Confinement, OwnRoot
-from emberbox.machines.qemu.options import QemuOptions
 from emberbox.machines.qemu.checkpoint import MOST_DEVICES
+from emberbox.machines.qemu.options import QemuOptions
 
 _OPEN_FILES, _THREADS = 512, 256
 _SECONDS = 20.0

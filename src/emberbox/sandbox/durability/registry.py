@@ -101,7 +101,7 @@ class SandboxRegistry:
             (self._folder / f"{sandbox_id}.json").unlink()
 
     def records(self) -> list[SandboxRecord]:
-        """All that can be read; what cannot is put aside as `<id>.unreadable`, because it is somebody's: see there."""
+        """All that can be read; what cannot is moved away as `<id>.unreadable`, because it is somebody's: see there."""
         found = []
         for path in sorted(self._folder.glob("sb-*.json")):
             try:

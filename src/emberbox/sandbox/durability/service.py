@@ -1,6 +1,6 @@
-"""Sandboxes that outlive the process: written down as they change, put aside when idle, found again after a restart.
+"""Sandboxes that outlive the process: written down as they change, suspended when idle, found again after a restart.
 
-A sandbox that is put aside is dormant: it has a snapshot and a record, and no machine. Whoever asks for it wakes it.
+A sandbox that is suspended is suspended: it has a snapshot and a record, and no machine. Whoever asks for it wakes it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from emberbox.errors import (
 )
 from emberbox.machines.contract import Death, Machine
 from emberbox.models import Recovery, TerminationReason
-from emberbox.sandbox.snapshots.service import SnapshotService
-from emberbox.sandbox.durability.registry import SandboxRegistry, SandboxRecord
+from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry
 from emberbox.sandbox.instance import SandboxInstance, SandboxState
+from emberbox.sandbox.snapshots.service import SnapshotService
 from emberbox.sandbox.snapshots.tree import Node
 
 _AT_ONCE = 4
@@ -141,14 +141,14 @@ class Durability:
         )
 
     def closed(self, sandbox_id: str) -> bool:
-        """A session has ended; False when its sandbox goes on, dormant."""
+        """A session has ended; False when its sandbox goes on, suspended."""
         self._known.discard(sandbox_id)
         if sandbox_id in self._suspending:
             return False
         self._ledger.remove(sandbox_id)
         return True
 
-    # --- aside ----------------------------------------------------------------------------------------------------
+    # --- suspend --------------------------------------------------------------------------------------------------
 
     async def suspend(self, instance: SandboxInstance, *, force: bool = False) -> None:
         """Take a snapshot and end the machine.
@@ -227,7 +227,7 @@ class Durability:
         return [sandbox.record for sandbox in self._suspended.values() if not sandbox.expired]
 
     def suspended_count(self, agent_id: str) -> int:
-        """How many dormant sandboxes an agent has, but for those that are being woken."""
+        """How many suspended sandboxes an agent has, but for those that are being woken."""
         names = [record.sandbox_id for record in self.suspended if record.agent_id == agent_id]
         return sum(name not in self._waking for name in names)
 
@@ -236,18 +236,18 @@ class Durability:
         return sandbox_id in self._suspended
 
     def snapshot_bytes(self, agent_id: str) -> int:
-        """Of all snapshots of an agent's dormant sandboxes."""
+        """Of all snapshots of an agent's suspended sandboxes."""
         mine = [sandbox for sandbox in self._suspended.values() if sandbox.record.agent_id == agent_id]
         return sum(node.info.size_bytes for sandbox in mine for node in sandbox.nodes)
 
     async def forget_expired(self) -> None:
-        """End the dormant sandboxes whose own time is over."""
+        """End the suspended sandboxes whose own time is over."""
         for sandbox_id in [sandbox_id for sandbox_id, sandbox in self._suspended.items() if sandbox.expired]:
             if sandbox_id not in self._waking:
                 await self.forget(sandbox_id)
 
     async def wake(self, sandbox_id: str) -> SandboxInstance:
-        """Give a dormant sandbox a machine; those who ask at once share it.
+        """Give a suspended sandbox a machine; those who ask at once share it.
 
         Raises:
             SessionNotFound: there is no such sandbox.
@@ -265,7 +265,7 @@ class Durability:
     async def _wake(self, sandbox_id: str) -> SandboxInstance:
         sandbox = self._suspended[sandbox_id]
         for instance in self._host.instances():
-            if instance.id == sandbox_id:  # it is just being put aside
+            if instance.id == sandbox_id:  # it is just being suspended
                 await instance.kill()
         why = sandbox.problem or SnapshotFailed(f"Sandbox {sandbox_id} has no snapshot.")
         for node in sandbox.best():
@@ -301,7 +301,7 @@ class Durability:
         node.moment = instance.lineage.moment
 
     async def forget(self, sandbox_id: str) -> bool:
-        """End a dormant sandbox for good; False when there is none of this id."""
+        """End a suspended sandbox for good; False when there is none of this id."""
         if (task := self._waking.get(sandbox_id)) is not None:
             await asyncio.wait([task])
         sandbox = self._suspended.pop(sandbox_id, None)

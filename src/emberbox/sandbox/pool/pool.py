@@ -1,6 +1,6 @@
 """The warm pool: machines made ahead, and places for sandboxes. It stands between the manager and a machine factory.
 
-What happens when is decided by `pool_state`; this module carries it out: it starts, stops, watches and kills machines,
+What happens when is decided by `state`; this module carries it out: it starts, stops, watches and kills machines,
 and keeps those who must wait for a place.
 """
 
@@ -324,7 +324,11 @@ class MachinePool:
                 change.set_result(None)
         if self._keeper is None and self._state.needs_tick:
             self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="pool")
-        if self._alarm is None and (cooldown := self._state.cooldown_until - self._clock()) > 0 and not self._state.closed:
+        if (
+            self._alarm is None
+            and (cooldown := self._state.cooldown_until - self._clock()) > 0
+            and not self._state.closed
+        ):
             self._alarm = asyncio.get_running_loop().call_later(cooldown, self._cooldown_is_over)
         return given
 

@@ -27,8 +27,8 @@ from pydantic import ValidationError
 from emberbox.errors import SnapshotFailed, ValidationFailed
 from emberbox.images.store import guest_digest, guest_files
 from emberbox.models import Model
-from emberbox.sandbox.snapshots.tree import RECORD
 from emberbox.sandbox.snapshots.store import BUILDING, FORMAT, SnapshotRecord, SnapshotStore
+from emberbox.sandbox.snapshots.tree import RECORD
 
 Progress = Callable[[str, float | None], None]
 

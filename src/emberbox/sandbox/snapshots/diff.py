@@ -13,8 +13,8 @@ from typing import Literal
 
 from emberbox.errors import GuestFileError
 from emberbox.models import FileDiff
-from emberbox.sandbox.outcome import printable
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.outcome import printable
 from emberbox.sandbox.snapshots.file_trees import LONGEST_COMPARED, File, content, tree
 from emberbox.sandbox.snapshots.unified import MOST_STEPS, Effort, TooDifferent, unified_diff
 
@@ -44,7 +44,7 @@ class _Left:
     effort: Effort = field(default_factory=lambda: Effort(MOST_STEPS_IN_ALL))
 
 
-async def differences(then: SandboxInstance, now: SandboxInstance) -> list[FileDiff]:
+async def diff(then: SandboxInstance, now: SandboxInstance) -> list[FileDiff]:
     """Files that differ, sorted by path, with the lines that differ where both are text and not too much."""
     before, after = await tree(then), await tree(now)
     left = _Left()
@@ -79,7 +79,9 @@ def _change(old: File | None, new: File | None) -> Literal["created", "changed",
     return "deleted" if new is None else "changed"
 
 
-async def _content(instance: SandboxInstance, path: str, file: File | None, other: File | None, left: _Left) -> bytes | None:
+async def _content(
+    instance: SandboxInstance, path: str, file: File | None, other: File | None, left: _Left
+) -> bytes | None:
     """Bytes of one side: empty where there is no file, None where it is not to be read."""
     if file is None:
         return b""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from emberbox.errors import ExecutionFailed, GuestFileError, RollbackFailed, ValidationFailed
 from emberbox.sandbox.files import ExactFiles
-from emberbox.sandbox.outcome import printable
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.outcome import printable
 from emberbox.sandbox.snapshots.file_trees import LONGEST_COMPARED, File, content, tree
 
 _MOST_PATHS = 1000

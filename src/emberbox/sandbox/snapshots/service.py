@@ -14,11 +14,11 @@ from typing import Protocol
 from emberbox.errors import RollbackFailed, SnapshotFailed, SnapshotNotFound, VmExecutionError, VmNotAvailable
 from emberbox.machines.contract import Death, Machine, Snapshot
 from emberbox.models import SnapshotKind
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sandbox.lineage import SnapshotPoint
 from emberbox.sandbox.options import SandboxOptions
-from emberbox.sandbox.instance import SandboxInstance
-from emberbox.sandbox.snapshots.tree import Node, SnapshotTree, erase
 from emberbox.sandbox.snapshots.store import SnapshotStore
+from emberbox.sandbox.snapshots.tree import Node, SnapshotTree, erase
 
 _FORKS_AT_ONCE = 4
 """Copies that start at the same time; more would only wait for the same processors."""
@@ -44,7 +44,7 @@ class CopyOptions:
         timeout: seconds after which it is killed; None: never.
         metadata: its words; None: those of the origin.
         durable: it outlives this process where others do.
-        idle_seconds: it ends, or is put aside, when it is not used for so long; None: it does not.
+        idle_seconds: it ends, or is suspended, when it is not used for so long; None: it does not.
     """
 
     timeout: float | None = None
@@ -200,9 +200,11 @@ class SnapshotService:
             self.store.remove(info.snapshot_id)
         instance.changed()
 
-    # --- back, aside ----------------------------------------------------------------------------------------------
+    # --- rollback and revival -----------------------------------------------------------------------------------------
 
-    async def rollback(self, instance: SandboxInstance, node: Node, beside: Awaitable[object] | None = None) -> list[str]:
+    async def rollback(
+        self, instance: SandboxInstance, node: Node, beside: Awaitable[object] | None = None
+    ) -> list[str]:
         """Take the sandbox back: files, memory and processes. The executions that this undid, oldest first.
 
         `beside`: see `SandboxInstance.replace_machine`.
@@ -239,7 +241,9 @@ class SnapshotService:
             return True
         return False
 
-    async def _revive_from(self, instance: SandboxInstance, tree: SnapshotTree, node: Node, death: Death, dead: Machine) -> None:
+    async def _revive_from(
+        self, instance: SandboxInstance, tree: SnapshotTree, node: Node, death: Death, dead: Machine
+    ) -> None:
         def swapped() -> None:
             tree.went_back_to(node.info.snapshot_id)
             instance.restored(node.moment, node.info.snapshot_id, death)
@@ -253,7 +257,9 @@ class SnapshotService:
         with self.tree(instance).use(node) as snapshot:
             return await self._copy(instance, snapshot, node.moment, options)
 
-    async def fork(self, instance: SandboxInstance, count: int, options: CopyOptions) -> list[SandboxInstance | VmExecutionError]:
+    async def fork(
+        self, instance: SandboxInstance, count: int, options: CopyOptions
+    ) -> list[SandboxInstance | VmExecutionError]:
         """`count` new sandboxes that go on from this moment; for each the sandbox, or why there is none."""
         # not in the tree: the copies do not depend on whether the sandbox lives on
         directory = self._folder() / f"fork-{secrets.token_hex(6)}"
@@ -297,7 +303,13 @@ class SnapshotService:
             raise
 
     async def _copy(
-        self, origin: SandboxInstance, snapshot: Snapshot, moment: SnapshotPoint, options: CopyOptions, *, counted: bool = True
+        self,
+        origin: SandboxInstance,
+        snapshot: Snapshot,
+        moment: SnapshotPoint,
+        options: CopyOptions,
+        *,
+        counted: bool = True,
     ) -> SandboxInstance:
         wanted = SandboxOptions(
             envs=origin.envs,

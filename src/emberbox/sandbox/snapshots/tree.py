@@ -79,7 +79,11 @@ class SnapshotTree:
         return self.folder / f"snap-{secrets.token_hex(6)}"
 
     def add(
-        self, snapshot: Snapshot, name: str | None = None, kind: SnapshotKind = "manual", moment: SnapshotPoint | None = None
+        self,
+        snapshot: Snapshot,
+        name: str | None = None,
+        kind: SnapshotKind = "manual",
+        moment: SnapshotPoint | None = None,
     ) -> Node:
         """Take a finished snapshot in; it becomes the head."""
         moment = moment or SnapshotPoint()

@@ -28,8 +28,8 @@ from emberbox.models import (
 )
 from emberbox.sandbox.background import BackgroundCommand, BackgroundCommands
 from emberbox.sandbox.files import GuestFiles
-from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sdk.backends.base import CreateOptions
 from emberbox.sdk.commands import AsyncCommands
 from emberbox.sdk.files import AsyncFiles

@@ -22,8 +22,8 @@ from emberbox.models.service import (
     RenameRequest,
     StdinRequest,
 )
-from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes
 from emberbox.server.dependencies import SSE, Call

@@ -8,8 +8,8 @@ from emberbox.models import ParseExecuteRequest, ParseExecuteResponse, VmExecute
 from emberbox.models.service import PoolConfig, VmPoolResponse
 from emberbox.sandbox.listeners import Listeners
 from emberbox.server.admission import AdmittingRoute, Executes, Reads
-from emberbox.server.parse_execute import SameListeners, parse_execute
 from emberbox.server.dependencies import SSE, Call, Stream
+from emberbox.server.parse_execute import SameListeners, parse_execute
 from emberbox.server.requests import request_of
 from emberbox.server.streams import answer
 

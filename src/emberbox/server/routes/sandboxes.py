@@ -27,8 +27,8 @@ from emberbox.models.service import (
     TimeoutRequest,
     VmInstance,
 )
-from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads
 from emberbox.server.dependencies import SSE, Call, Stream
@@ -48,7 +48,7 @@ def decoded(text: str, name: str) -> bytes:
 
 
 async def used(call: Call, vm_id: str) -> SandboxInstance:
-    """The machine; one that was put aside is woken."""
+    """The machine; one that was suspended is woken."""
     return await call.service.session(call.principal, vm_id)
 
 
@@ -189,7 +189,7 @@ def info_of(session: SandboxInstance) -> SandboxInfo:
 
 @router.get("/info", response_model=SandboxInfo, summary="Look at a machine (SDK)")
 async def info(vm_id: str, call: Reads) -> Response:
-    """As `Sandbox.get_info`; one that was put aside is woken."""
+    """As `Sandbox.get_info`; one that was suspended is woken."""
     return answer(info_of(await call.service.session(call.principal, vm_id)))
 
 

@@ -21,8 +21,8 @@ from emberbox.models.service import (
     SnapshotCreateRequest,
 )
 from emberbox.sandbox.durability.registry import SandboxRecord
-from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads, session_id, session_ids
 from emberbox.server.dependencies import Call
@@ -38,7 +38,7 @@ Agent = Annotated[str | None, Query(description="whose session, where several ag
 
 @router.post("", response_model=SessionInfo, status_code=201, summary="Begin a session")
 async def create(body: SessionCreateRequest, call: Executes) -> Response:
-    """A machine under a name that is the agent's own. It stays until it is closed; unused, it is put aside."""
+    """A machine under a name that is the agent's own. It stays until it is closed; unused, it is suspended."""
     service = call.service
     agent_id = call.principal.agent(body.agent_id)
     with service.accepted(call.principal), service.naming(agent_id, body.name), service.waiting():
@@ -58,7 +58,7 @@ async def create(body: SessionCreateRequest, call: Executes) -> Response:
 
 @router.get("", response_model=SessionList, summary="List sessions")
 async def list_all(call: Reads) -> Response:
-    """All that the caller may see; those that were put aside are listed as paused, and not woken."""
+    """All that the caller may see; those that were suspended are listed as paused, and not woken."""
     engine, sees = call.service.engine, call.principal.sees
     sessions = [one for one in await engine.list_sandboxes() if sees(one.agent_id)]
     infos = [await _info(call, one.metadata[SESSION_KEY], one) for one in sessions if SESSION_KEY in one.metadata]

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from emberbox.engine.checkpoints import LAST_SUCCESS, Checkpoints
 from emberbox.errors import ExecutionCancelled, SnapshotNotFound, ValidationFailed, VmExecutionError
 from emberbox.host.pressure import MemoryReader
 from emberbox.languages import get_language
@@ -34,16 +35,15 @@ from emberbox.models.service import (
     SnapshotCreateRequest,
     VmConfig,
 )
-from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.listeners import Listeners
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, ReadsAll
-from emberbox.server.parse_execute import block_error
 from emberbox.server.dependencies import SSE, Call, Stream
+from emberbox.server.parse_execute import block_error
 from emberbox.server.requests import request_of, request_of_v2, response_v2, status_of_run
 from emberbox.server.routes.vms import roll_back, take
 from emberbox.server.streams import answer
-from emberbox.engine.checkpoints import LAST_SUCCESS, Checkpoints
 
 router = APIRouter(prefix="/api/v2", tags=["v2"], route_class=AdmittingRoute)
 _AT_ONCE = 8

@@ -40,7 +40,7 @@ When = Annotated[datetime | None, Query(description="ISO 8601; without a zone it
 
 @router.post("", response_model=VmInstance, status_code=201, summary="Make a machine")
 async def create(body: VmCreateRequest, call: Executes) -> Response:
-    """A machine of one's own. It is ready when the answer comes. One that nobody uses for a while is put aside, and
+    """A machine of one's own. It is ready when the answer comes. One that nobody uses for a while is suspended, and
     goes on at the next use, after a restart of the server too."""
     service = call.service
     name = {} if body.vm_name is None else {NAME_KEY: body.vm_name}
@@ -70,7 +70,7 @@ async def list_all(call: Reads) -> Response:
 
 @router.get("/{vm_id}", response_model=VmInstance, summary="Look at a machine")
 async def get(vm_id: str, call: Reads) -> Response:
-    """As it is now; one that was put aside stays so."""
+    """As it is now; one that was suspended stays so."""
     return answer(await call.service.instance_of(call.principal, vm_id))
 
 

@@ -13,7 +13,13 @@ import pytest
 from emberbox.errors import VmNotAvailable
 from emberbox.images.store import Image
 from emberbox.machines.contract import Snapshot
-from emberbox.machines.firecracker.snapshot_files import FINGERPRINT, Fingerprint, check_fingerprint, merge, write_fingerprint
+from emberbox.machines.firecracker.snapshot_files import (
+    FINGERPRINT,
+    Fingerprint,
+    check_fingerprint,
+    merge,
+    write_fingerprint,
+)
 from emberbox.models import MachineLimits
 
 OURS = Fingerprint(firecracker="1.12.1", processor="AuthenticAMD-25-1-1", disk="d" * 64)

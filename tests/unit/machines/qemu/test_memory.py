@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from emberbox.errors import VmNotAvailable
-from emberbox.machines.qemu.shared_memory import SharedMemory, SharedMemoryCache, save_memory
 from emberbox.machines.qemu.memory import PAGE, Mapped, PagesFile, new_memory, own_runs, seal
+from emberbox.machines.qemu.shared_memory import SharedMemory, SharedMemoryCache, save_memory
 
 SIZE = 64 * PAGE
 

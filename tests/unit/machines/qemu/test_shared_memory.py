@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emberbox.machines.qemu import base as module
-from emberbox.machines.qemu.shared_memory import SharedMemory
+from emberbox.machines.qemu import shared_memory as module
 from emberbox.machines.qemu.machine import memory_fd_of
+from emberbox.machines.qemu.shared_memory import SharedMemory
 
 SIZE = 1 << 16
 
@@ -65,7 +65,7 @@ def test_what_is_put_in_its_place_is_not_opened(memory: int, tmp_path: Path, mon
     try:
         fd = memory_fd_of(os.getpid(), SIZE, os.O_RDONLY)
     finally:
-        monkeypatch.checkpoints()
+        monkeypatch.undo()
         os.close(secret)
         os.close(kept)
     assert os.pread(fd, 5, 0) == b"guest"

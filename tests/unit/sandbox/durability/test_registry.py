@@ -17,8 +17,7 @@ from emberbox import Settings, load_settings
 from emberbox.errors import ConfigError
 from emberbox.images.store import Image
 from emberbox.sandbox.durability.registry import SandboxRegistry
-
-from .snapshot_fakes import make_image, make_record
+from snapshot_fakes import make_image, make_record
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_one_process_at_a_time(ledger: SandboxRegistry, folder: Path) -> None:
 def test_the_lock_goes_with_its_process(folder: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from emberbox.sandbox.durability.registry import Ledger; "
-        "Ledger(Path(sys.argv[1])).open(); os.kill(os.getpid(), 9)"
+        "SandboxRegistry(Path(sys.argv[1])).open(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
     ledger = SandboxRegistry(folder)
@@ -103,7 +102,9 @@ def test_what_cannot_be_read_is_put_aside_and_spares_the_others(
     assert ledger.records() == [good]
 
 
-def test_what_is_told_of_a_damaged_record_holds_nothing_of_its_environment(ledger: SandboxRegistry, folder: Path) -> None:
+def test_what_is_told_of_a_damaged_record_holds_nothing_of_its_environment(
+    ledger: SandboxRegistry, folder: Path
+) -> None:
     for text in ('{"envs": {"PASSWORD": "s3cret"', '{"envs": {"PASSWORD": "s3cret"}}', '{"envs": "s3cret"}'):
         (folder / "sb-bad.json").write_text(text)
         with capture_logs() as logs:

@@ -22,15 +22,14 @@ from emberbox.errors import (
     VmNotAvailable,
 )
 from emberbox.images.store import Image, ImageStore
-from emberbox.sandbox.snapshots.service import SnapshotQuota, SnapshotService
-from emberbox.sandbox.durability.service import Suspended, Durability, idle, reap_idle
-from emberbox.sandbox.durability.registry import SandboxRegistry, SandboxRecord
-from emberbox.sandbox.options import SandboxOptions
+from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry
+from emberbox.sandbox.durability.service import Durability, Suspended, idle, reap_idle
 from emberbox.sandbox.instance import SandboxInstance, SandboxState
-from emberbox.sandbox.snapshots.tree import Node
+from emberbox.sandbox.options import SandboxOptions
+from emberbox.sandbox.snapshots.service import SnapshotQuota, SnapshotService
 from emberbox.sandbox.snapshots.store import SnapshotStore
-
-from .snapshot_fakes import make_image, make_node, make_record
+from emberbox.sandbox.snapshots.tree import Node
+from snapshot_fakes import make_image, make_node, make_record
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ async def test_one_that_cannot_be_put_aside_does_not_spare_the_others() -> None:
 class FakeHost:
     """Makes sessions of nothing, or fails as told."""
 
-    copies: SnapshotService
+    snapshots: SnapshotService
     image: Image
     failures: list[VmExecutionError] = field(default_factory=list)
     adoption: VmExecutionError | OSError | None = None
@@ -142,7 +141,7 @@ class FakeHost:
     tried: list[str] = field(default_factory=list)
     durability: Durability = field(init=False)
 
-    def sessions(self) -> list[SandboxInstance]:
+    def instances(self) -> list[SandboxInstance]:
         return self.live
 
     async def reopen(self, record: SandboxRecord, node: Node) -> SandboxInstance:
@@ -211,8 +210,8 @@ def place(settings: Settings, image: Image) -> Iterator[Place]:
     ledger.open()
     store = SnapshotStore(settings.state_dir / "snapshots", ImageStore(settings), lambda: "gvisor 1")
     nothing: Any = None
-    copies = SnapshotService(nothing, nothing, lambda: settings.state_dir, store, SnapshotQuota(), nothing)
-    host = FakeHost(copies, image)
+    snapshots = SnapshotService(nothing, nothing, lambda: settings.state_dir, store, SnapshotQuota(), nothing)
+    host = FakeHost(snapshots, image)
     host.durability = Durability(host, ledger)
     yield Place(settings, image, ledger, store, host, host.durability)
     ledger.close()
@@ -320,7 +319,9 @@ async def test_a_damaged_snapshot_gives_way_to_the_one_before_it(place: Place) -
     place.host.failures = [DAMAGED]
     instance = await place.durability.wake("sb-1")
     assert place.host.tried == [head, older]
-    of_now = [n.info.snapshot_id for n in place.host.snapshots.tree(instance).nodes() if instance.lineage.is_at(n.moment)]
+    of_now = [
+        n.info.snapshot_id for n in place.host.snapshots.tree(instance).nodes() if instance.lineage.is_at(n.moment)
+    ]
     assert of_now == [older]
     assert instance.recovered is not None
     assert (instance.recovered.snapshot_id, instance.recovered.lost_executions) == (older, ["b"])

@@ -38,7 +38,7 @@ class Pool:
     """A state with a clock, and starts that succeed when told to."""
 
     def __init__(self, **rules: float) -> None:
-        self.state = PoolState(Rules(**{"starts_at_once": 10, "calm": 0.0, "blanks": 0, **rules}))  # type: ignore[arg-type]
+        self.state = PoolState(Rules(**{"starts_at_once": 10, "cooldown": 0.0, "blanks": 0, **rules}))  # type: ignore[arg-type]
         self.now = 0.0
 
     def __call__(self, event: Event) -> list[Instruction]:

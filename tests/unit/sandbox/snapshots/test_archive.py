@@ -22,8 +22,7 @@ from emberbox.images.store import Image, ImageStore
 from emberbox.machines.digests import verify_digests
 from emberbox.sandbox.snapshots.archive import export_snapshot, import_snapshot
 from emberbox.sandbox.snapshots.store import SnapshotStore
-
-from .snapshot_fakes import make_image, make_node
+from snapshot_fakes import make_image, make_node
 
 Entries = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -379,7 +378,7 @@ def test_a_full_disk_leaves_nothing(there: Host, archive: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fchmod", full)
     assert "No space left" in refused(there, archive, SnapshotFailed).message
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     monkeypatch.setattr(SnapshotStore, "write", staticmethod(full))
     shutil.rmtree(there.image.guest_dir)
     with pytest.raises(SnapshotFailed, match="No space left"):

@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from emberbox.errors import ExecutionFailed, GuestFileError
-from emberbox.sandbox import differences as module
-from emberbox.sandbox.snapshots.diff import MOST_FILES_READ, MOST_TEXTS, differences
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.snapshots import diff as module
+from emberbox.sandbox.snapshots.diff import MOST_FILES_READ, MOST_TEXTS, diff
 from emberbox.sandbox.snapshots.file_trees import LONGEST_COMPARED
 from emberbox.sandbox.snapshots.unified import Effort, unified_diff
 
@@ -49,7 +49,7 @@ class Machine:
 
 
 async def between(then: Machine, now: Machine) -> dict[str, tuple[str, str | None]]:
-    found = await differences(cast("Session", then), cast("Session", now))
+    found = await diff(cast("SandboxInstance", then), cast("SandboxInstance", now))
     return {diff.path: (diff.change, diff.diff) for diff in found}
 
 

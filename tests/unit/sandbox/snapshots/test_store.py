@@ -15,8 +15,7 @@ from emberbox.errors import SnapshotFailed, SnapshotNotFound, VmNotAvailable
 from emberbox.images.store import Image, ImageStore
 from emberbox.machines.digests import verify_digests
 from emberbox.sandbox.snapshots.store import SnapshotStore
-
-from .snapshot_fakes import FILES, make_image, make_node
+from snapshot_fakes import FILES, make_image, make_node
 
 IDENTITY = "gvisor 1"
 
@@ -198,7 +197,7 @@ def test_a_full_disk_leaves_nothing(
         monkeypatch.setattr(place, name, full)
     with pytest.raises(SnapshotFailed, match="No space left"):
         store.keep(node, {}, {})
-    monkeypatch.checkpoints()
+    monkeypatch.undo()
     assert not node.info.kept
     assert names(store) == before
     store.keep(node, {}, {})

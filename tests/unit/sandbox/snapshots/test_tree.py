@@ -23,8 +23,7 @@ from emberbox.machines.contract import Snapshot
 from emberbox.models import MachineLimits, SnapshotKind
 from emberbox.sandbox.lineage import SnapshotPoint
 from emberbox.sandbox.snapshots.tree import Node, SnapshotTree
-
-from .snapshot_fakes import make_image
+from snapshot_fakes import make_image
 
 KINDS: list[SnapshotKind] = ["manual", "post_execution", "failure", "pre_rollback", "shutdown"]
 MOST = 4
