@@ -22,6 +22,7 @@ from emberbox.errors import ImageError, VmNotAvailable
 from emberbox.images.kernel import find_kernel
 from emberbox.images.kernel_debian import ensure_debian_kernel
 from emberbox.images.template import load_template
+from emberbox.machines.gvisor.build import built_runsc
 from emberbox.machines.processor import emulated
 
 BOOT_SECONDS = 600.0
@@ -102,6 +103,14 @@ def qemu_kernel() -> Path | None:
     return None
 
 
+def newest_runsc() -> Path:
+    """The newest gVisor that Emberbox can build, where it is built: `./ember test` does that before, it takes minutes."""
+    program = built_runsc(load_settings())
+    if not program.is_file():
+        pytest.skip(f"{program} is not there; ./ember test builds it where Go and its module proxy are")
+    return program
+
+
 def need_root_disks() -> None:
     """What both want."""
     if os.uname().machine != "x86_64" or shutil.which("mke2fs") is None:
@@ -141,7 +150,9 @@ def snapshots_of(backend: str) -> Path:
 
 
 def environment_of(backend: str) -> dict[str, str]:
-    """Settings, as environment variables, with which sandboxes run on `firecracker` or `qemu`."""
+    """Settings, as environment variables, with which sandboxes run on `firecracker`, `qemu` or the `newest` gVisor."""
+    if backend == "newest":
+        return {"EMBERBOX_RUNSC": str(newest_runsc())}
     need_root_disks()
     found = {"BACKEND": backend, "BOOT_TIMEOUT_SECONDS": str(BOOT_SECONDS)}
     found["SNAPSHOT_DIR"] = str(snapshots_of(backend) / "contract")

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from _pytest.reports import TestReport
     from _pytest.terminal import TerminalReporter
 
-COLUMNS = {"local": "gVisor", "remote": "gVisor, server", "qemu": "QEMU", "firecracker": "Firecracker"}
+COLUMNS = {
+    "local": "gVisor",
+    "remote": "gVisor, server",
+    "newest": "gVisor, newest",
+    "qemu": "QEMU",
+    "firecracker": "Firecracker",
+}
 _PROPERTY = "backend"
 _MARKS = {"passed": "yes", "failed": "FAILED", "error": "FAILED", "skipped": "skipped"}
 _WORST = ["FAILED", "skipped", "yes"]

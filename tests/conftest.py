@@ -18,7 +18,7 @@ from _pytest.terminal import TerminalReporter
 import microvms
 import qemus
 import together
-from backends import ALL_ON_FIRECRACKER, LIFE_SECONDS, environment_of, warmed
+from backends import ALL_ON_FIRECRACKER, LIFE_SECONDS, environment_of, newest_runsc, warmed
 from backends_table import COLUMNS, ran_on, write_table
 from categories import write_categories
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
@@ -47,6 +47,15 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("EMBERBOX_") and name != "EMBERBOX_CACHE_DIR":
             monkeypatch.delenv(name)
     monkeypatch.setenv("EMBERBOX_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
+def gvisor_release(_own_environment: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which runsc the test runs with: `default`, or `newest` as well in modules that say `BOTH_GVISORS = True`."""
+    release: str = getattr(request, "param", "default")
+    if release == "newest":
+        monkeypatch.setenv("EMBERBOX_RUNSC", str(newest_runsc()))
+    return release
 
 
 @pytest.fixture
@@ -157,6 +166,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "sandbox" in metafunc.fixturenames and getattr(metafunc.module, "CONTRACT", False):
         everywhere = any(metafunc.definition.iter_markers("every_backend")) or ALL_ON_FIRECRACKER
         metafunc.parametrize("sandbox", list(COLUMNS) if everywhere else ["local", "remote"], indirect=True)
+    if getattr(metafunc.module, "BOTH_GVISORS", False):
+        metafunc.parametrize("gvisor_release", ["default", "newest"], indirect=True)
 
 
 @pytest.fixture
@@ -196,7 +207,7 @@ def _is_shared(request: pytest.FixtureRequest) -> bool:
     """Whether a test has a sandbox of `shared_machines`."""
     callspec = getattr(request.node, "callspec", None)
     on = None if callspec is None else callspec.params.get("sandbox")
-    return on in ("qemu", "firecracker") and request.node.get_closest_marker("own_machine") is None
+    return on in ("newest", "qemu", "firecracker") and request.node.get_closest_marker("own_machine") is None
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import pytest
 from emberbox import Engine, Sandbox, Settings, load_settings
 from emberbox.engine import ExecuteRequest
 
+BOTH_GVISORS = True
+
 COPIES = 12
 DRAWS = 600
 """Of each copy. What two of them share shows in the first ones; many copies find a seed of few bits."""

@@ -24,6 +24,8 @@ from emberbox.sandbox.manager import SandboxManager
 AGENT = """
 import json, os, struct, sys, time
 
+BOTH_GVISORS = True
+
 def frame(header, payload=b""):
     head = json.dumps(header).encode() if isinstance(header, dict) else header
     return struct.pack("!II", 4 + len(head) + len(payload), len(head)) + head + payload

@@ -25,6 +25,8 @@ from hypothesis.stateful import (
 from emberbox import Sandbox, load_settings
 from emberbox.errors import SnapshotNotFound, VmNotAvailable
 
+BOTH_GVISORS = True
+
 READ = "(sorted(state.items()), sorted((n, open(n).read()) for n in os.listdir('.') if not n.startswith('.')))"
 
 

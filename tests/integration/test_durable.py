@@ -31,6 +31,8 @@ from emberbox.sandbox.instance import SandboxInstance, SandboxState
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.manager import SandboxManager
 
+BOTH_GVISORS = True
+
 MINIMAL = "minimal"
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -20,6 +20,8 @@ from waiting import PATIENCE, until, wait_for_stop
 MINIMAL = "minimal"
 COUNTING = """
 import threading, time
+
+BOTH_GVISORS = True
 turns, going, goes_on = 0, True, threading.Event()
 def count():
     global turns

@@ -24,6 +24,8 @@ from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sandbox.pool.pool import MachinePool
 from waiting import PATIENCE, wait_for_stop
 
+BOTH_GVISORS = True
+
 MINIMAL = "minimal"
 
 

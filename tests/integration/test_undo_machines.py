@@ -16,6 +16,8 @@ from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.models import TerminationReason
 from handles import session_of
 
+BOTH_GVISORS = True
+
 MINIMAL = "minimal"
 
 

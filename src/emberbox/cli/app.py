@@ -212,11 +212,19 @@ def setup(
     archive: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Firecracker's release, for hosts without a network.")
     ] = None,
+    runsc: Annotated[
+        str | None,
+        typer.Option(
+            "--runsc",
+            metavar="newest|FILE|default",
+            help="Use this gVisor from now on: the newest release (or one built with Go), a program, or what is found.",
+        ),
+    ] = None,
 ) -> None:
     """Install what is missing, build the template's image, and start a sandbox from it as proof."""
     from emberbox.cli.setup import run_setup
 
-    run_setup(yes=yes, template=template, backend=backend, archive=archive)
+    run_setup(yes=yes, template=template, backend=backend, archive=archive, runsc=runsc)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -52,7 +53,10 @@ async def _doctor(as_json: bool, template_name: str | None) -> int:
         checks += [check for found in backends for check in _backend(found, others=any_usable)]
         checks += [_kernel(settings), _image(settings, template_name)]
         proof = await _proof(engine, template_name)
+        note = await asyncio.to_thread(engine.probe_note)
     checks.append(proof)
+    if note is not None:
+        checks.append(Check("another program", "note", note, "emberbox setup, which looks whether it works"))
     works = proof.state == "ok"
     if as_json:
         answer = {
@@ -97,6 +101,7 @@ def _backend(found: Capabilities, *, others: bool) -> list[Check]:
         )
     else:
         rows.append(Check("cgroup", "ok", f"{found.cgroup}: memory, CPU and process caps by the kernel"))
+    rows += [Check("feature", "ok", text) for text in found.features]
     rows += [Check("limitation", "note", text) for text in found.limitations]
     if found.for_tests:
         rows.append(Check("choice", "note", f"never chosen by auto; by EMBERBOX_BACKEND={found.backend} it is"))

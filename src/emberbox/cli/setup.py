@@ -16,7 +16,7 @@ from emberbox.cli.exits import Exit, run_async
 from emberbox.cli.progress import build_progress
 from emberbox.config import Settings, load_settings
 from emberbox.engine import Engine, ExecuteRequest
-from emberbox.errors import VmNotAvailable
+from emberbox.errors import ConfigError, VmNotAvailable
 from emberbox.host.apt import install_packages
 from emberbox.images.kernel import find_kernel, kernels_folder
 from emberbox.images.kernel_debian import ensure_debian_kernel
@@ -30,7 +30,7 @@ from emberbox.machines.firecracker.options import (
     kvm_problem,
     private_folder,
 )
-from emberbox.machines.gvisor.install import install_runsc
+from emberbox.machines.gvisor.install import choose_runsc, install_runsc
 from emberbox.machines.gvisor.runsc import find_runsc, private_runsc
 from emberbox.machines.processor import emulated
 from emberbox.machines.qemu.options import PACKAGE, QemuOptions, host_problem
@@ -94,16 +94,27 @@ def check_host(settings: Settings) -> None:
             raise VmNotAvailable(f"Firecracker cannot be used: {problem[0]}.", remediation=problem[1])
 
 
-def run_setup(*, yes: bool, template: str | None, backend: str | None = None, archive: Path | None = None) -> None:
+def run_setup(
+    *,
+    yes: bool,
+    template: str | None,
+    backend: str | None = None,
+    archive: Path | None = None,
+    runsc: str | None = None,
+) -> None:
     """The command; leaves the process."""
-    run_async(lambda: _setup(yes, template, backend, archive), as_json=False)
+    run_async(lambda: _setup(yes, template, backend, archive, runsc), as_json=False)
 
 
-async def _setup(yes: bool, template_name: str | None, backend: str | None, archive: Path | None) -> int:
+async def _setup(
+    yes: bool, template_name: str | None, backend: str | None, archive: Path | None, wanted_runsc: str | None
+) -> int:
     settings = load_settings() if backend is None else load_settings(backend=backend)
     check_host(settings)
     template = load_template(template_name or settings.vm_execution.default_vm_type, settings)
     console = Console(stderr=True, highlight=False)
+    if wanted_runsc is not None:
+        _choose_runsc(console, settings, wanted_runsc)
     plan = plan_setup(settings, template)
     if not plan.empty:
         _announce(console, plan, settings, template)
@@ -138,6 +149,18 @@ def _agreed(console: Console) -> bool:
     if not sys.stdin.isatty():
         raise VmNotAvailable("Setup needs a yes.", remediation="Run `emberbox setup --yes`.")
     return console.input("Go on? [Y/n] ").strip().lower() in ("", "y", "yes")
+
+
+def _choose_runsc(console: Console, settings: Settings, wanted: str) -> None:
+    if settings.runsc is not None:
+        raise ConfigError(
+            f"The setting `runsc` names {settings.runsc}, which comes before any choice.",
+            remediation="Remove the setting, or change it instead of giving --runsc.",
+        )
+    chosen = choose_runsc(
+        settings, wanted, lambda words: console.print(f"  {escape(words)}", style="dim", soft_wrap=True)
+    )
+    console.print(f"[green]✓[/] runsc {chosen.version}: {chosen.program.resolve()}", soft_wrap=True)
 
 
 def _install(console: Console, plan: Plan, settings: Settings, archive: Path | None) -> None:
@@ -182,5 +205,5 @@ async def _prove(console: Console, settings: Settings, template: Template) -> No
             if execution.text != "42":
                 raise VmNotAvailable(f"A copy of a sandbox started, but its answer to 6 * 7 was {execution.text!r}.")
             console.print(f"[green]✓[/] a copy of it started and answered in {time.monotonic() - started:.1f} s")
-            if (note := await asyncio.to_thread(engine.record_probe)) is not None:
-                console.print(f"[green]✓[/] {note}", soft_wrap=True)
+        if (note := await asyncio.to_thread(engine.record_probe)) is not None:
+            console.print(f"[green]✓[/] {note}", soft_wrap=True)

@@ -15,7 +15,7 @@ from emberbox.history.recorder import HistoryRecorder
 from emberbox.images.store import Image, ImageStore, Progress, no_progress
 from emberbox.images.template import Template, load_template
 from emberbox.machines.contract import Capabilities, MachineFactory
-from emberbox.machines.probe_cache import record_probe
+from emberbox.machines.probe_cache import is_proven, record_probe, was_probed
 from emberbox.machines.processor import hardware_kvm
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.models.configuration import LimitName
@@ -126,10 +126,17 @@ class EngineResources:
         """Note that the back end in use works on this host, so that `auto` may take it from now on; what is to be said
         of that, or None where it changes nothing. Raises OSError: it cannot be noted."""
         found = None if self._factory is None else self._factory.capabilities()
-        if self._factory is None or found is None or found.for_tests or not found.unproven:
+        if self._factory is None or found is None or found.for_tests or is_proven(self.settings, self._factory):
             return None
         record_probe(self.settings, self._factory)
-        return f"`backend = auto` takes {found.backend} on this host from now on"
+        return f"`backend = auto` takes {found.backend} on this host from now on" if found.unproven else None
+
+    def probe_note(self) -> str | None:
+        """Say that the back end in use is not what was last seen to work on this host; None: it is, or nobody looked."""
+        if self._factory is None or (before := was_probed(self.settings, self._factory.backend)) is None:
+            return None
+        now = self._factory.probed
+        return None if now == before else f"last seen to work here: {before}; this is {now}"
 
     async def _open(self) -> SandboxManager:
         if self._sandboxes is None and not self._closed:

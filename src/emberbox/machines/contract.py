@@ -106,6 +106,8 @@ class Capabilities:
     program: str = ""
     cgroup: str = "none"
     limitations: tuple[str, ...] = field(default_factory=tuple)
+    features: tuple[str, ...] = field(default_factory=tuple)
+    """What this version can do that not every one can, in words."""
     for_tests: bool = False
     """It emulates what should be hardware: `auto` never takes it."""
     unproven: bool = False
@@ -186,6 +188,11 @@ class MachineFactory(Protocol):
     @property
     def identity(self) -> str:
         """Name and version of what runs the machines: a snapshot of one is of no use to another."""
+
+    @property
+    def probed(self) -> str:
+        """What a probe of this host was made with: `identity`, or more where that does not tell one program from
+        another. Blocks."""
 
     def capabilities(self) -> Capabilities:
         """What was found on this host, without starting anything."""

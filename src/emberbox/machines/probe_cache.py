@@ -23,14 +23,18 @@ def record_probe(settings: Settings, factory: MachineFactory) -> None:
     path = _file(settings, factory.backend)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}.{os.getpid()}")
-    building.write_text(factory.identity, encoding="utf-8")
+    building.write_text(factory.probed, encoding="utf-8")
     building.replace(path)
 
 
 def is_proven(settings: Settings, factory: MachineFactory) -> bool:
-    """Whether that was noted for just this version, processor and whatever else makes the factory's `identity`."""
+    """Whether that was noted for just this version, processor and whatever else makes the factory's `probed`."""
+    return was_probed(settings, factory.backend) == factory.probed
+
+
+def was_probed(settings: Settings, backend: str) -> str | None:
+    """What this back end was last seen to work with; None: it never was."""
     try:
-        noted = _file(settings, factory.backend).read_text(encoding="utf-8")
+        return _file(settings, backend).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return False
-    return noted == factory.identity
+        return None

@@ -66,6 +66,16 @@ class ProcessFactory(Generic[_M]):
         """Whose machines these are, for `adopt`."""
         return hashlib.sha256(self.key_prefix + os.fsencode(self._settings.state_dir)).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """As of `MachineFactory`."""
+        raise NotImplementedError
+
+    @property
+    def probed(self) -> str:
+        """As of `MachineFactory`."""
+        return self.identity
+
     def _check(self) -> None:
         """Raises VmNotAvailable: the back end's programs are not there."""
 

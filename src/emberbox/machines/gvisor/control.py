@@ -1,8 +1,9 @@
 """The control socket of a gVisor sandbox: checkpoint and restore in tens of milliseconds, without a command.
 
 The socket belongs to runsc's internals. Messages are JSON objects `{"method", "arg"}` with descriptors beside them,
-answers `{"success", "err", "result"}` (runsc/boot/controller.go and pkg/urpc of the pinned release). What is wrong with
-it on another version shows as ControlError; callers then use runsc's commands instead.
+answers `{"success", "err", "result"}` (runsc/boot/controller.go and pkg/urpc). Names that differ between releases are
+in the `Dialect`; fields that a release does not know it ignores. What is wrong with it on another version shows as
+ControlError; callers then use runsc's commands instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+
+from emberbox.machines.gvisor.dialect import Dialect
 
 IMAGE_FILES = ("checkpoint.img", "pages_meta.img", "pages.img")
 """Of a checkpoint: the kernel's state, where the pages are, the pages."""
@@ -38,6 +41,7 @@ _NETWORK = {
     "LogPackets": False,
     "NATBlob": False,
     "DisconnectOk": False,
+    "IsRestore": True,
 }
 """What runsc itself asks for with `--network=none`: a loopback device and nothing else."""
 
@@ -47,9 +51,19 @@ class ControlError(Exception):
 
 
 class Control:
-    """One connection; blocking, with a deadline for each answer. Use it in a thread."""
+    """One connection; blocking, with a deadline for each answer. Use it in a thread.
 
-    def __init__(self, path: Path, timeout: float) -> None:
+    Args:
+        path: the socket.
+        timeout: seconds for each answer.
+        dialect: of the runsc that the sandbox was made by.
+    """
+
+    def __init__(self, path: Path, timeout: float, dialect: Dialect) -> None:
+        if dialect.network is None:
+            raise ControlError("this runsc has no control socket that is known")
+        self._network = dialect.network
+        self._background = dialect.background
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout)
@@ -69,7 +83,8 @@ class Control:
         options = {
             "key": None,
             "metadata": {"compression": "none"},
-            "MemoryFileSaveOpts": {"ExcludeCommittedZeroPages": True},
+            "MemoryFileSaveOpts": {"ExcludeCommittedZeroPages": True},  # 2024
+            "app_mf_exclude_committed_zero_pages": True,  # 2026: the same
             "have_pages_file": True,
             "Resume": True,
         }
@@ -78,9 +93,10 @@ class Control:
 
     def restore(self, directory: Path) -> None:
         """Begin to run what `directory` holds, in a sandbox that was created and not started."""
-        self._call("Network.CreateLinksAndRoutes", _NETWORK)
+        self._call(self._network, _NETWORK)
+        options = {"HavePagesFile": True, "HaveDeviceFile": False, "Background": self._background}
         with _opened(directory, os.O_RDONLY) as fds:
-            self._call("containerManager.Restore", {"HavePagesFile": True, "HaveDeviceFile": False}, fds)
+            self._call("containerManager.Restore", options, fds)
 
     def _call(self, method: str, argument: dict[str, Any], fds: Sequence[int] = ()) -> None:
         data = json.dumps({"method": method, "arg": argument}).encode()

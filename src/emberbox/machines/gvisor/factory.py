@@ -20,8 +20,9 @@ from emberbox.machines.digests import Verifier
 from emberbox.machines.gvisor.adoption import take_machine
 from emberbox.machines.gvisor.bundle import write_bundle
 from emberbox.machines.gvisor.control import Control, ControlError
+from emberbox.machines.gvisor.dialect import dialect_of
 from emberbox.machines.gvisor.machine import COMMAND_ENV, STATE, GvisorMachine
-from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, find_runsc
+from emberbox.machines.gvisor.runsc import Runsc, digest_of, find_runsc
 from emberbox.machines.process_factory import SPACE, ProcessFactory
 from emberbox.models import MachineLimits
 
@@ -48,6 +49,10 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
     @property
     def identity(self) -> str:
         return f"gvisor {self._found_runsc().version}"
+
+    @property
+    def probed(self) -> str:
+        return f"{self.identity} (sha256 {digest_of(self._found_runsc().program)[:16]})"
 
     def _found_runsc(self) -> Runsc:
         if self._runsc is None:
@@ -76,8 +81,14 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
             remedy = "Run `emberbox setup`; it installs runsc into a private folder."
             return Capabilities(self.backend, False, why, remedy, cgroup=cgroup, limitations=tuple(limitations))
         limitations += [f"passed over: {problem}" for problem in problems]
-        if not runsc.pinned:
-            limitations.append(f"tested with runsc {PINNED_VERSION}, this is {runsc.version}")
+        dialect = dialect_of(runsc.program)
+        limitations += runsc.remarks()
+        if dialect.network is None:
+            limitations.append(
+                "its control socket is not known: snapshots and forks go by its commands, which takes longer"
+            )
+        if dialect.lacks:
+            limitations.append(f"this runsc lacks: {', '.join(dialect.lacks)}")
         return Capabilities(
             self.backend,
             True,
@@ -86,6 +97,7 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
             program=str(runsc.program),
             cgroup=cgroup,
             limitations=tuple(limitations),
+            features=dialect.has,
         )
 
     async def boot(self, image: Image, limits: MachineLimits) -> Machine:
@@ -161,7 +173,7 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
 
     async def _fill(self, machine: GvisorMachine, snapshot: Snapshot) -> None:
         def restore() -> None:
-            with Control(machine.control_socket, self._settings.boot_timeout_seconds) as control:
+            with Control(machine.control_socket, self._settings.boot_timeout_seconds, machine.dialect()) as control:
                 control.restore(snapshot.directory)
 
         await asyncio.to_thread(restore)
@@ -261,8 +273,8 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
 
 
 def _command_line(runsc: Runsc, directory: Path) -> list[str]:
-    """Of runsc for the machine in a directory, up to the verb."""
-    return [str(runsc.program), f"--root={directory / STATE}", *_FLAGS]
+    """Of runsc for the machine in a directory, up to the verb. Blocks a moment, the first time."""
+    return [str(runsc.program), f"--root={directory / STATE}", *_FLAGS, *dialect_of(runsc.program).flags]
 
 
 def _sandbox_pids(root: Path, machine_id: str) -> list[int]:

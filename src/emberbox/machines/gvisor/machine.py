@@ -17,6 +17,7 @@ from emberbox.host.spawner import Process, Spawner
 from emberbox.machines.channel import Channel
 from emberbox.machines.contract import Death, MachineState, MachineStats, MemoryUse
 from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
+from emberbox.machines.gvisor.dialect import Dialect, dialect_of
 from emberbox.machines.gvisor.idle_stop import IdleStop
 from emberbox.machines.gvisor.memory import MemoryGauge
 from emberbox.machines.gvisor.stubs import Stubs, descendants
@@ -149,6 +150,10 @@ class GvisorMachine(ProcessMachine):
     def control_socket(self) -> Path:
         return self.directory / STATE / f"runsc-{self.id}.sock"
 
+    def dialect(self) -> Dialect:
+        """Of its control socket. Reads the program, once for all machines: not for the event loop."""
+        return dialect_of(Path(self.runsc[0]))
+
     async def checkpoint(self, directory: Path) -> int:
         building = directory.with_name(f".{directory.name}")
         try:
@@ -168,7 +173,7 @@ class GvisorMachine(ProcessMachine):
         return size
 
     def _checkpoint_by_socket(self, building: Path) -> None:
-        with Control(self.control_socket, _CHECKPOINT_SECONDS) as control:
+        with Control(self.control_socket, _CHECKPOINT_SECONDS, self.dialect()) as control:
             control.checkpoint(building)
 
     async def _checkpoint_by_command(self, building: Path) -> None:

@@ -1,7 +1,10 @@
-"""Where runsc is: a setting, the PATH, or our private folder. `install` (same room) puts it into the latter."""
+"""Where runsc is: a setting, what `emberbox setup --runsc` chose, the PATH, or our private folder. `install` (same
+room) puts it there."""
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import os
 import re
 import shutil
@@ -10,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emberbox.config import Settings
+from emberbox.errors import VmNotAvailable
 
 PINNED_VERSION = "0.0~20240729.0"
-"""The version that the figures and the tests are from (Debian bookworm-backports, trixie). Later ones may work, and
-`emberbox doctor` names the difference; earlier ones lack what is needed (bookworm's own has no systrap platform)."""
+"""Debian's (bookworm-backports, trixie): the oldest that is supported. Earlier ones lack what is needed (bookworm's
+own has no systrap platform)."""
+_TESTED = (20240729, 20260905)
+"""Days of the releases that the tests run with: Debian's, and the one that `build` makes."""
+_OLD_DAYS = 365
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +32,29 @@ class Runsc:
     origin: str
 
     @property
-    def pinned(self) -> bool:
-        return self.date == _release_date(PINNED_VERSION)
-
-    @property
     def date(self) -> int:
+        """The day of the release, as 20240729; 0 where the version names none."""
         return _release_date(self.version)
+
+    def remarks(self, today: dt.date | None = None) -> list[str]:
+        """What an operator should know of this version."""
+        found = []
+        if self.date not in _TESTED:
+            known = " and ".join(map(str, _TESTED))
+            found.append(f"Emberbox is tested with runsc of {known}; this is {self.version}")
+        days = _age_days(self.date, today or dt.datetime.now(dt.UTC).date())
+        if days > _OLD_DAYS:
+            found.append(
+                f"runsc {self.version} is {days // 30} months old: `emberbox setup --runsc newest` gets a newer one"
+            )
+        return found
+
+
+def _age_days(day: int, today: dt.date) -> int:
+    try:
+        return (today - dt.date(day // 10000, day // 100 % 100, day % 100)).days
+    except ValueError:
+        return 0
 
 
 def _release_date(version: str) -> int:
@@ -44,13 +68,26 @@ def private_runsc(settings: Settings) -> Path:
     return settings.cache_dir / "bin" / "runsc"
 
 
+def digest_of(program: Path) -> str:
+    """SHA-256 of a program, in hex."""
+    with program.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def chosen_runsc(settings: Settings) -> Path:
+    """The place of the runsc that `emberbox setup --runsc` chose, where it did."""
+    return settings.cache_dir / "bin" / "runsc-chosen"
+
+
 def candidates(settings: Settings) -> list[tuple[Path, str]]:
     """Places to look, best first, each with a word on where it comes from."""
     if settings.runsc is not None:
         return [(settings.runsc, "settings")]
     found = shutil.which("runsc")
     on_path = [(Path(found), "PATH")] if found else []
-    return [*on_path, (private_runsc(settings), "private folder")]
+    chosen = chosen_runsc(settings)
+    first = [(chosen, "emberbox setup --runsc")] if chosen.is_symlink() else []
+    return [*first, *on_path, (private_runsc(settings), "private folder")]
 
 
 def find_runsc(settings: Settings) -> tuple[Runsc | None, list[str]]:
@@ -64,15 +101,26 @@ def find_runsc(settings: Settings) -> tuple[Runsc | None, list[str]]:
             problems.append(f"{program}: not executable")
             continue
         try:
-            answer = subprocess.run(
-                [program, "--version"], capture_output=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
-            )
-        except (OSError, subprocess.SubprocessError) as exc:
-            problems.append(f"{program}: {exc}")
-            continue
-        version = answer.stdout.decode("utf-8", "replace").split("\n", 1)[0].removeprefix("runsc version").strip()
-        runsc = Runsc(program, version, origin)
-        if runsc.date >= _release_date(PINNED_VERSION):
-            return runsc, problems
-        problems.append(f"{program}: version {version or 'unknown'} is older than {PINNED_VERSION}")
+            return ask(program, origin), problems
+        except VmNotAvailable as exc:
+            problems.append(exc.message)
     return None, problems
+
+
+def ask(program: Path, origin: str) -> Runsc:
+    """Ask a program for its version. Raises VmNotAvailable: it does not answer, or is too old."""
+    try:
+        answer = subprocess.run(
+            [program, "--version"], capture_output=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
+        )
+    except OSError as exc:
+        raise VmNotAvailable(f"{program}: {exc.strerror or exc}") from exc
+    except subprocess.SubprocessError as exc:
+        raise VmNotAvailable(f"{program}: {exc}") from exc
+    version = answer.stdout.decode("utf-8", "replace").split("\n", 1)[0].removeprefix("runsc version").strip()
+    runsc = Runsc(program, version, origin)
+    if runsc.date == 0:
+        raise VmNotAvailable(f"{program}: version {version or 'unknown'} names no release of gVisor")
+    if runsc.date < _release_date(PINNED_VERSION):
+        raise VmNotAvailable(f"{program}: version {version} is older than {PINNED_VERSION}")
+    return runsc
