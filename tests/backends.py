@@ -104,7 +104,7 @@ def qemu_kernel() -> Path | None:
 
 
 def newest_runsc() -> Path:
-    """The newest gVisor that Emberbox can build, where it is built: `./ember test` does that before, it takes minutes."""
+    """The newest gVisor that Emberbox can build, where it is built (`./ember test` does that first, for minutes)."""
     program = built_runsc(load_settings())
     if not program.is_file():
         pytest.skip(f"{program} is not there; ./ember test builds it where Go and its module proxy are")

@@ -132,7 +132,7 @@ class EngineResources:
         return f"`backend = auto` takes {found.backend} on this host from now on" if found.unproven else None
 
     def probe_note(self) -> str | None:
-        """Say that the back end in use is not what was last seen to work on this host; None: it is, or nobody looked."""
+        """Say that the back end in use is not what was last seen to work on this host; None: it is, or none was."""
         if self._factory is None or (before := was_probed(self.settings, self._factory.backend)) is None:
             return None
         now = self._factory.probed

@@ -24,8 +24,8 @@ _OPTIONAL = {
 
 
 _FLAGS = {"gofer-network-namespace": "--gofer-network-namespace=new"}
-"""Flags that only some releases have. Without this one the first gofer of each `--root` binds its network namespace to a
-file there, a mount on the host that nobody removes (runsc/container/null_netns.go)."""
+"""Flags that only some releases have. Without this one the first gofer of each `--root` binds its network namespace to
+a file there, a mount on the host that nobody removes (runsc/container/null_netns.go)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
 
 from emberbox import Settings
+from emberbox.errors import VmNotAvailable
+from emberbox.machines.gvisor.install import choose_runsc
 from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, candidates, find_runsc, private_runsc
 
 GOOD = "echo runsc version release-20240729.0; echo spec: 1.1.0-rc.1"
@@ -92,9 +95,9 @@ def test_one_that_does_not_work_is_passed_over_and_named(own_settings: Settings,
     ("script", "mode", "words"),
     [
         ("echo runsc version release-20230417.0", 0o755, "version release-20230417.0 is older than"),
-        ("echo runsc version VERSION_MISSING", 0o755, "version VERSION_MISSING is older than"),
-        ("true", 0o755, "version unknown is older than"),
-        ("printf '\\377\\376'", 0o755, "is older than"),
+        ("echo runsc version VERSION_MISSING", 0o755, "version VERSION_MISSING names no release"),
+        ("true", 0o755, "version unknown names no release"),
+        ("printf '\\377\\376'", 0o755, "names no release"),
         ("echo broken; exit 3", 0o755, "exit status 3"),
         (GOOD, 0o644, "not executable"),
     ],
@@ -122,20 +125,56 @@ def test_a_directory_in_its_place(own_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "pinned"),
+    ("version", "tested", "old"),
     [
-        ("0.0~20240729.0", True),
-        ("0.0~20240729.0-5+b1", True),
-        ("release-20240729.0", True),
-        ("release-20240807.0", False),
-        ("release-20250101.0", False),
+        ("0.0~20240729.0-5+b1", True, True),
+        ("release-20240729.0", True, True),
+        ("release-20240807.0", False, True),
+        ("release-20251130.0", False, False),
+        ("go-20260905-160fafc42237", True, False),
     ],
 )
-def test_the_tested_version_and_later_ones(own_settings: Settings, version: str, pinned: bool) -> None:
+def test_what_is_said_of_versions(own_settings: Settings, version: str, tested: bool, old: bool) -> None:
     program(private_runsc(own_settings), f"echo 'runsc version {version}'")
     found, _ = find_runsc(own_settings)
     assert found is not None
-    assert (found.version, found.pinned) == (version, pinned)
+    assert found.version == version
+    remarks = " / ".join(found.remarks(dt.date(2026, 11, 29)))
+    assert ("Emberbox is tested with runsc of" in remarks) is not tested
+    assert ("`emberbox setup --runsc newest` gets a newer one" in remarks) is old
+
+
+def test_what_was_chosen_comes_before_all_but_a_setting(own_settings: Settings, on_path: Path, tmp_path: Path) -> None:
+    program(on_path / "runsc")
+    mine = program(tmp_path / "mine/runsc", "echo runsc version release-20260105.0")
+    assert choose_runsc(own_settings, str(mine), print).version == "release-20260105.0"
+    found, _ = find_runsc(own_settings)
+    assert found is not None
+    assert (found.program.resolve(), found.origin) == (mine, "emberbox setup --runsc")
+    assert candidates(own_settings.model_copy(update={"runsc": mine})) == [(mine, "settings")]
+    assert choose_runsc(own_settings, "default", print).origin == "PATH"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo ls 9.1", "names no release"),
+        ("echo runsc version 0.0~20220101.0", "is older than"),
+        ("exit 3", "status 3"),
+    ],
+)
+def test_a_choice_that_does_not_work_changes_nothing(
+    own_settings: Settings, on_path: Path, tmp_path: Path, script: str, words: str
+) -> None:
+    good = program(tmp_path / "good/runsc")
+    choose_runsc(own_settings, str(good), print)
+    with pytest.raises(VmNotAvailable, match=words):
+        choose_runsc(own_settings, str(program(tmp_path / "bad/runsc", script)), print)
+    with pytest.raises(VmNotAvailable, match="No such file"):
+        choose_runsc(own_settings, str(tmp_path / "nowhere"), print)
+    found, _ = find_runsc(own_settings)
+    assert found is not None
+    assert found.program.resolve() == good
 
 
 def test_it_does_not_see_the_environment(own_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
