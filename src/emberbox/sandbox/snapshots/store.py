@@ -215,8 +215,8 @@ class SnapshotStore:
         if (there := f"{record.backend} on {record.processor}") != here:
             raise SnapshotFailed(
                 f"Snapshot {record.info.snapshot_id} is of {there}, and this is {here}.",
-                remediation="A snapshot needs the version of the back end that it was taken with: `emberbox setup --runsc "
-                "FILE` takes another gVisor.",
+                remediation="A snapshot needs the back end that it was taken with: `emberbox setup --runsc FILE` takes "
+                "another gVisor.",
                 retryable=False,
             )
 
