@@ -23,7 +23,7 @@ from emberbox.images.kernel import find_kernel
 from emberbox.images.kernel_debian import ensure_debian_kernel
 from emberbox.images.template import load_template
 from emberbox.machines.gvisor.build import built_runsc
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 
 BOOT_SECONDS = 600.0
 SLOW_SECONDS = 230.0

@@ -24,7 +24,7 @@ from categories import write_categories
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
 from emberbox.host.cgroups import GROUP, find_cgroup_root
 from emberbox.host.rundir import processes_of
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 from served import Served
 from shared_machines import SharedMachines
 from together import pytest_xdist_make_scheduler

@@ -30,7 +30,7 @@ from emberbox.machines.contract import MachineState
 from emberbox.machines.firecracker import FirecrackerFactory
 from emberbox.machines.firecracker.balloon import BalloonReclaimer
 from emberbox.machines.firecracker.machine import FirecrackerMachine
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.listeners import Listeners, RunOptions
 from microvms import LIMITS, World, clean, engine, factory, run, start, woken, world

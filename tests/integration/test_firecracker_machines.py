@@ -30,7 +30,7 @@ from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.options import EMULATED
 from emberbox.machines.firecracker.snapshot_files import FINGERPRINT
 from emberbox.machines.firecracker.snapshot_files import Fingerprint as FirecrackerMarks
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.files import GuestFiles, HasChannel
 from emberbox.sandbox.listeners import RunOptions

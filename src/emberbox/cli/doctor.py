@@ -24,7 +24,7 @@ from emberbox.images.kernel import find_kernel
 from emberbox.images.store import ImageStore
 from emberbox.images.template import load_template
 from emberbox.machines.contract import Capabilities
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 
 
 @dataclass(frozen=True, slots=True)

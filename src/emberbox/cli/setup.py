@@ -32,7 +32,7 @@ from emberbox.machines.firecracker.options import (
 )
 from emberbox.machines.gvisor.install import choose_runsc, install_runsc
 from emberbox.machines.gvisor.runsc import find_runsc, private_runsc
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 from emberbox.machines.qemu.options import PACKAGE, QemuOptions, host_problem
 
 

@@ -15,8 +15,8 @@ from emberbox.history.recorder import HistoryRecorder
 from emberbox.images.store import Image, ImageStore, Progress, no_progress
 from emberbox.images.template import Template, load_template
 from emberbox.machines.contract import Capabilities, MachineFactory
+from emberbox.machines.microvm.processor import hardware_kvm
 from emberbox.machines.probe_cache import is_proven, record_probe, was_probed
-from emberbox.machines.processor import hardware_kvm
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.models.configuration import LimitName
 from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry

@@ -13,7 +13,7 @@ from pathlib import Path
 from emberbox.errors import VmConnectionError
 from emberbox.machines.firecracker import vsock
 from emberbox.machines.firecracker.api import ApiError, Balloon, BalloonUpdate, FirecrackerApi, NoAnswer
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 
 PATH = "/balloon"
 DEVICE = Balloon(stats_polling_interval_s=65_535)

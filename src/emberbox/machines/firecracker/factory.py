@@ -10,16 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from emberbox.config import Settings
-from emberbox.errors import ExecutionTimeout, ImageError, VmConnectionError, VmNotAvailable
+from emberbox.errors import VmNotAvailable
 from emberbox.guest import vm_init
 from emberbox.guest.registers import ENVIRONMENT, TUNABLES
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Confinement, Spawner
-from emberbox.images.disk import RootDisk, ensure_disk
 from emberbox.images.store import Image
 from emberbox.machines.contract import Capabilities, Machine, Snapshot
-from emberbox.machines.digests import Verifier
 from emberbox.machines.firecracker import balloon
 from emberbox.machines.firecracker.adoption import take_machine
 from emberbox.machines.firecracker.api import (
@@ -62,9 +60,9 @@ from emberbox.machines.firecracker.snapshot_files import (
     read_fingerprint,
     write_fingerprint,
 )
+from emberbox.machines.microvm.factory import DOCTOR, MicroVmFactory
+from emberbox.machines.microvm.processor import emulated, processor
 from emberbox.machines.probe_cache import is_proven
-from emberbox.machines.process_factory import SPACE, ProcessFactory
-from emberbox.machines.processor import emulated, processor
 from emberbox.models import MachineLimits
 
 _KERNEL_ARGS = (
@@ -83,20 +81,18 @@ _OVERHEAD_MB = 128
 _MOST_VCPUS = 32
 
 
-class FirecrackerFactory(ProcessFactory[FirecrackerMachine]):
+class FirecrackerFactory(MicroVmFactory[FirecrackerMachine]):
     """Makes Firecracker machines. One per engine."""
 
     backend = "firecracker"
     key_prefix = b"firecracker\0"
-    user_namespace = False
+    machine_type = FirecrackerMachine
 
     def __init__(self, settings: Settings, options: FirecrackerOptions | None = None) -> None:
         self.options = options or FirecrackerOptions.of(settings)
         # jails hold a device node, which file systems such as /run refuse, and hard links to images and snapshots
         super().__init__(settings, settings.cache_dir / "jails" if self.options.jailed else settings.run_dir)
         self._version: str | None = None
-        self._making_disk = asyncio.Lock()
-        self._verifier = Verifier(linked=True)
 
     @property
     def identity(self) -> str:
@@ -181,10 +177,8 @@ class FirecrackerFactory(ProcessFactory[FirecrackerMachine]):
         Raises:
             VmNotAvailable, ExecutionTimeout: as of `boot`; or the snapshot's files cannot be used here.
         """
-        if isinstance(blank, FirecrackerMachine):
-            if blank.recipe == (snapshot.image.directory, snapshot.limits) and await self._filled(blank, snapshot):
-                return blank
-            await blank.kill()
+        if (filled := await self._used(blank, snapshot)) is not None:
+            return filled
 
         async def start(machine: FirecrackerMachine) -> None:
             await self._launch(machine)
@@ -192,18 +186,9 @@ class FirecrackerFactory(ProcessFactory[FirecrackerMachine]):
 
         return await self._make(snapshot.image, snapshot.limits, start, snapshot)
 
-    async def _filled(self, blank: FirecrackerMachine, snapshot: Snapshot) -> bool:
-        """Fill a blank; False where that did not work, and the blank is gone."""
-        try:
-            async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                await asyncio.to_thread(self._check_snapshot, snapshot, blank.fingerprint)
-                await self._fill(blank, snapshot)
-        except BaseException as exc:
-            await asyncio.shield(asyncio.ensure_future(blank.kill()))
-            if isinstance(exc, VmNotAvailable | VmConnectionError | OSError):  # a time-out is an OSError as well
-                return False
-            raise
-        return True
+    async def _become(self, blank: FirecrackerMachine, snapshot: Snapshot) -> None:
+        await asyncio.to_thread(self._check_snapshot, snapshot, blank.fingerprint)
+        await self._fill(blank, snapshot)
 
     async def _fill(self, machine: FirecrackerMachine, snapshot: Snapshot) -> None:
         for name in (STATE, MEMORY):
@@ -273,50 +258,23 @@ class FirecrackerFactory(ProcessFactory[FirecrackerMachine]):
             await asyncio.to_thread(self._check_snapshot, snapshot, fingerprint)
         machine = self._new(run_dir, limits, spawner, fingerprint)
         machine.recipe = (image.directory, limits)
-        try:
+        async with self._starting_of(machine, run_dir, self._settings.boot_timeout_seconds):
             machine.place.make()
             write_fingerprint(machine.place.directory, fingerprint)
             machine.place.offer(disk.path, DISK)
-            async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                await start(machine)
-        except BaseException as exc:
-            # the clean-up runs to its end even if the caller is cancelled once more
-            await asyncio.shield(asyncio.ensure_future(machine.kill()))
-            explained = self._explained(exc, machine, run_dir)
-            if explained is exc:
-                raise
-            raise explained from exc
+            await start(machine)
         return machine
 
-    @staticmethod
-    def _explained(exc: BaseException, machine: FirecrackerMachine, run_dir: RunDir) -> BaseException:
-        """What a failed start is told as."""
-        said = machine.serial.text() if machine.serial is not None else ""
-        words = f" Its last words: {said}" if said else ""
-        if isinstance(exc, TimeoutError):
-            return ExecutionTimeout(f"Machine {machine.id} did not start in time.{words}", retryable=True)
+    def _explained(self, exc: BaseException, machine: FirecrackerMachine, run_dir: RunDir) -> BaseException:
         if isinstance(exc, ApiError):
+            said = machine.serial.text() if machine.serial is not None else ""
+            words = f" Its last words: {said}" if said else ""
             return VmNotAvailable(
                 f"Machine {machine.id} could not be started: {exc.message}{words}",
-                remediation="Run `emberbox doctor`; it starts a machine and explains what the host lacks.",
+                remediation=DOCTOR,
                 retryable=exc.retryable,
             )
-        if isinstance(exc, VmConnectionError):
-            return VmNotAvailable(f"Machine {machine.id} died while it started: {exc.message}", retryable=True)
-        if isinstance(exc, OSError):
-            return VmNotAvailable(
-                f"Cannot prepare machine {machine.id} in {run_dir.path}: {exc.strerror or exc}.",
-                remediation=SPACE,
-                retryable=True,
-            )
-        return exc
-
-    async def _disk(self, image: Image) -> RootDisk:
-        async with self._making_disk:
-            try:
-                return await asyncio.to_thread(ensure_disk, image)
-            except ImageError as exc:
-                raise VmNotAvailable(exc.message, remediation=exc.remediation) from exc
+        return super()._explained(exc, machine, run_dir)
 
     def _check(self) -> None:
         self._found_version()

@@ -13,22 +13,20 @@ from pathlib import Path
 from emberbox.errors import SnapshotFailed, VmConnectionError
 from emberbox.host.cgroups import MachineGroup
 from emberbox.host.spawner import Process, Spawner
-from emberbox.machines.contract import Death, MachineState
+from emberbox.machines.contract import MachineState
 from emberbox.machines.firecracker import snapshot_files, vsock
 from emberbox.machines.firecracker.api import ApiError, FirecrackerApi
 from emberbox.machines.firecracker.balloon import WORTH_MB, BalloonReclaimer, private_mb
 from emberbox.machines.firecracker.channel import VmChannel
 from emberbox.machines.firecracker.jail_layout import MEMORY, STATE, JailLayout, kill_processes
 from emberbox.machines.firecracker.vsock import FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS
-from emberbox.machines.process_machine import ProcessMachine
-from emberbox.machines.processor import emulated
-from emberbox.machines.serial import SerialLog
-from emberbox.models import TerminationReason
+from emberbox.machines.microvm.machine import MicroVm
+from emberbox.machines.microvm.processor import emulated
+from emberbox.machines.microvm.serial import SerialLog
 
 _CHANGES = "changes"
 _LAST = "last"
 """In the folder of a machine: the memory file of its last snapshot, which may be deleted before the machine ends."""
-_LAST_WORDS_SECONDS = 5.0
 _AGAIN_SECONDS = 15.0
 
 
@@ -40,18 +38,19 @@ class Base:
     """The file of the last snapshot; None: of a machine's memory before it was booted, which is empty."""
 
 
-class FirecrackerMachine(ProcessMachine):
+class FirecrackerMachine(MicroVm[VmChannel]):
     """A microVM that `FirecrackerFactory` started.
 
     Args:
         place: its folder.
         spawner: started its process, and reports its end.
         group: its cgroup, or None.
-        marks: what its snapshots depend on (snapshot_files.py).
+        fingerprint: what its snapshots depend on (snapshot_files.py).
         on_dead: told its id when it has ended and everything is cleared away.
     """
 
     backend = "firecracker"
+    program = "Firecracker"
 
     def __init__(
         self,
@@ -66,42 +65,16 @@ class FirecrackerMachine(ProcessMachine):
         self.fingerprint = fingerprint
         self.api = FirecrackerApi(place.api)
         self._balloon = BalloonReclaimer(self.api, place.vsock)
-        self.serial: SerialLog | None = None
-        self._channel: VmChannel | None = None
-        self._process: Process | None = None
         self._base: Base | None = None
         """Of the next snapshot; None: that must be whole."""
-        self._calling = asyncio.Lock()
-        """Held while the processors are stopped and let go on."""
         self._halted = False
         """By `pause`."""
-
-    @property
-    def channel(self) -> VmChannel:
-        if self._channel is None:
-            raise self._no_channel()
-        return self._channel
-
-    def _channel_or_none(self) -> VmChannel | None:
-        return self._channel
-
-    def _output(self) -> SerialLog | None:
-        return self.serial
-
-    def _running_processes(self) -> list[Process]:
-        return [] if self._process is None else [self._process]
 
     # --- steps of its start ---------------------------------------------------------------------------------------
 
     def attach(self, serial_fd: int) -> None:
         """Take over the end of the pipe with Firecracker's output."""
         self.serial = SerialLog(serial_fd)
-
-    def prepared(self, process: Process) -> None:
-        """Firecracker runs: its end is the end of the machine."""
-        self._process = process
-        self._to(MachineState.PREPARED)
-        self._background(self._follow(process))
 
     def taken_over(self, process: Process) -> None:
         """Its Firecracker runs, and was another process's."""
@@ -131,12 +104,6 @@ class FirecrackerMachine(ProcessMachine):
         if not self._outlives:
             self._base = Base(None if last_request is None else self.place.root / MEMORY)
         self._to(MachineState.RUNNING)
-
-    async def listening(self, seconds: float) -> None:
-        """Wait for the word of the guest's first process on the console; raises TimeoutError, VmConnectionError."""
-        assert self.serial is not None  # noqa: S101 (for the type checker)
-        async with asyncio.timeout(seconds):
-            await self._unless_dead(self.serial.ready.wait())
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
@@ -231,10 +198,6 @@ class FirecrackerMachine(ProcessMachine):
                 await self.api.patch_vm("Resumed")
                 self._halted = False
 
-    def rest(self) -> asyncio.Future[None] | None:
-        """None: the processors of a guest in which nothing runs are halted."""
-        return None
-
     async def survive_owner(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""
         if seconds > 0 and self._process is not None:
@@ -254,30 +217,6 @@ class FirecrackerMachine(ProcessMachine):
         return {"uid": -1 if self.place.uid is None else self.place.uid}
 
     # --- the end --------------------------------------------------------------------------------------------------
-
-    async def _follow(self, process: Process) -> None:
-        status = await asyncio.shield(process.ended)
-        await self._died(f"Firecracker ended with status {status}")
-
-    async def _died(self, why: str) -> None:
-        """The machine ended by itself: find out why, then clean up."""
-        if self._kill_task is None and self._state is not MachineState.DEAD:
-            by_guest = self._channel is not None and self._channel.broken_by_guest
-            if self._process is not None and not by_guest and not self._process.ended.done():
-                with contextlib.suppress(TimeoutError):  # the channel may have heard of it first
-                    async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                        why = f"Firecracker ended with status {await asyncio.shield(self._process.ended)}"
-            await self.kill(self._explain(why))
-
-    def _explain(self, why: str) -> Death:
-        if self.group is not None and self.group.oom_kills():
-            return Death(TerminationReason.MEMORY, "the host had not enough memory for the sandbox")
-        if self._channel is not None and self._channel.broken_by_guest:
-            return Death(TerminationReason.KILLED, f"the sandbox was killed because {why}")
-        tail = self.serial.text() if self.serial is not None else ""
-        if "Kernel panic" in tail:
-            why = "the guest's kernel panicked"
-        return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail[-700:]})" if tail else ""))
 
     async def _kill_others(self) -> None:
         if self.spawner.gone or self._process is None:

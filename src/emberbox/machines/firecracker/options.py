@@ -13,7 +13,7 @@ from pathlib import Path
 from emberbox.config import Settings
 from emberbox.errors import ImageError
 from emberbox.images.kernel import check_vmlinux, find_kernel
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 
 PINNED_VERSION = "1.12.1"
 """The version that the tests and the figures are from. Others with the same first two numbers may work; the format of

@@ -13,18 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from emberbox.config import Settings
-from emberbox.errors import ExecutionTimeout, ImageError, SnapshotFailed, VmConnectionError, VmNotAvailable
+from emberbox.errors import ExecutionTimeout, ImageError, SnapshotFailed, VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
-from emberbox.images.disk import RootDisk, ensure_disk
+from emberbox.images.disk import RootDisk
 from emberbox.images.kernel import GuestKernel, find_kernel
 from emberbox.images.store import Image
 from emberbox.machines.contract import Capabilities, Machine, Snapshot
-from emberbox.machines.digests import Verifier
+from emberbox.machines.microvm.factory import MicroVmFactory
+from emberbox.machines.microvm.processor import processor
 from emberbox.machines.probe_cache import is_proven
-from emberbox.machines.process_factory import SPACE, ProcessFactory
-from emberbox.machines.processor import processor
 from emberbox.machines.qemu.adoption import take_machine
 from emberbox.machines.qemu.command import Hardware, command, disk_limits, kernel_args, vcpus
 from emberbox.machines.qemu.machine import QemuMachine, close_all, sockets
@@ -66,21 +65,19 @@ class _Parts:
     fingerprint: Fingerprint
 
 
-class QemuFactory(ProcessFactory[QemuMachine]):
+class QemuFactory(MicroVmFactory[QemuMachine]):
     """Makes QEMU machines. One per engine."""
 
     backend = "qemu"
     key_prefix = b"qemu\0"
-    user_namespace = False
+    machine_type = QemuMachine
 
     def __init__(self, settings: Settings, options: QemuOptions | None = None) -> None:
         super().__init__(settings, settings.run_dir)
         self.options = options or QemuOptions.of(settings)
         self._version: Version | None = None
         self._kernel: GuestKernel | None = None
-        self._making_disk = asyncio.Lock()
         self._loading = asyncio.Lock()
-        self._verifier = Verifier(linked=True)
         self._bases = SharedMemoryCache()
         self._latest: dict[tuple[Path, MachineLimits], Fingerprint] = {}
         """Of the snapshots that machines were forked from last: what a blank is made for."""
@@ -194,7 +191,7 @@ class QemuFactory(ProcessFactory[QemuMachine]):
         async def start(machine: QemuMachine) -> None:
             machine.use(new_memory(machine.memory))
             await self._launch(machine, parts)
-            await machine.listening()
+            await machine.listening(seconds)
             await machine.connect(seconds)
 
         return await self._make(parts, start, seconds)
@@ -224,10 +221,8 @@ class QemuFactory(ProcessFactory[QemuMachine]):
         Raises:
             VmNotAvailable, ExecutionTimeout: as of `boot`; or the snapshot's files cannot be used here.
         """
-        if isinstance(blank, QemuMachine):
-            if blank.recipe == (snapshot.image.directory, snapshot.limits) and await self._filled(blank, snapshot):
-                return blank
-            await blank.kill()
+        if (filled := await self._used(blank, snapshot)) is not None:
+            return filled
         parts = await self._parts(snapshot.image, snapshot.limits)
         fingerprint = await asyncio.to_thread(self._checked, snapshot, parts.fingerprint)
 
@@ -241,20 +236,11 @@ class QemuFactory(ProcessFactory[QemuMachine]):
         self._latest[snapshot.image.directory, snapshot.limits] = fingerprint
         return machine
 
-    async def _filled(self, blank: QemuMachine, snapshot: Snapshot) -> bool:
-        """Fill a blank; False where that did not work, and the blank is gone."""
-        try:
-            async with asyncio.timeout(self._settings.boot_timeout_seconds):
-                fingerprint = await asyncio.to_thread(self._checked, snapshot, blank.fingerprint)
-                blank.must_fit(fingerprint)
-                blank.fingerprint = fingerprint
-                await self._fill(blank, snapshot)
-        except BaseException as exc:
-            await asyncio.shield(asyncio.ensure_future(blank.kill()))
-            if isinstance(exc, VmNotAvailable | VmConnectionError | OSError):  # a time-out is an OSError as well
-                return False
-            raise
-        return True
+    async def _become(self, blank: QemuMachine, snapshot: Snapshot) -> None:
+        fingerprint = await asyncio.to_thread(self._checked, snapshot, blank.fingerprint)
+        blank.must_fit(fingerprint)
+        blank.fingerprint = fingerprint
+        await self._fill(blank, snapshot)
 
     async def _fill(self, machine: QemuMachine, snapshot: Snapshot) -> None:
         await machine.fill(snapshot.directory)
@@ -331,32 +317,30 @@ class QemuFactory(ProcessFactory[QemuMachine]):
         )
         return _Parts(image, limits, kernel, disk, hardware, fingerprint)
 
-    async def _disk(self, image: Image) -> RootDisk:
-        async with self._making_disk:
-            try:
-                return await asyncio.to_thread(ensure_disk, image)
-            except ImageError as exc:
-                raise VmNotAvailable(exc.message, remediation=exc.remediation) from exc
-
     async def _make(
         self, parts: _Parts, start: Callable[[QemuMachine], Awaitable[None]], seconds: float
     ) -> QemuMachine:
         """Make the place of a machine and start it; whatever goes wrong, nothing is left."""
         spawner, run_dir = await self._place_ready()
         machine = self._new(run_dir, spawner, parts)
-        try:
+        async with self._starting_of(machine, run_dir, seconds):
             machine.directory.mkdir(mode=0o700)
             write_fingerprint(machine.directory, machine.fingerprint)
-            async with asyncio.timeout(seconds):
-                await start(machine)
-        except BaseException as exc:
-            # the clean-up runs to its end even if the caller is cancelled once more
-            await asyncio.shield(asyncio.ensure_future(machine.kill()))
-            explained = _explained(exc, machine, run_dir, parts.kernel.vmlinux)
-            if explained is exc:
-                raise
-            raise explained from exc
+            await start(machine)
         return machine
+
+    def _if_always(self, machine: QemuMachine) -> str:
+        return "" if machine.ready else f" If it always fails, {self._wanted()}."
+
+    def _if_dead(self, machine: QemuMachine) -> str:
+        if machine.base is None and not machine.ready:  # it was booted, and never came as far as our own first process
+            wanted = self._wanted()
+            return f"{wanted[0].upper()}{wanted[1:]}."
+        return super()._if_dead(machine)
+
+    def _wanted(self) -> str:
+        kernel = self._found_kernel().vmlinux
+        return f"the kernel {kernel} may lack what it needs: see docs/qemu.md, or use one of ours (`emberbox setup`)"
 
     def _new(self, run_dir: RunDir, spawner: Spawner, parts: _Parts) -> QemuMachine:
         """A machine that has its cgroup, and no place and no process yet. From here on `kill` clears it."""
@@ -433,33 +417,6 @@ async def _load(path: Path, digest: str) -> SharedMemory:
 def _first_seconds(whole: float) -> float:
     """How long the first attempt of a boot may take."""
     return min(whole, max(_FIRST_BOOT_SECONDS, whole / 3))
-
-
-def _explained(exc: BaseException, machine: QemuMachine, run_dir: RunDir, kernel: Path) -> BaseException:
-    """What a failed start is told as."""
-    said = machine.serial.text() if machine.serial is not None else ""
-    words = f" Its last words: {said}" if said else " Its console stayed silent."
-    wanted = f"the kernel {kernel} may lack what it needs: see docs/qemu.md, or use one of ours (`emberbox setup`)"
-    remedy = "Run `emberbox doctor`; it starts a machine and explains what the host lacks."
-    if isinstance(exc, TimeoutError):
-        again = "Try again, or raise `boot_timeout_seconds`: a loaded host may need longer."
-        again += "" if machine.ready else f" If it always fails, {wanted}."
-        message = f"Machine {machine.id} did not start in time.{words}"
-        return ExecutionTimeout(message, remediation=again, retryable=True)
-    if isinstance(exc, VmConnectionError):
-        more = "" if said and said[-200:] in exc.message else words
-        if machine.base is None and not machine.ready:  # it was booted, and never came as far as our own first process
-            remedy = f"{wanted[0].upper()}{wanted[1:]}."
-        return VmNotAvailable(
-            f"Machine {machine.id} died while it started: {exc.message}{more}", remediation=remedy, retryable=True
-        )
-    if isinstance(exc, OSError):
-        return VmNotAvailable(
-            f"Cannot prepare machine {machine.id} in {run_dir.path}: {exc.strerror or exc}.",
-            remediation=SPACE,
-            retryable=True,
-        )
-    return exc
 
 
 def _digest(kernel: GuestKernel) -> str:

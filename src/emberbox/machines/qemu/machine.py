@@ -17,37 +17,36 @@ from emberbox.host.rundir import processes_of
 from emberbox.host.spawner import Process, Spawner
 from emberbox.images.store import Image
 from emberbox.machines.channel import Channel
-from emberbox.machines.contract import Death, MachineState
-from emberbox.machines.process_machine import ProcessMachine
+from emberbox.machines.contract import MachineState
+from emberbox.machines.microvm.machine import MicroVm
+from emberbox.machines.microvm.serial import SerialLog
 from emberbox.machines.qemu.checkpoint import migrate, save_devices
 from emberbox.machines.qemu.memory import Mapped, PagesFile
 from emberbox.machines.qemu.qmp import Qmp, QmpError
 from emberbox.machines.qemu.shared_memory import SharedMemory, save_memory
 from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint, write_fingerprint
 from emberbox.machines.qemu.wake_handshake import greet
-from emberbox.machines.serial import SerialLog
-from emberbox.models import TerminationReason
 
 _T = TypeVar("_T")
-_LAST_WORDS_SECONDS = 5.0
 _MEMORY = "/memfd:emberbox-ram"
 _STATE_SECONDS = 120.0
 
 
-class QemuMachine(ProcessMachine):
+class QemuMachine(MicroVm[Channel]):
     """A microVM that `QemuFactory` started.
 
     Args:
         directory: its folder.
         spawner: started its process, and reports its end.
         group: its cgroup, or None.
-        marks: what its snapshots depend on (snapshot_files.py).
+        fingerprint: what its snapshots depend on (snapshot_files.py).
         image: what it was booted from; None where that is not known any more.
         memory: bytes of the guest's memory.
         on_dead: told its id when it has ended and everything is cleared away.
     """
 
     backend = "qemu"
+    program = "QEMU"
 
     def __init__(
         self,
@@ -64,7 +63,6 @@ class QemuMachine(ProcessMachine):
         self.fingerprint = fingerprint
         self.image = image
         self.memory = memory
-        self.serial: SerialLog | None = None
         self.qmp: Qmp | None = None
         self.base: SharedMemory | None = None
         """What its memory is a private copy of; None: it has a memory of its own."""
@@ -72,25 +70,6 @@ class QemuMachine(ProcessMachine):
         """That one, which it shares with this process."""
         self._agent: socket.socket | None = None
         self._greetings: socket.socket | None = None
-        self._channel: Channel | None = None
-        self._process: Process | None = None
-        self._calling = asyncio.Lock()
-        """Held while the processors are stopped and let go on."""
-
-    @property
-    def channel(self) -> Channel:
-        if self._channel is None:
-            raise self._no_channel()
-        return self._channel
-
-    def _channel_or_none(self) -> Channel | None:
-        return self._channel
-
-    def _output(self) -> SerialLog | None:
-        return self.serial
-
-    def _running_processes(self) -> list[Process]:
-        return [] if self._process is None else [self._process]
 
     def _qmp(self) -> Qmp:
         if self.qmp is None:
@@ -124,13 +103,6 @@ class QemuMachine(ProcessMachine):
     def memory_fd(self) -> int:
         return self._ram_fd if self.base is None else self.base.fd
 
-    def prepared(self, process: Process | None) -> None:
-        """QEMU runs: its end is the end of the machine. None: it is a blank that can only be thrown away."""
-        self._process = process
-        self._to(MachineState.PREPARED)
-        if process is not None:
-            self._background(self._follow(process))
-
     def taken_over(self, process: Process) -> None:
         """Its QEMU runs, and was another process's."""
         self._outlives = True
@@ -144,11 +116,6 @@ class QemuMachine(ProcessMachine):
     async def ready_for_calls(self, seconds: float) -> None:
         """Wait until QEMU takes commands; raises QmpError, VmConnectionError, TimeoutError."""
         await self._unless_dead(self._qmp().begin(seconds))
-
-    async def listening(self) -> None:
-        """Wait for the word of the guest's first process on the console; raises VmConnectionError."""
-        assert self.serial is not None  # noqa: S101 (for the type checker)
-        await self._unless_dead(self.serial.ready.wait())
 
     async def greeted(self, seconds: float) -> None:
         """The guest's first process runs, has the right time and fresh randomness; raises VmConnectionError."""
@@ -292,10 +259,6 @@ class QemuMachine(ProcessMachine):
         await self._qmp().interrupt()
         await self._qmp().call("cont")
 
-    def rest(self) -> asyncio.Future[None] | None:
-        """None: the processors of a guest in which nothing runs are halted."""
-        return None
-
     async def survive_owner(self, seconds: float) -> None:
         """Raises VmNotAvailable: it cannot."""
         if seconds > 0 and self._process is not None and self._greetings is not None and self.serial is not None:
@@ -319,28 +282,6 @@ class QemuMachine(ProcessMachine):
         if self.qmp is not None:
             self.qmp.abandon()
         self._close_memory()
-
-    async def _follow(self, process: Process) -> None:
-        status = await asyncio.shield(process.ended)
-        await self._died(f"QEMU ended with status {status}")
-
-    async def _died(self, why: str) -> None:
-        by_guest = self._channel is not None and self._channel.broken_by_guest
-        if self._kill_task is None and self._process is not None and not by_guest and not self._process.ended.done():
-            with contextlib.suppress(TimeoutError):  # the channel may have heard of it first
-                async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                    why = f"QEMU ended with status {await asyncio.shield(self._process.ended)}"
-        await super()._died(why)
-
-    def _explain(self, why: str) -> Death:
-        if self.group is not None and self.group.oom_kills():
-            return Death(TerminationReason.MEMORY, "the host had not enough memory for the sandbox")
-        if self._channel is not None and self._channel.broken_by_guest:
-            return Death(TerminationReason.KILLED, f"the sandbox was killed because {why}")
-        tail = self.serial.text() if self.serial is not None else ""
-        if "Kernel panic" in tail:
-            why = "the guest's kernel panicked"
-        return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail[-700:]})" if tail else ""))
 
     async def _kill_others(self) -> None:
         if self.serial is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from emberbox.config import Settings
-from emberbox.machines.processor import emulated
+from emberbox.machines.microvm.processor import emulated
 
 PROGRAM = "qemu-system-x86_64"
 PACKAGE = "qemu-system-x86"

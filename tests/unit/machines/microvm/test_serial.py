@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from emberbox.guest.vm_init import READY
-from emberbox.machines.serial import SerialLog
+from emberbox.machines.microvm.serial import SerialLog
 
 
 async def test_the_end_is_kept_without_control_characters() -> None:

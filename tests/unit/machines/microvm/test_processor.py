@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emberbox.machines.processor import emulated, processor
+from emberbox.machines.microvm.processor import emulated, processor
 
 
 def cpuinfo(folder: Path, flags: str) -> Path:
