@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from emberbox._files import replacing
 from emberbox.cli.exits import fail, run_async
 from emberbox.cli.progress import build_progress
 from emberbox.config import load_settings
@@ -151,16 +150,8 @@ def fetch_guest_kernel(packages: list[Path]) -> None:
 def _copy(source: Path, target: Path) -> None:
     """A copy that is there as a whole or not at all; raises ImageError."""
     try:
-        # a name that nobody can guess, and so not put a link there before us
-        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        building = Path(name)
-        try:
-            with os.fdopen(fd, "wb") as copy, source.open("rb") as original:
-                shutil.copyfileobj(original, copy, 1 << 20)
-            building.chmod(0o644)
-            building.replace(target)
-        finally:
-            building.unlink(missing_ok=True)
+        with replacing(target, mode=0o644) as copy, source.open("rb") as original:
+            shutil.copyfileobj(original, copy, 1 << 20)
     except OSError as exc:
         raise ImageError(
             f"The kernel cannot be written to {target}: {exc.strerror}.",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +9,7 @@ from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
+from emberbox._files import write_whole
 from emberbox.errors import ConfigError, Conflict, SessionNotFound
 from emberbox.models import Model, RollbackResponse
 from emberbox.models.service import (
@@ -197,9 +195,6 @@ class DirectSessionAdapter:
     def _save(self) -> None:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{_FILE}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                json.dump(self._book.model_dump(mode="json"), out, indent=2)
-            Path(name).replace(self._path)
+            write_whole(self._path, self._book.model_dump_json(indent=2))
         except OSError as exc:
             raise ConfigError(f"Cannot write {self._path}: {exc.strerror}.", remediation="Set data_dir.") from exc

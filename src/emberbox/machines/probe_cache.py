@@ -7,9 +7,9 @@ notes here what it was tried with. `auto` takes a virtual machine only where tha
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from emberbox._files import write_whole
 from emberbox.config import Settings
 from emberbox.machines.contract import MachineFactory
 
@@ -22,9 +22,7 @@ def record_probe(settings: Settings, factory: MachineFactory) -> None:
     """Note that a copy of a machine of this factory has answered; raises OSError."""
     path = _file(settings, factory.backend)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    building.write_text(factory.probed, encoding="utf-8")
-    building.replace(path)
+    write_whole(path, factory.probed, mode=0o644)
 
 
 def is_proven(settings: Settings, factory: MachineFactory) -> bool:

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
+from emberbox._files import write_whole
 from emberbox._text import check_agent
 from emberbox.config import Settings
 from emberbox.errors import ConfigError, ValidationFailed
@@ -242,15 +242,6 @@ class TokenStore:
 
     def _save(self, file: _File) -> None:
         try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name + ".")  # mode 0600
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as out:
-                    out.write(file.model_dump_json(indent=2) + "\n")
-                    out.flush()
-                    os.fsync(out.fileno())
-                Path(name).replace(self.path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            write_whole(self.path, file.model_dump_json(indent=2) + "\n", durable=True)
         except OSError as exc:
             raise ConfigError(f"Cannot write tokens to {self.path}: {exc.strerror}.") from exc

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import platform
 import tarfile
 import urllib.request
@@ -16,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from emberbox._files import write_whole
 from emberbox.config import Settings
 from emberbox.errors import VmNotAvailable
 from emberbox.machines.firecracker.options import PINNED_VERSION, private_folder, version_of
@@ -67,7 +67,7 @@ def install_firecracker(settings: Settings, say: Callable[[str], None], archive:
         folder = private_folder(settings)
         folder.mkdir(parents=True, exist_ok=True)
         for name, program in programs.items():
-            _publish(program, folder / name)
+            write_whole(folder / name, program, mode=0o755)
     except OSError as exc:
         raise VmNotAvailable(f"Firecracker could not be installed: {exc}.", remediation=_BY_HAND) from exc
     for name in wanted:
@@ -123,14 +123,3 @@ def _members(data: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
     return file.read() if file is not None else b""
-
-
-def _publish(data: bytes, target: Path) -> None:
-    """Put a program into place at once, never half."""
-    building = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        building.write_bytes(data)
-        building.chmod(0o755)
-        building.replace(target)
-    finally:
-        building.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from emberbox._files import write_whole
 from emberbox.config import Settings
 from emberbox.errors import VmExecutionError, VmNotAvailable
 from emberbox.host.apt import fetch_package
@@ -117,13 +118,7 @@ def _release(settings: Settings, release: str, say: Callable[[str], None]) -> Pa
         raise VmNotAvailable(f"{url} does not have the checksum {wanted[:16]}….", remediation="Do not use this file.")
     program = settings.cache_dir / "packages" / f"runsc-release-{wanted[:12]}" / "runsc"
     program.parent.mkdir(parents=True, exist_ok=True)
-    building = program.with_name(f".{program.name}.{os.getpid()}")
-    try:
-        building.write_bytes(data)
-        building.chmod(0o755)
-        building.rename(program)
-    finally:
-        building.unlink(missing_ok=True)
+    write_whole(program, data, mode=0o755)
     return program
 
 

@@ -20,6 +20,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError
 
+from emberbox._files import write_whole
 from emberbox.errors import ImageError, SnapshotFailed, SnapshotNotFound
 from emberbox.images.store import Image, ImageStore
 from emberbox.images.template import Template
@@ -155,11 +156,7 @@ class SnapshotStore:
     @staticmethod
     def write(record: SnapshotRecord, directory: Path) -> None:
         """Write the record of a snapshot into its directory, whole or not at all; raises OSError."""
-        building = directory / f".{RECORD}"
-        fd = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(record.model_dump_json(indent=1))
-        building.rename(directory / RECORD)
+        write_whole(directory / RECORD, record.model_dump_json(indent=1))
 
     # --- read -----------------------------------------------------------------------------------------------------
 
