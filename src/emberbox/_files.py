@@ -28,7 +28,7 @@ def write_whole(path: Path, content: str | bytes, *, mode: int = 0o600, durable:
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o600, durable: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` at the end, or does not where that fails. As `write_whole`."""
+    """A file to write to, which takes the place of `path` at the end, or not where that fails. As `write_whole`."""
     # a name that nobody can guess, and so not put a link there before us
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     building = Path(name)
