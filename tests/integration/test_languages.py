@@ -277,6 +277,19 @@ def test_bash_exit_keeps_variables_and_options_do_not_leak(sandbox: Sandbox) -> 
     assert (run.stdout, run.exit_code) == ("yes\n", 0)
 
 
+@pytest.mark.every_backend
+def test_folders_of_the_template_can_be_written_and_belong_to_snapshots(sandbox: Sandbox) -> None:
+    folders = ["/workspace", "/mnt/data", "/app", "/data", "/testbed", "/logs"]
+    write = f"for folder in {folders}:\n    open(folder + '/note', 'w').write('before')"
+    assert sandbox.run_code(write).error is None
+    point = sandbox.snapshot()
+    for folder in folders:
+        sandbox.files.write(f"{folder}/note", "after")
+    assert {change.path for change in sandbox.diff(point)} == {f"{folder}/note" for folder in folders}
+    sandbox.rollback(point)
+    assert [sandbox.files.read(f"{folder}/note") for folder in folders] == ["before"] * len(folders)
+
+
 @pytest.mark.rust
 def test_rust_compiles_runs_and_is_cached(sandbox: Sandbox) -> None:
     code = (
