@@ -31,7 +31,7 @@ _AGAIN_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class DiffBase:
     """What the changes that Firecracker counts are changes of."""
 
     memory: Path | None
@@ -65,7 +65,7 @@ class FirecrackerMachine(MicroVm[VmChannel]):
         self.fingerprint = fingerprint
         self.api = FirecrackerApi(place.api)
         self._balloon = BalloonReclaimer(self.api, place.vsock)
-        self._base: Base | None = None
+        self._base: DiffBase | None = None
         """Of the next snapshot; None: that must be whole."""
         self._halted = False
         """By `pause`."""
@@ -102,7 +102,7 @@ class FirecrackerMachine(MicroVm[VmChannel]):
         if last_request is not None:
             self._channel.number_after(last_request)
         if not self._outlives:
-            self._base = Base(None if last_request is None else self.place.root / MEMORY)
+            self._base = DiffBase(None if last_request is None else self.place.root / MEMORY)
         self._to(MachineState.RUNNING)
 
     # --- snapshots ------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class FirecrackerMachine(MicroVm[VmChannel]):
                 except (ApiError, VmConnectionError) as exc:
                     self._background(self._died(f"it did not go on after a snapshot: {exc.message}"))
 
-    def _collect(self, building: Path, base: Base | None) -> int:
+    def _collect(self, building: Path, base: DiffBase | None) -> int:
         """Put the snapshot's files together; bytes that they take on the disk."""
         self.place.take(STATE, building / STATE)
         changes = self.place.directory / _CHANGES
@@ -172,7 +172,7 @@ class FirecrackerMachine(MicroVm[VmChannel]):
         with contextlib.suppress(OSError):  # another file system: the next one is whole as well
             link.unlink(missing_ok=True)
             os.link(building / MEMORY, link)
-            self._base = Base(link)
+            self._base = DiffBase(link)
         return sum(path.stat().st_blocks * 512 for path in building.iterdir())
 
     def _discard(self, building: Path) -> None:
