@@ -58,7 +58,7 @@ def test_machines_are_made_listed_and_ended(served: Served, api: httpx.Client) -
     assert "ready" in table
     assert json.loads(cli(served, "vms", "list", "--json"))["total"] == 1
     assert made["id"] in cli(served, "vms", "kill", made["id"])
-    assert "no machine" in cli(served, "vms", "kill", made["id"], code=2)
+    assert "no sandbox" in cli(served, "vms", "kill", made["id"], code=2)
     assert "template" in cli(served, "vms", "create", "-t", "nothing", code=2)
 
 

@@ -137,7 +137,7 @@ class Service:
         agent_id = await self.engine.agent_of(vm_id)
         if agent_id is None or not principal.sees(agent_id):
             raise SessionNotFound(
-                f"There is no machine {vm_id!r:.80}.", remediation="GET /api/vms lists what there is."
+                f"There is no sandbox {vm_id!r:.80}.", remediation="GET /api/vms lists what there is."
             )
         return agent_id
 
@@ -172,7 +172,7 @@ class Service:
                 return await self.engine.lease(principal.agent(agent_id), most=principal.limits)
             session = await self.session(principal, vm_id)
             if agent_id is not None and session.agent_id != principal.agent(agent_id):
-                raise SessionNotFound(f"Agent {agent_id!r:.80} has no machine {vm_id!r:.80}.")
+                raise SessionNotFound(f"Agent {agent_id!r:.80} has no sandbox {vm_id!r:.80}.")
             return session
 
     @contextlib.contextmanager
@@ -222,7 +222,7 @@ class Service:
         for record in await self.engine.list_suspended():
             if record.sandbox_id == vm_id:
                 return _suspended(record)
-        raise SessionNotFound(f"There is no machine {vm_id!r:.80}.")
+        raise SessionNotFound(f"There is no sandbox {vm_id!r:.80}.")
 
     def instance(self, session: SandboxInstance) -> VmInstance:
         """A machine as the API shows it."""
