@@ -199,7 +199,7 @@ class Agent:
             raise RequestError("unsupported", "unknown languages: " + ", ".join(unknown))
         _prepare_machine(settings)
         self._settings = settings
-        self._watch = MemoryWatch(self.loop, settings, self.executions.values)
+        self._watch = MemoryWatch(self.loop, settings, self.executions.values, self.contexts.pids)
         self._offer_programs(settings)
         if "python" not in settings.languages:
             self._warm_languages(ident, None)

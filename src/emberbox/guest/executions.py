@@ -5,11 +5,8 @@ from __future__ import annotations
 import signal
 
 from . import outcome
-from .processes import (
-    exit_code,
-    out_of_memory_kills,
-    thread_count,
-)
+from .memory import shared_files
+from .processes import NEARLY_ALL, Held, crowded, exit_code, out_of_memory_kills, thread_count
 from .streams import Capture
 
 TYPE_CHECKING = False
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 GRACE = 1.0
 NOT_STARTED = 126
 KILLED = 137
-NEARLY_ALL = 0.9
 
 
 class Execution:
@@ -130,11 +126,21 @@ class Execution:
 
     def _on_timeout(self) -> None:
         self.timed_out = True
-        settings = self.agent.settings
-        if settings.nproc > 0:
-            self.crowded = thread_count(settings.uid) >= settings.nproc * NEARLY_ALL
+        with Held(self.agent.settings.uid, crowded()):
+            self.crowded = self.no_room()
+            if self.crowded:
+                self.kill_crowd()
         self.interrupt()
         self._timer = self.agent.loop.later(self.grace(), self.kill)
+
+    def no_room(self) -> bool:
+        """Whether hardly any process can be started any more."""
+        settings = self.agent.settings
+        return settings.nproc > 0 and thread_count(settings.uid) >= settings.nproc * NEARLY_ALL
+
+    def kill_crowd(self) -> None:
+        """Kill what the code has started, but not what may keep its variables."""
+        self.kill()
 
     def grace(self) -> float:
         """Seconds between SIGINT and SIGKILL."""
@@ -177,6 +183,10 @@ class CodeRun(Execution):
         if self.kernel is not None:
             self.kernel.kill()
 
+    def kill_crowd(self) -> None:
+        if self.kernel is not None:
+            self.kernel.kill_what_it_started()
+
     def send_signal(self, number: int) -> None:
         if self.kernel is not None:
             self.kernel.signal(number)
@@ -211,8 +221,18 @@ class CodeRun(Execution):
         cause = header.get("cause")
         if ending.cause is None and isinstance(cause, str):
             ending.cause = cause
+        if survived and self.kernel is not None and outcome.reason(ending) == "processes" and self.no_room():
+            survived = self._make_room(self.kernel)
         self._results_truncated = self._results_truncated or header.get("results_truncated") is True
         self._end(ending, error, survived=survived)
+
+    def _make_room(self, kernel: KernelProcess) -> bool:
+        """Nothing could be started any more, here or in other contexts. False where only the kernel's end helps."""
+        kernel.kill_what_it_started()
+        if not self.no_room():
+            return True
+        kernel.kill()
+        return False
 
     def on_lost(self, status: int | None) -> None:
         """The kernel has died."""
@@ -222,7 +242,10 @@ class CodeRun(Execution):
         if status is None:
             ending.cause = "processes"
         language = self._context.language
-        self._end(ending, outcome.death(ending, language, self.agent.settings.memory), survived=False)
+        settings = self.agent.settings
+        ending.files = shared_files(settings)
+        ending.cut_off = self.kernel is not None and self.kernel.cut_off
+        self._end(ending, outcome.death(ending, language, settings.memory), survived=False)
 
     def _end(self, ending: outcome.Ending, error: Dict[str, str] | None, *, survived: bool) -> None:
         ending.truncated = ending.truncated or self._results_truncated

@@ -103,7 +103,6 @@ class CgroupRoot:
             else:
                 return
 
-
     def _weigh(self, parent: Path) -> None:
         """Let the host's other programs go before all machines together, where the kernel and our rights allow it."""
         name, weight = ("cpu.shares", _V1_SHARES) if self.version == "v1" else ("cpu.weight", _V2_WEIGHT)
