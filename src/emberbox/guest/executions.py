@@ -126,9 +126,10 @@ class Execution:
 
     def _on_timeout(self) -> None:
         self.timed_out = True
-        with Held(self.agent.settings.uid, crowded()):
+        crowd = crowded()
+        with Held(self.agent.settings.uid, crowd):
             self.crowded = self.no_room()
-            if self.crowded:
+            if crowd or self.crowded:
                 self.kill_crowd()
         self.interrupt()
         self._timer = self.agent.loop.later(self.grace(), self.kill)
@@ -139,8 +140,9 @@ class Execution:
         return settings.nproc > 0 and thread_count(settings.uid) >= settings.nproc * NEARLY_ALL
 
     def kill_crowd(self) -> None:
-        """Kill what the code has started, but not what may keep its variables."""
-        self.kill()
+        """Kill what would keep all processors from who is to give in to SIGINT."""
+        if self.crowded:
+            self.kill()
 
     def grace(self) -> float:
         """Seconds between SIGINT and SIGKILL."""
