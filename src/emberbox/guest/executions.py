@@ -6,7 +6,7 @@ import signal
 
 from . import outcome
 from .memory import shared_files
-from .processes import NEARLY_ALL, Held, crowded, exit_code, out_of_memory_kills, thread_count
+from .processes import NEARLY_ALL, Held, crowded, exit_code, out_of_memory_kills, thread_count, thread_goes_on
 from .streams import Capture
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 GRACE = 1.0
 NOT_STARTED = 126
 KILLED = 137
+HUNG_UP = 128 + signal.SIGHUP
 
 
 class Execution:
@@ -41,6 +42,8 @@ class Execution:
         self.context_ident: str | None = None
         self.starved = False
         """Something of it was killed because the machine's memory was used up."""
+        self.held = False
+        """It was stopped for a moment, as one of a crowd; the kernel may have hung up on it for that (setpgid(2))."""
         self.tracked = False
         """The host wants to know which files it changed."""
         self._timer: int | None = None
@@ -216,7 +219,7 @@ class CodeRun(Execution):
         if self.kernel is not None and not survived:
             self.kernel.kill()
         elif self.kernel is not None and self.timed_out:
-            self.kernel.kill_what_it_started()
+            survived = self._stopped_all(self.kernel)
         ending = self.ending(code, died=False)
         ending.interrupted = self.interrupted and error is not None and error["name"] == "KeyboardInterrupt"
         ending.interrupted = ending.interrupted or (self.interrupted and code == 130)
@@ -227,6 +230,15 @@ class CodeRun(Execution):
             survived = self._make_room(self.kernel)
         self._results_truncated = self._results_truncated or header.get("results_truncated") is True
         self._end(ending, error, survived=survived)
+
+    def _stopped_all(self, kernel: KernelProcess) -> bool:
+        """The code has given in to SIGINT. False where threads that it has started go on: nothing ends them but the end
+        of their interpreter."""
+        kernel.kill_what_it_started()
+        if kernel.pid is None or not thread_goes_on(kernel.pid, self.began):
+            return True
+        kernel.kill()
+        return False
 
     def _make_room(self, kernel: KernelProcess) -> bool:
         """Nothing could be started any more, here or in other contexts. False where only the kernel's end helps."""
@@ -241,7 +253,7 @@ class CodeRun(Execution):
         ending = self.ending(NOT_STARTED if status is None else exit_code(status), died=True)
         ending.killed = self.killed
         ending.interrupted = self.interrupted and not self.killed
-        if status is None:
+        if status is None or (self.held and ending.exit_code == HUNG_UP):
             ending.cause = "processes"
         language = self._context.language
         settings = self.agent.settings

@@ -11,7 +11,6 @@ import signal
 
 from .processes import (
     CROWD,
-    NEARLY_ALL,
     Held,
     crowded,
     family,
@@ -41,6 +40,9 @@ LONGEST_AFTER = 1.0
 MORE = 0.08
 """Of the limit: what may be used beyond it where the memory was full when the execution began. It is half of what the
 machine has beyond the limit."""
+MOST = 0.7
+"""Of the processes that the user may have: what executions that are over have left is ended where it takes so many. (A
+fork bomb at the limit ends and begins many at a time.)"""
 SMALL = 16
 """A process with less than this part of the memory is not why there is none left."""
 SHARE = 0.85
@@ -168,12 +170,13 @@ class MemoryWatch:
         """Look at what executions have left behind, less and less often, until nothing of it is there."""
         self._timer = None
         rest = self._rest()
+        crowd = crowded()
         if rest <= 0:
             self._relieve()
-        elif crowded():
+        elif crowd:
             self._disperse()
         if self._left_behind():
-            pause = min(LONGEST_AFTER, 2 * pause) if rest > self._settings.memory // SMALL else LONGEST
+            pause = LONGEST if crowd or rest < self._settings.memory // SMALL else min(LONGEST_AFTER, 2 * pause)
             self._again(pause, lambda: self._look_after(pause))
 
     def _rest(self) -> int:
@@ -209,7 +212,7 @@ class MemoryWatch:
             table = processes_of(uid)
             ours = {*self._owners(table), *self._kernels()}
             left_behind = sum(process.threads for pid, process in table.items() if pid not in ours)
-            if left_behind >= limit * NEARLY_ALL:
+            if left_behind >= limit * MOST:
                 kill_leftovers(uid, ours)
 
     def _relieve(self, room: int = 0) -> bool:
@@ -221,6 +224,8 @@ class MemoryWatch:
         with Held(self._settings.uid, when=True):
             table = processes_of(self._settings.uid)
             if room and (len(table) < CROWD or self._rest() > room):
+                for execution in self._running():
+                    execution.held = True
                 return False
             owners, kernels = self._owners(table), set(self._kernels())
             sizes = {pid: resident(pid) for pid in table}

@@ -111,15 +111,20 @@ def processes_of(uid: int) -> Dict[int, Process]:
 
 def _read_process(name: str, uid: int) -> Process | None:
     try:
-        if os.stat("/proc/" + name).st_uid != uid:
-            return None
+        return _read_stat(name) if os.stat("/proc/" + name).st_uid == uid else None
+    except OSError:
+        return None
+
+
+def _read_stat(name: str) -> Process | None:
+    try:
         fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
             text = os.read(fd, 4096)
         finally:
             os.close(fd)
         # The program's name is in parentheses and may hold anything, so what follows its last one counts.
-        return Process(int(name), text[text.rindex(b")") + 2 :].split())
+        return Process(int(name.rpartition("/")[2]), text[text.rindex(b")") + 2 :].split())
     except (OSError, ValueError, IndexError):
         return None
 
@@ -131,6 +136,17 @@ def command_line(pid: int) -> bytes:
             return file.read(4096)
     except OSError:
         return b""
+
+
+def thread_goes_on(pid: int, since: float) -> bool:
+    """Whether a thread of this process, other than its first, computes just now and was started after `since`."""
+    ticks = int(since * CLOCK_TICKS)
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return False
+    found = (_read_stat(f"{pid}/task/{name}") for name in threads if name != str(pid))
+    return any(thread is not None and thread.state == b"R" and thread.started >= ticks for thread in found)
 
 
 def thread_count(uid: int) -> int:

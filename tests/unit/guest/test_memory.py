@@ -24,7 +24,7 @@ class Running:
 
     def __init__(self, loop: Loop, root: int) -> None:
         self.began = loop.time()
-        self.starved = False
+        self.starved = self.held = False
         self.root = root
         self.killed = False
 
