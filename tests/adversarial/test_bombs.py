@@ -120,7 +120,9 @@ BOMBS = {
         (MEMORY,),
         timeout=20,
     ),
-    "memory of a shell": Bomb("head -c 500000000 /dev/zero | tr '\\0' x | { read -r x; }", (MEMORY,), "bash", 20),
+    "memory of a shell's program": Bomb(
+        'python3 -c "x = [bytes([n]) * 9999999 for n in range(99)]"', (MEMORY,), "bash", 20
+    ),
     "open files": Bomb("all = []\nwhile True: all.append(open('/dev/null'))", (COMPLETED,)),
     "full pipes": Bomb(
         "import os\nall = []\n"
@@ -174,7 +176,7 @@ async def engine(nothing_left: None, settings: Settings) -> AsyncIterator[Engine
 
 
 async def _all_goes_on(
-    sandbox: AsyncSandbox, language: Language, other: str, neighbour: AsyncSandbox, *, kept: bool = True
+    sandbox: AsyncSandbox, language: Language, other: str, neighbour: AsyncSandbox, *, kept: bool = True, left: int = 16
 ) -> None:
     async with asyncio.timeout(DEADLINE):
         assert (await sandbox.run_code(PRINTS[language], language)).stdout.endswith("42\n"), "the next code"
@@ -182,7 +184,7 @@ async def _all_goes_on(
         assert (await sandbox.commands.run("echo 42")).stdout == "42\n", "a command"
         await sandbox.files.write("later", "here")
         assert await sandbox.files.read("later") == "here", "its files"
-        assert (await sandbox.get_metrics()).processes <= 16, "nothing of it is left"
+        assert (await sandbox.get_metrics()).processes <= left, "nothing of it is left"
         assert (await neighbour.run_code("6 * 7")).text == "42", "another sandbox"
 
 
@@ -236,10 +238,11 @@ async def test_what_a_bomb_leaves_behind_keeps_nobody_from_starting_something(en
     """It has ended well, and its children take all processes that there may be."""
     sandbox, other, neighbour = await _with_a_neighbour(engine)
     await sandbox.commands.run(script, timeout=20)
+    room = LIMITS.processes * 3 // 4
     async with asyncio.timeout(DEADLINE):
-        while (await sandbox.get_metrics()).processes > 4:  # noqa: ASYNC110 (nobody tells)
+        while (await sandbox.get_metrics()).processes > room:  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.05)
-    await _all_goes_on(sandbox, "bash", other, neighbour)
+    await _all_goes_on(sandbox, "bash", other, neighbour, left=room)
 
 
 @pytest.mark.parametrize("place", ["/home/user", "/tmp", "/dev/shm"])
@@ -268,6 +271,9 @@ async def test_files_that_fill_the_memory_do_not_end_who_removes_them(engine: En
         if language != "javascript":
             assert (await sandbox.run_code(code, language)).stdout == "42\n"
     assert (await sandbox.run_code("import os, time\ntime.sleep(0.2)\nos.remove('f')")).succeeded
+    async with asyncio.timeout(DEADLINE):
+        while ((await sandbox.get_metrics()).memory_bytes or 0) > 150 << 20:  # noqa: ASYNC110 (gVisor gives it back later)
+            await asyncio.sleep(0.05)
     assert (await sandbox.run_code("len(b'x' * (100 << 20))")).text == str(100 << 20)
 
 

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 FASTEST_GROWTH = 4 << 30
 """Bytes a second that programs can touch for the first time: how long it may take until they have used up the rest."""
-SHORTEST, LONGEST = 0.02, 0.25
+SHORTEST, LONGEST = 0.01, 0.25
 """Seconds between two looks."""
 LONGEST_AFTER = 1.0
 """Seconds between two looks at what has been left behind, where nothing runs."""
-MORE = 0.08
-"""Of the limit: what may be used beyond it where the memory was full when the execution began. It is half of what the
-machine has beyond the limit."""
+MORE = 0.12
+"""Of the limit: what may be used beyond it where the memory was full when the execution began. The machine has 0.17 of
+it beyond the limit."""
 MOST = 0.7
 """Of the processes that the user may have: what executions that are over have left is ended where it takes so many. (A
 fork bomb at the limit ends and begins many at a time.)"""
@@ -112,6 +112,7 @@ class MemoryWatch:
         settings: `memory` is the limit.
         running: what is under way, asked at each look.
         kernels: the roots that wait for code, asked when nothing is under way.
+        past: those of programs that have ended.
     """
 
     def __init__(
@@ -120,11 +121,13 @@ class MemoryWatch:
         settings: Settings,
         running: Callable[[], Iterable[Execution]],
         kernels: Callable[[], List[int]] = list,
+        past: Iterable[int] = (),
     ) -> None:
         self._loop = loop
         self._settings = settings
         self._running = running
         self._kernels = kernels
+        self._past = past
         self._kernel = out_of_memory_kills() is not None
         self._timer: int | None = None
         self._busy = False
@@ -198,7 +201,7 @@ class MemoryWatch:
         owners: Dict[int, Execution] = {}
         running = list(self._running())
         for execution in running:
-            others = {pid for other in running if other is not execution for pid in other.pids()}
+            others = {*self._past, *(pid for other in running if other is not execution for pid in other.pids())}
             for root in execution.pids():
                 owners.update(dict.fromkeys(family(table, root, execution.began, others), execution))
         return owners

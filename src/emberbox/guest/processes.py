@@ -154,9 +154,21 @@ def thread_count(uid: int) -> int:
     return sum(process.threads for process in processes_of(uid).values())
 
 
+_machines: List[int] = []
+
+
+def begin_to_count() -> None:
+    """The user has no processes yet: those of now are the machine's, the kernel's own threads among them."""
+    _machines[:] = [_count()]
+
+
+def _count() -> int:
+    return sum(name.isdigit() for name in os.listdir("/proc"))
+
+
 def crowded() -> bool:
     """Whether there are so many processes that they are to be held before anybody looks at them."""
-    return sum(name.isdigit() for name in os.listdir("/proc")) >= CROWD
+    return own_machine() and _count() - sum(_machines) >= CROWD
 
 
 class Held:
