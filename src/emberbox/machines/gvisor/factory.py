@@ -20,7 +20,7 @@ from emberbox.machines.digests import Verifier
 from emberbox.machines.gvisor.adoption import take_machine
 from emberbox.machines.gvisor.bundle import write_bundle
 from emberbox.machines.gvisor.control import Control, ControlError
-from emberbox.machines.gvisor.machine import COMMAND_ENV, STATE, GvisorMachine
+from emberbox.machines.gvisor.machine import STATE, GvisorMachine
 from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, find_runsc
 from emberbox.machines.hosted_factory import SPACE, HostedFactory
 from emberbox.models import MachineLimits
@@ -234,7 +234,7 @@ class GvisorFactory(HostedFactory[GvisorMachine]):
                 stdin=guest_in,
                 stdout=guest_out,
                 stderr=guest_err,
-                env=COMMAND_ENV,
+                env=machine.command_env,
                 cwd=str(machine.directory),
                 join=machine.cgroup_join,
             )
