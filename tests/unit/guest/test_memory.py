@@ -38,7 +38,7 @@ class Running:
 @pytest.fixture
 def shell() -> Iterator[subprocess.Popen[str]]:
     """A shell with a child that has 64 MiB, as the root of an execution."""
-    allocate = f"data = b'x' * {SIZE}; print('ready', flush=True); input()"
+    allocate = f"import signal; data = b'x' * {SIZE}; print('ready', flush=True); signal.pause()"
     with subprocess.Popen(
         ["bash", "-c", '"$0" -c "$1" & echo $!; wait $!; echo $?; read -r', sys.executable, allocate],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
