@@ -29,7 +29,7 @@ class Bomb:
     code: str
     reasons: tuple[TerminationReason, ...]
     language: Language = "python"
-    timeout: float = 2.0
+    timeout: float = 1.5
     kills_all: bool = False
     """It kills the interpreters of other contexts on purpose."""
 
@@ -37,7 +37,7 @@ class Bomb:
 BOMBS = {
     "forks": Bomb("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", MULTIPLIES),
     "forks that end at the limit": Bomb("import os\nwhile True: os.fork()", MULTIPLIES),
-    "sleepers": Bomb("import os, time\nwhile True:\n    if not os.fork(): time.sleep(999)", MULTIPLIES, timeout=5.0),
+    "sleepers": Bomb("import os, time\nwhile True:\n    if not os.fork(): time.sleep(999)", MULTIPLIES, timeout=3),
     "sleepers that ignore every signal": Bomb(
         "import os, signal, time\n"
         "for n in {*signal.valid_signals()} - {9, 19, 32, 33}: signal.signal(n, signal.SIG_IGN)\n"
@@ -77,7 +77,7 @@ BOMBS = {
     "programs": Bomb(
         "import subprocess\nall = []\nwhile True: all.append(subprocess.Popen(['sleep', '999']))",
         MULTIPLIES,
-        timeout=4.0,
+        timeout=3,
     ),
     "threads": Bomb(
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(999,)).start()", (PROCESSES,)
@@ -134,7 +134,7 @@ BOMBS = {
         (COMPLETED,),
     ),
     "empty files": Bomb("n = 0\nwhile True:\n    n += 1\n    open(f'/tmp/{n}', 'w').close()", (TIMEOUT,)),
-    "folders in folders": Bomb("import os\nwhile True: os.mkdir('d'); os.chdir('d')", (TIMEOUT, COMPLETED), timeout=6),
+    "folders in folders": Bomb("import os\nwhile True: os.mkdir('d'); os.chdir('d')", (TIMEOUT, COMPLETED), timeout=3),
     "output": Bomb("while True: print('x' * 1000)", (TIMEOUT,)),
     "closed streams": Bomb("import os\nfor n in range(3): os.close(n)\nprint('x')", (COMPLETED,)),
     "closed descriptors": Bomb("import os\nos.closerange(0, 4096)\nprint('x')", (CRASHED,)),
@@ -145,7 +145,7 @@ BOMBS = {
     "a stop for itself": Bomb("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", (TIMEOUT,)),
     "recursion": Bomb("def f(): return f()\nf()", (COMPLETED,)),
     "recursion without a limit": Bomb(
-        "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()", (MEMORY, CRASHED, TIMEOUT), timeout=8.0
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()", (MEMORY, CRASHED, TIMEOUT), timeout=4
     ),
     "a fault": Bomb("import ctypes\nctypes.string_at(0)", (CRASHED,)),
     "interrupts swallowed": Bomb(
@@ -220,7 +220,7 @@ NODE = {
         "javascript",
     ),
     "programs": Bomb(
-        "const { spawn } = require('child_process'); while (true) spawn('sleep', ['99'])", MULTIPLIES, "javascript", 4
+        "const { spawn } = require('child_process'); while (true) spawn('sleep', ['99'])", MULTIPLIES, "javascript", 3
     ),
 }
 
