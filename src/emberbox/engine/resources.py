@@ -57,6 +57,21 @@ _WANT_KVM = ("firecracker", "qemu")
 """What `auto` takes only where KVM has the processor's help: elsewhere it need not be asked."""
 
 
+_FILES_SHARE = 0.85
+"""Of a machine's memory that the agent lets be used (sandbox/configuration.py)."""
+_PROGRAMS_MB = 64
+"""Of that, what files must leave: the agent and a few interpreters."""
+
+
+def _files_within(default: MachineLimits, memory_mb: float) -> dict[LimitName, int]:
+    """The sizes of the home directory and of /tmp (and /dev/shm) in a machine that gets less memory than its template
+    says: files are in memory, and are to leave programs enough of it."""
+    if memory_mb >= default.memory_mb:
+        return {}
+    files = int(memory_mb * _FILES_SHARE) - _PROGRAMS_MB
+    return {"disk_mb": max(8, min(default.disk_mb, files * 2 // 3)), "tmp_mb": max(8, min(default.tmp_mb, files // 6))}
+
+
 def _too_much(name: str, asked: float, most: float, *, caller: bool = False) -> ValidationFailed:
     setting = f"vm_execution.security_settings.resource_limits.max_{name}"
     return ValidationFailed(
@@ -328,6 +343,9 @@ class EngineResources:
             if asked.get(field, 0) > bound:
                 raise _too_much(field, asked[field], bound, caller=True)
         own = {name: min(getattr(default, name), bound) for name, bound in (caller or {}).items()}
+        memory = asked.get("memory_mb", own.get("memory_mb", default.memory_mb))
+        for size, room in _files_within(default, memory).items():
+            own[size] = min(own.get(size, room), room)
         limits = MachineLimits.model_validate(default.model_dump() | own | asked)
         if limits.memory_mb > most.max_memory_mb:
             raise _too_much("memory_mb", limits.memory_mb, most.max_memory_mb)

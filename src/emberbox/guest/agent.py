@@ -6,6 +6,7 @@ import _socket
 import errno
 import os
 import zlib
+from collections import deque
 
 from . import files
 from .bash import BashKernel
@@ -19,7 +20,7 @@ from .kernels.freshness import SIGNAL as COPIED
 from .limits import AsUser, Settings, is_privileged
 from .loop import Loop
 from .memory import MemoryWatch, used
-from .processes import kill_tree, out_of_memory_kills, processes_of, send_signal, thread_count
+from .processes import begin_to_count, kill_tree, out_of_memory_kills, processes_of, send_signal, thread_count
 from .programs import Program
 from .protocol import PROTOCOL_VERSION, ProtocolError
 from .rust import RustJob, RustRun
@@ -28,13 +29,14 @@ from .zygote import Zygote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Deque, Dict, List
 
     from .kernel_process import KernelProcess
     from .protocol import Header
     from .streams import Pipe
 
 LINGERING_PIPES = 256
+PAST_PROGRAMS = 64
 TYPESCRIPT = "typescript"
 """Runs in the contexts of JavaScript, once its types are taken away."""
 CODE_LANGUAGES = ("python", "javascript", "bash", "rust", TYPESCRIPT)
@@ -48,6 +50,8 @@ class Agent:
         self.executions: Dict[int, Execution] = {}
         self.memory_kills = out_of_memory_kills()
         self.contexts = Contexts(self.pids)
+        self.past: Deque[int] = deque(maxlen=PAST_PROGRAMS)
+        """The roots of programs that have ended: what they have left is not of whoever runs now."""
         self._settings: Settings | None = None
         self._changes: Changes | None = None
         self._zygote: Zygote | None = None
@@ -86,7 +90,7 @@ class Agent:
             self.loop.run()
         finally:
             if self._settings is not None:
-                for pid in self.pids():
+                for pid in self._roots():
                     kill_tree(self._settings.uid, pid, since=0, others=())
 
     def send(self, header: Header, payload: bytes = b"", *, lazily: bool = False) -> None:
@@ -99,7 +103,10 @@ class Agent:
             self._channel.send(header, payload)
 
     def pids(self) -> List[int]:
-        """The roots of all that runs on behalf of the host."""
+        """The roots of all that runs on behalf of the host, or has run."""
+        return [*self._roots(), *self.past]
+
+    def _roots(self) -> List[int]:
         roots = [pid for execution in self.executions.values() for pid in execution.pids()]
         return [*roots, *self.contexts.pids()]
 
@@ -199,7 +206,8 @@ class Agent:
             raise RequestError("unsupported", "unknown languages: " + ", ".join(unknown))
         _prepare_machine(settings)
         self._settings = settings
-        self._watch = MemoryWatch(self.loop, settings, self.executions.values)
+        begin_to_count()
+        self._watch = MemoryWatch(self.loop, settings, self.executions.values, self.contexts.pids, self.past)
         self._offer_programs(settings)
         if "python" not in settings.languages:
             self._warm_languages(ident, None)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .zygote import Zygote
 
-CONTEXT_LIMIT = 256
+CONTEXT_LIMIT = 32
+"""Each has an interpreter of its own, which takes some ten (Python, Bash) to fifty MiB (Node)."""
 
 
 class PythonKernel(KernelProcess):
@@ -181,6 +182,10 @@ class Contexts:
 
     def _add(self, ident: str, language: str, cwd: str | None, env: Dict[str, str]) -> Context:
         if len(self._contexts) >= CONTEXT_LIMIT:
-            raise RequestError("busy", f"there are {CONTEXT_LIMIT} contexts already")
+            raise RequestError(
+                "busy",
+                f"a new context of {language} was refused: the sandbox has {CONTEXT_LIMIT} contexts, the most that it "
+                "can have; remove one that is not needed any more (remove_code_context), or use one that is there",
+            )
         context = self._contexts[ident] = Context(ident, language, cwd, env)
         return context

@@ -5,11 +5,8 @@ from __future__ import annotations
 import signal
 
 from . import outcome
-from .processes import (
-    exit_code,
-    out_of_memory_kills,
-    thread_count,
-)
+from .memory import shared_files
+from .processes import NEARLY_ALL, Held, crowded, exit_code, out_of_memory_kills, thread_count, thread_goes_on
 from .streams import Capture
 
 TYPE_CHECKING = False
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 GRACE = 1.0
 NOT_STARTED = 126
 KILLED = 137
-NEARLY_ALL = 0.9
+HUNG_UP = 128 + signal.SIGHUP
 
 
 class Execution:
@@ -45,6 +42,8 @@ class Execution:
         self.context_ident: str | None = None
         self.starved = False
         """Something of it was killed because the machine's memory was used up."""
+        self.held = False
+        """It was stopped for a moment, as one of a crowd; the kernel may have hung up on it for that (setpgid(2))."""
         self.tracked = False
         """The host wants to know which files it changed."""
         self._timer: int | None = None
@@ -130,11 +129,23 @@ class Execution:
 
     def _on_timeout(self) -> None:
         self.timed_out = True
-        settings = self.agent.settings
-        if settings.nproc > 0:
-            self.crowded = thread_count(settings.uid) >= settings.nproc * NEARLY_ALL
+        crowd = crowded()
+        with Held(self.agent.settings.uid, crowd):
+            self.crowded = self.no_room()
+            if crowd or self.crowded:
+                self.kill_crowd()
         self.interrupt()
         self._timer = self.agent.loop.later(self.grace(), self.kill)
+
+    def no_room(self) -> bool:
+        """Whether hardly any process can be started any more."""
+        settings = self.agent.settings
+        return settings.nproc > 0 and thread_count(settings.uid) >= settings.nproc * NEARLY_ALL
+
+    def kill_crowd(self) -> None:
+        """Kill what would keep all processors from who is to give in to SIGINT."""
+        if self.crowded:
+            self.kill()
 
     def grace(self) -> float:
         """Seconds between SIGINT and SIGKILL."""
@@ -177,6 +188,10 @@ class CodeRun(Execution):
         if self.kernel is not None:
             self.kernel.kill()
 
+    def kill_crowd(self) -> None:
+        if self.kernel is not None:
+            self.kernel.kill_what_it_started()
+
     def send_signal(self, number: int) -> None:
         if self.kernel is not None:
             self.kernel.signal(number)
@@ -204,25 +219,47 @@ class CodeRun(Execution):
         if self.kernel is not None and not survived:
             self.kernel.kill()
         elif self.kernel is not None and self.timed_out:
-            self.kernel.kill_what_it_started()
+            survived = self._stopped_all(self.kernel)
         ending = self.ending(code, died=False)
         ending.interrupted = self.interrupted and error is not None and error["name"] == "KeyboardInterrupt"
         ending.interrupted = ending.interrupted or (self.interrupted and code == 130)
         cause = header.get("cause")
         if ending.cause is None and isinstance(cause, str):
             ending.cause = cause
+        if survived and self.kernel is not None and outcome.reason(ending) == "processes" and self.no_room():
+            survived = self._make_room(self.kernel)
         self._results_truncated = self._results_truncated or header.get("results_truncated") is True
         self._end(ending, error, survived=survived)
+
+    def _stopped_all(self, kernel: KernelProcess) -> bool:
+        """The code has given in to SIGINT. False where threads that it has started go on: nothing ends them but the end
+        of their interpreter."""
+        kernel.kill_what_it_started()
+        if kernel.pid is None or not thread_goes_on(kernel.pid, self.began):
+            return True
+        kernel.kill()
+        return False
+
+    def _make_room(self, kernel: KernelProcess) -> bool:
+        """Nothing could be started any more, here or in other contexts. False where only the kernel's end helps."""
+        kernel.kill_what_it_started()
+        if not self.no_room():
+            return True
+        kernel.kill()
+        return False
 
     def on_lost(self, status: int | None) -> None:
         """The kernel has died."""
         ending = self.ending(NOT_STARTED if status is None else exit_code(status), died=True)
         ending.killed = self.killed
         ending.interrupted = self.interrupted and not self.killed
-        if status is None:
+        if status is None or (self.held and ending.exit_code == HUNG_UP):
             ending.cause = "processes"
         language = self._context.language
-        self._end(ending, outcome.death(ending, language, self.agent.settings.memory), survived=False)
+        settings = self.agent.settings
+        ending.files = shared_files(settings)
+        ending.cut_off = self.kernel is not None and self.kernel.cut_off
+        self._end(ending, outcome.death(ending, language, settings.memory), survived=False)
 
     def _end(self, ending: outcome.ExitInfo, error: Dict[str, str] | None, *, survived: bool) -> None:
         ending.truncated = ending.truncated or self._results_truncated

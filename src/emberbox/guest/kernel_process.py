@@ -6,9 +6,10 @@ import _socket
 import os
 import signal
 
+from . import outcome
 from .channel import Channel
 from .limits import AsUser
-from .processes import CLOCK_TICKS, kill_started, kill_tree, send_signal
+from .processes import CLOCK_TICKS, command_line, exit_code, kill_started, kill_tree, send_signal
 from .streams import Pipe
 
 TYPE_CHECKING = False
@@ -49,6 +50,10 @@ class KernelProcess:
         self.pid: int | None = None
         self.dead = False
         self._stopping = False
+        self._replaced = False
+        """User code has become another program by `exec`."""
+        self.cut_off = False
+        """User code has closed the channel."""
         self._run: Run | None = None
         self._sequence = 0
         self._began = self._ended = loop.time()
@@ -112,8 +117,17 @@ class KernelProcess:
         self._kill_tree(pid)
 
     def end_run(self, run: Run, status: int | None) -> None:
-        """The process has died while it was executing something."""
-        run.on_lost(status)
+        """The process has died while it was executing something, or the program that took it over has ended."""
+        if self._replaced and status is not None and os.WIFEXITED(status):
+            code = exit_code(status)
+            error = None if code == 0 else outcome.replaced(code)
+            run.on_done({"id": self._sequence, "exit_code": code, "survived": False, "error": error})
+        else:
+            run.on_lost(status)
+
+    def program(self) -> bytes:
+        """The command line of the interpreter."""
+        return command_line(os.getpid())
 
     @property
     def usable(self) -> bool:
@@ -260,6 +274,11 @@ class KernelProcess:
 
     def _on_channel_end(self) -> None:
         # Closed by user code, or nonsense was sent: either way this kernel cannot be talked to any more.
+        now = command_line(self.pid) if self.pid is not None and self._run is not None else b""
+        if now and now != self.program():
+            self._replaced = self._stopping = True  # the other program may run to its end
+            return
+        self.cut_off = bool(now)
         self.kill()
 
     def _close(self) -> None:

@@ -28,8 +28,10 @@ class ExitInfo:
 
     __slots__ = (
         "cause",
+        "cut_off",
         "died",
         "exit_code",
+        "files",
         "interrupted",
         "killed",
         "memory_kill",
@@ -57,6 +59,10 @@ class ExitInfo:
         self.stderr = b""
         """The last words on stderr."""
         self.truncated = False
+        self.files = 0
+        """Bytes of memory that the user's files take."""
+        self.cut_off = False
+        """The code has closed what its interpreter is reached by."""
 
 
 def reason(ending: ExitInfo) -> str:  # noqa: PLR0911 - one for each
@@ -86,18 +92,28 @@ def death(ending: ExitInfo, language: str, memory: int) -> Dict[str, str]:
         name = "MemoryError"
         limit = f" than {memory >> 20} MiB of memory" if memory > 0 else " memory than there is"
         text = f"the program used more{limit} and was killed"
+        if memory > 0 and ending.files * 4 > memory:
+            text += f"; files in the home directory, /tmp and /dev/shm take {ending.files >> 20} MiB of it: remove some"
     elif why == "timeout":
         text = "the program did not stop when its time was over, and was killed"
     elif why == "processes":
         text = "no process could be started: too many are running"
     elif why in ("killed", "interrupted"):
         text = "the program was killed on request"
+    elif ending.cut_off:
+        text = "the program closed the descriptors of its interpreter, which could not go on and was killed"
     elif signalled > 0:
         text = f"the program was ended by signal {signalled} ({_signal_name(signalled)})"
     else:
         text = f"the program ended its interpreter with exit code {ending.exit_code}"
     text += f"; what it had defined in this context is gone, and the next {language} code begins anew"
     return {"name": name, "value": text, "traceback": f"{name}: {text}"}
+
+
+def replaced(code: int) -> Dict[str, str]:
+    """The `error` of code that became another program by `exec`, which ended with this code."""
+    text = f"the code became another program by exec, which ended with exit code {code}; subprocess keeps the context"
+    return {"name": "InterpreterReplaced", "value": text, "traceback": f"InterpreterReplaced: {text}"}
 
 
 def _signal_name(number: int) -> str:

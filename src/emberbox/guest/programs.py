@@ -168,6 +168,7 @@ class Program(Execution):
         self._on_started()
         if self.timed_out or self.killed:
             self.kill()  # it may have ended by SIGINT at once, and left what ignores that
+        self.agent.past.append(self.pid)
         self._out.drain_all()
         self._err.drain_all()
         # A daemon may go on writing: whoever reads keeps it from being blocked or killed, until it closes the pipe.

@@ -60,6 +60,10 @@ class SpawnedKernel(KernelProcess):
         """The program and its arguments."""
         raise NotImplementedError
 
+    def program(self) -> bytes:
+        """The command line of the interpreter."""
+        return b"".join(os.fsencode(word) + b"\0" for word in self.command())
+
     def _on_report(self) -> None:
         # It runs, or it is about to die, which is heard of in any case.
         self._loop.pause(self._report)

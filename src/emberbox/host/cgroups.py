@@ -22,6 +22,10 @@ from emberbox.models import MachineLimits
 GROUP = "emberbox"
 _V2_CONTROLLERS = "+memory +cpu +pids"
 _PERIOD_US = 100_000
+_V1_SHARES = 256
+_V2_WEIGHT = 25
+"""Of all machines together, where 1024 and 100 are everybody else's: the engine gets its turn while they spin. Among
+each other they are equal."""
 _ATTEMPTS = 10
 _HOST_PROCESSES_PER_MACHINE = 4096
 """gVisor's own threads count as well; the limit on user code is set in the guest, this one only stops a runaway."""
@@ -90,6 +94,7 @@ class CgroupRoot:
             try:
                 if self.version == "v2":
                     (path.parent / "cgroup.subtree_control").write_text(_V2_CONTROLLERS)
+                self._weigh(path.parent)
                 path.mkdir()
             except FileNotFoundError:
                 # another process removed the empty parent between our two steps
@@ -97,6 +102,13 @@ class CgroupRoot:
                     raise
             else:
                 return
+
+    def _weigh(self, parent: Path) -> None:
+        """Let the host's other programs go before all machines together, where the kernel and our rights allow it."""
+        name, weight = ("cpu.shares", _V1_SHARES) if self.version == "v1" else ("cpu.weight", _V2_WEIGHT)
+        with contextlib.suppress(OSError):
+            if parent == self.directories.get("cpu") and (parent / name).exists():
+                (parent / name).write_text(str(weight))
 
 
 @dataclass(frozen=True, slots=True)

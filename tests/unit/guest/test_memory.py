@@ -24,7 +24,7 @@ class Running:
 
     def __init__(self, loop: Loop, root: int) -> None:
         self.began = loop.time()
-        self.starved = False
+        self.starved = self.held = False
         self.root = root
         self.killed = False
 
@@ -38,7 +38,7 @@ class Running:
 @pytest.fixture
 def shell() -> Iterator[subprocess.Popen[str]]:
     """A shell with a child that has 64 MiB, as the root of an execution."""
-    allocate = f"data = b'x' * {SIZE}; print('ready', flush=True); input()"
+    allocate = f"import signal; data = b'x' * {SIZE}; print('ready', flush=True); signal.pause()"
     with subprocess.Popen(
         ["bash", "-c", '"$0" -c "$1" & echo $!; wait $!; echo $?; read -r', sys.executable, allocate],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -48,7 +48,7 @@ def shell() -> Iterator[subprocess.Popen[str]]:
 
 
 def watch(loop: Loop, limit: int, running: list[Any]) -> MemoryWatch:
-    settings: Any = SimpleNamespace(uid=os.getuid(), memory=limit)
+    settings: Any = SimpleNamespace(uid=os.getuid(), memory=limit, nproc=-1)
     return MemoryWatch(loop, settings, lambda: running)
 
 
@@ -66,7 +66,7 @@ def test_the_largest_process_of_what_runs_is_killed_and_then_the_rest(
     monkeypatch.setattr(memory, "left", lambda *_, **__: 1)
     looked._look()
     assert not running.starved, "there is some left"
-    monkeypatch.setattr(memory, "left", lambda *_, **__: -1)
+    monkeypatch.setattr(memory, "left", lambda *_, **__: -SIZE)
     looked._look()
     lines = iter(shell.stdout.readline, "")
     assert str(128 + signal.SIGKILL) in (line.strip() for line in lines)
@@ -86,8 +86,11 @@ def test_it_looks_only_while_something_runs() -> None:
     looked._look()
     looked.end()
     looked.end()
-    assert len(loop._timers) <= 1
-    assert looked._timer is None
+    assert len(loop._timers) == 1, "a last look at what has been left behind"
+    (last,) = loop._timers.values()
+    loop._timers.clear()
+    last[1]()
+    assert not loop._timers
 
 
 def test_without_a_limit_it_never_looks() -> None:

@@ -188,6 +188,22 @@ def test_limits_on_v2(tree: Tree) -> None:
     assert group.join == [folder / "cgroup.procs"]
 
 
+@pytest.mark.parametrize(("version", "name", "weight"), [("v1", "cpu.shares", "256"), ("v2", "cpu.weight", "25")])
+def test_machines_together_weigh_less_than_the_rest_of_the_host(
+    tree: Tree, version: str, name: str, weight: str
+) -> None:
+    memory, cpu = (tree.v1("memory"), tree.v1("cpu")) if version == "v1" else [tree.v2()] * 2
+    (memory / GROUP).mkdir()
+    (cpu / GROUP).mkdir(exist_ok=True)
+    (cpu / GROUP / name).write_text("1024")
+    root = tree.find()
+    assert root is not None
+    for machine in ("owner-gv1", "owner-gv2"):
+        root.create(machine, LIMITS)
+    assert (cpu / GROUP / name).read_text() == weight
+    assert list(tree.folder.rglob(f"owner-*/{name}")) == [], "they are equal among each other"
+
+
 def test_a_group_that_cannot_be_made_leaves_nothing(tree: Tree) -> None:
     memory, cpu = tree.v1("memory"), tree.v1("cpu")
     root = tree.find()

@@ -21,7 +21,7 @@ from emberbox.machines.gvisor.adoption import take_machine
 from emberbox.machines.gvisor.bundle import write_bundle
 from emberbox.machines.gvisor.control import Control, ControlError
 from emberbox.machines.gvisor.dialect import dialect_of
-from emberbox.machines.gvisor.machine import COMMAND_ENV, STATE, GvisorMachine
+from emberbox.machines.gvisor.machine import STATE, GvisorMachine
 from emberbox.machines.gvisor.runsc import Runsc, digest_of, find_runsc
 from emberbox.machines.process_factory import SPACE, ProcessFactory
 from emberbox.models import MachineLimits
@@ -246,7 +246,7 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
                 stdin=guest_in,
                 stdout=guest_out,
                 stderr=guest_err,
-                env=COMMAND_ENV,
+                env=machine.command_env,
                 cwd=str(machine.directory),
                 join=machine.cgroup_join,
             )
