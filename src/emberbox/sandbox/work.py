@@ -13,7 +13,10 @@ from emberbox.machines.base import Machine
 from emberbox.machines.channel import Event, Stream
 from emberbox.models import Execution, TerminationReason
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
+from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector, values_at_most
+
+_MANY_VALUES = 2000
+"""Results with more of them are read in a thread."""
 
 
 class OverdueError(Exception):
@@ -80,8 +83,13 @@ def rows_of(header: Header, key: str) -> list[dict[str, Any]]:
 async def take(collector: ExecutionCollector, header: Header, payload: bytes, listeners: Listeners) -> None:
     if (output := collector.output(header, payload)) is not None:
         await listeners.text(*output)
-    elif (result := collector.result(header, payload)) is not None:
-        await listeners.result(result)
+    elif header["ev"] == "result":
+        if values_at_most(payload) > _MANY_VALUES:
+            result = await asyncio.to_thread(collector.result, header, payload)
+        else:
+            result = collector.result(header, payload)
+        if result is not None:
+            await listeners.result(result)
     elif header["ev"] == "started" and isinstance(header.get("context"), str):
         collector.context = header["context"][:100]
 
