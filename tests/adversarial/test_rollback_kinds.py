@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emberbox import Sandbox
-from emberbox.errors import RollbackFailed
+from emberbox import MachineLimits, Sandbox
+from emberbox.errors import RollbackFailed, SnapshotFailed
 
 TEMPLATE = "minimal"
 LOOK = """
@@ -139,3 +139,12 @@ def test_what_is_written_again_meanwhile_is_not_called_done(sandbox: Sandbox) ->
         writer.kill()
     sandbox.rollback(point, paths=["d"])
     assert sh(sandbox, "cat ~/d/x") == "old"
+
+
+def test_more_files_than_a_snapshot_has_memory_for_are_told_and_the_sandbox_goes_on(nothing_left: None) -> None:
+    with Sandbox.create("minimal", limits=MachineLimits(memory_mb=256)) as sandbox:
+        sandbox.run_code("import os\nos.mkdir('m')\nfor n in range(25_000): open(f'm/{n}', 'w').close()", timeout=60)
+        with pytest.raises(SnapshotFailed, match="25,001 files and folders") as refused:
+            sandbox.snapshot()
+        assert "limits.memory_mb" in refused.value.remediation
+        assert sandbox.run_code("len(os.listdir('m'))").text == "25000"

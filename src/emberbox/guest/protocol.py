@@ -70,11 +70,11 @@ tree        {folders: bool} -> done {exact: 2, free: [[root, device, bytes]]}
 mkdir       {path} -> done {created: bool}
 remove      {path} -> done {} (recursive)
 rename      {path, to} -> done {}
-quiesce     {look: bool} -> done {idle: bool}
+quiesce     {look: bool, count: bool} -> done {idle: bool, files: int | null}
             Before a checkpoint. What runs goes on, but after the answer the agent sends nothing and takes no output
             until `wake`: the channel is empty, so that a copy of the machine begins at the start of a frame. `busy`
-            while a run_code is under way. With `look`, `idle` says that no process of the user's does anything: there
-            are interpreters that wait for code, if any.
+            while a run_code is under way. With `count`, `files` says how many files and folders there are. With `look`,
+            `idle` says that no process of the user's does anything: there are interpreters that wait for code, if any.
 idle        {} -> done {idle: bool}: nothing is under way, and no process of the user's does anything (as of quiesce)
 wake        {fork: bool, env: {..}} -> done {}
             After a checkpoint, and the first request to a machine that was restored; `env` is added to the environment

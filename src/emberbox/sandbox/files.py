@@ -16,7 +16,7 @@ from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
 from emberbox.guest.protocol import CHUNK_SIZE, Header
 from emberbox.machines.channel import Channel, Event
 from emberbox.models import EntryInfo
-from emberbox.sandbox.uploads import Data, pieces_of
+from emberbox.sandbox.uploads import MOST_AT_ONCE, Data, pieces_of, too_large
 
 _CALL_TIMEOUT = 60.0
 _IN_FLIGHT = 8
@@ -62,11 +62,17 @@ class GuestFiles:
         Raises:
             GuestFileError: there is no such file, it is no regular file, or another took its name meanwhile (ESTALE).
         """
-        path = check_path(path)
+        async for piece in self._pieces(check_path(path)):
+            yield piece
+
+    async def _pieces(self, path: str, most: int | None = None) -> AsyncIterator[bytes]:
+        """The same; a file of more than `most` bytes is an error, whatever its size was said to be."""
         offset, ident = 0, None
         while True:
             header, data = await self._call("read", path=path, offset=offset, length=CHUNK_SIZE, ident=ident)
             ident = header.get("ident")
+            if most is not None and max(_natural(header.get("size")), offset + len(data)) > most:
+                raise too_large(path)
             if data:
                 yield data
             offset += len(data)
@@ -76,8 +82,8 @@ class GuestFiles:
                 raise ExecutionFailed(f"The machine sent no data for {printable(path)} before its end.")
 
     async def read_bytes(self, path: str) -> bytes:
-        """The whole file. Use `read_stream` for large ones."""
-        return b"".join([chunk async for chunk in self.read_stream(path)])
+        """The whole file. Use `read_stream` for large ones: more than 1 GiB is an error."""
+        return b"".join([piece async for piece in self._pieces(check_path(path), MOST_AT_ONCE)])
 
     async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
         """Write a file, whole or not at all; missing parent directories are made. Streams are read in pieces.

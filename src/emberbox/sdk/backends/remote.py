@@ -54,7 +54,7 @@ from emberbox.models.service import (
     VmInstance,
 )
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from emberbox.sandbox.uploads import Data, pieces_of
+from emberbox.sandbox.uploads import MOST_AT_ONCE, Data, pieces_of, too_large
 from emberbox.sdk.backends.base import CreateOptions
 from emberbox.sdk.commands import AsyncCommands
 from emberbox.sdk.files import AsyncFiles
@@ -74,7 +74,14 @@ class RemoteFiles(AsyncFiles):
                 yield piece
 
     async def _read_bytes(self, path: str) -> bytes:
-        return (await self._server.request("GET", self._path, params={"path": _in_query(path)})).content
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self._read_stream(path):
+            size += len(piece)
+            if size > MOST_AT_ONCE:
+                raise too_large(path)
+            pieces.append(piece)
+        return b"".join(pieces)
 
     async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
         """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
