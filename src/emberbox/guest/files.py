@@ -263,8 +263,10 @@ def _names(folder: str, most: int) -> tuple[List[str], bool]:
 def _entry_or_none(path: str) -> Dict[str, Any] | None:
     try:
         return entry(path)
-    except OSError:
-        return None
+    except OSError as exc:
+        if exc.errno == errno.ENAMETOOLONG:
+            raise
+        return None  # gone meanwhile
 
 
 def make_directory(path: str, roots: List[str] | None = None) -> bool:
