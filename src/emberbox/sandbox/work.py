@@ -15,6 +15,8 @@ from emberbox.models import Execution, TerminationReason
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector, values_at_most
 
+_AT_ONCE = 16
+"""Events that are taken before others are served."""
 _MANY_VALUES = 2000
 """Results with more of them are read in a thread."""
 
@@ -37,6 +39,7 @@ class Work:
         self._loop = asyncio.get_running_loop()
         self._end = None if seconds is None else self._loop.time() + seconds
         self._handed_out: float | None = None
+        self._events = 0
 
     def __aiter__(self) -> Work:
         return self
@@ -45,6 +48,9 @@ class Work:
         now = self._loop.time()
         if self._end is not None and self._handed_out is not None:
             self._end += now - self._handed_out
+        self._events += 1
+        if self._events % _AT_ONCE == 0:
+            await asyncio.sleep(0)  # a guest that sends faster than events are taken keeps nobody else waiting
         try:
             async with asyncio.timeout_at(self._end):  # what has come already is taken without waiting
                 event = await anext(self._stream)

@@ -10,11 +10,12 @@ from typing import Any, TypeVar, cast
 from emberbox.gate import FilteredOutput
 from emberbox.hooks.filters import FilterChain
 from emberbox.hooks.output_sanitizer import OutputSanitizerHook
+from emberbox.machines.channel import Stream
 from emberbox.models import Result
 from emberbox.sandbox.files import GuestFiles, HasChannel
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.outcome import MOST_VALUES, TOO_MANY_VALUES, ExecutionCollector
-from emberbox.sandbox.work import take
+from emberbox.sandbox.work import Work, take
 
 T = TypeVar("T")
 
@@ -75,6 +76,30 @@ async def test_results_of_more_values_than_can_be_read_in_a_moment_are_left_out_
     _, results = await shown(many, many, [1])
     assert results[0].json == many
     assert [(one.json, one.text, one.is_main_result) for one in results[1:]] == [(None, TOO_MANY_VALUES, True)] * 2
+
+
+class Burst:
+    """Events of a request that have all come already."""
+
+    number = 1
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    async def __anext__(self) -> tuple[dict[str, Any], bytes]:
+        if not self._left:
+            raise StopAsyncIteration
+        self._left -= 1
+        return {"id": 1, "ev": "stdout"}, b"x"
+
+
+async def test_a_burst_of_events_is_taken_in_parts() -> None:
+    async def taken() -> int:
+        return len([event async for event in Work(cast("Stream", Burst(3200)), 60)])
+
+    turns, count = await turns_during(taken())
+    assert count == 3200
+    assert turns >= 200
 
 
 async def test_output_is_filtered_in_a_thread() -> None:
