@@ -26,6 +26,8 @@ from emberbox.host.rundir import processes_of
 
 _WARM_UP = 0.25
 """Of the time."""
+_LEAST = 12
+"""Cycles that are compared, however little time there is."""
 _MAY_GROW = {"memory_kb": 4096, "descriptors": 0, "processes": 0, "files": 0, "disk_kb": 64}
 
 
@@ -83,7 +85,7 @@ async def soak(minutes: float, folder: Path) -> list[Use]:
     end = begin + minutes * 60
     async with Engine(settings) as engine:
         number = 0
-        while time.monotonic() < end or len(found) < 3:
+        while time.monotonic() < end or len(found) < _LEAST:
             number += 1
             await cycle(engine, number)
             now = used(folder / "run")
