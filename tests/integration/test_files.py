@@ -128,6 +128,23 @@ def test_names_that_are_not_utf_8_are_names_like_others(sandbox: Sandbox) -> Non
     assert sorted(entry.name for entry in sandbox.files.list()) == ["a\nb", "link", "x\udcff"]
 
 
+def test_odd_names_can_be_compared_and_taken_back(sandbox: Sandbox) -> None:
+    sandbox.files.write("d/caf\udce9", "old")
+    sandbox.files.write("d/a\nb", "old")
+    point = sandbox.snapshot()
+    sandbox.files.write("d/caf\udce9", "new")
+    sandbox.files.write("d/n\udc80", "new")
+    run = sandbox.run_code(r"open(b'/home/user/d/\xff', 'w').close()")
+    assert [change.path for change in run.changed_files or []] == [r"/home/user/d/\xff"]
+    changed = {diff.path.removeprefix("/home/user/d/"): diff.change for diff in sandbox.diff(point)}
+    assert changed == {"caf\udce9": "changed", "n\udc80": "created", "\udcff": "created"}
+    answer = sandbox.rollback(point, paths=[diff.path for diff in sandbox.diff(point)])
+    assert sorted(answer.files_affected or []) == sorted(f"/home/user/d/{name}" for name in changed)
+    assert sandbox.diff(point) == []
+    assert sandbox.files.read("d/caf\udce9") == "old"
+    assert sandbox.history()[0].changed_files == run.changed_files
+
+
 def test_what_is_wrong_with_odd_names_is_told_in_text(sandbox: Sandbox) -> None:
     for name in ("gone\udce9", "gone\udce9/x"):
         with pytest.raises(GuestFileError, match=r"gone\\xe9") as error:
