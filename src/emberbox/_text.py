@@ -3,6 +3,7 @@ knows; they are refused where they enter, by name, and not found deep inside."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from emberbox.errors import ValidationFailed
@@ -10,6 +11,8 @@ from emberbox.models.base import RESERVED
 
 _LONGEST_VARIABLE = 128 * 1024 - 2
 """Bytes of `NAME=value`, less the sign and the NUL at its end: MAX_ARG_STRLEN of Linux (execve(2))."""
+_BYTES = re.compile("[\udc80-\udcff]")
+"""What Python makes of bytes of a name that are not UTF-8 (PEP 383)."""
 
 
 def encoded(name: str, text: str) -> bytes:
@@ -42,7 +45,7 @@ def check_texts(**values: str | Iterable[str] | Mapping[str, str] | None) -> Non
 
 
 def check_path(path: str) -> str:
-    """A path inside a sandbox, as it was given.
+    """A path inside a sandbox, as it was given. Bytes that are not UTF-8 are in it as `os.fsdecode` has them.
 
     Raises:
         ValidationFailed: no file can have it: empty, with NUL, longer than PATH_MAX (4096) or no text.
@@ -51,8 +54,20 @@ def check_path(path: str) -> str:
         raise ValidationFailed(
             f"{path!r:.80} is no path.", remediation="Give a non-empty string without NUL, at most 4096 characters."
         )
-    check_texts(path=path)
+    if not path.isascii():
+        encoded("path", _BYTES.sub("", path))
     return path
+
+
+def printable(path: str) -> str:
+    """A name that is not UTF-8 (any bytes but / and NUL are a name) with escapes for what is not: for people and
+    records. It is no name any more."""
+    if path.isascii():
+        return path
+    try:
+        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # other halves of surrogate pairs, which no name has
+        return path.encode("utf-8", "backslashreplace").decode()
 
 
 def check_environment(envs: Mapping[str, str] | None) -> None:

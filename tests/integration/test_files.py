@@ -12,6 +12,7 @@ import pytest
 
 from emberbox import Sandbox
 from emberbox.errors import GuestFileError, ValidationFailed
+from emberbox.models import EntryInfo
 from waiting import until
 
 CONTRACT = True
@@ -97,11 +98,80 @@ def test_list_get_info_exists(sandbox: Sandbox) -> None:
     assert info.modified is not None
 
 
-def test_large_directories_and_names_that_are_not_unicode(sandbox: Sandbox) -> None:
-    sandbox.commands.run("mkdir many && cd many && seq 1 20000 | xargs touch && cd .. && touch $'caf\\xe9'")
+def test_large_directories(sandbox: Sandbox) -> None:
+    sandbox.commands.run("mkdir many && cd many && seq 1 20000 | xargs touch")
     assert len(sandbox.files.list("many")) == 20000
-    names = [entry.model_dump_json() for entry in sandbox.files.list()]
-    assert any("caf\\\\xe9" in name for name in names), names
+
+
+def test_names_that_are_not_utf_8_are_names_like_others(sandbox: Sandbox) -> None:
+    """In Python they are what `os.fsdecode` makes of them; JSON has U+0000 and two digits for each such byte."""
+    made = r"""cd ~; echo byte >$'caf\xe9'; echo text >'caf\xe9'; echo line >$'a\nb'; ln -s $'\xff' link
+        mkdir $'d\xfe'; echo in >$'d\xfe/c'"""
+    assert sandbox.commands.run(made).exit_code == 0
+    entries = {entry.path.removeprefix("/home/user/"): entry for entry in sandbox.files.list(depth=2)}
+    assert set(entries) == {"caf\udce9", r"caf\xe9", "a\nb", "link", "d\udcfe", "d\udcfe/c"}
+    assert entries["link"].target == "\udcff"
+    written = entries["caf\udce9"].model_dump_json()
+    assert r'"path":"/home/user/caf\u0000e9"' in written
+    assert EntryInfo.model_validate_json(written) == entries["caf\udce9"]
+    contents = {name: sandbox.files.read(name) for name, entry in entries.items() if entry.type == "file"}
+    assert contents == {"caf\udce9": "byte\n", r"caf\xe9": "text\n", "a\nb": "line\n", "d\udcfe/c": "in\n"}
+    assert sandbox.files.exists("caf\udce9")
+    assert not sandbox.files.exists("caf\udcea")
+    assert sandbox.files.write("d\udcfe/n\udc80", "new").name == "n\udc80"
+    assert sandbox.files.make_dir("x\udcff/y")
+    assert sandbox.files.rename("caf\udce9", "x\udcff/y/z\udc81").path == "/home/user/x\udcff/y/z\udc81"
+    sandbox.files.remove("d\udcfe")
+    sandbox.files.remove(r"caf\xe9")
+    left = sandbox.commands.run("find x* -mindepth 1 | od -An -c", cwd="/home/user").stdout
+    assert "z 201" in " ".join(left.split()), "the byte itself is in the name"
+    assert sorted(entry.name for entry in sandbox.files.list()) == ["a\nb", "link", "x\udcff"]
+
+
+def test_odd_names_can_be_compared_and_taken_back(sandbox: Sandbox) -> None:
+    sandbox.files.write("d/caf\udce9", "old")
+    sandbox.files.write("d/a\nb", "old")
+    point = sandbox.snapshot()
+    sandbox.files.write("d/caf\udce9", "new")
+    sandbox.files.write("d/n\udc80", "new")
+    run = sandbox.run_code(r"open(b'/home/user/d/\xff', 'w').close()")
+    assert [change.path for change in run.changed_files or []] == [r"/home/user/d/\xff"]
+    changed = {diff.path.removeprefix("/home/user/d/"): diff.change for diff in sandbox.diff(point)}
+    assert changed == {"caf\udce9": "changed", "n\udc80": "created", "\udcff": "created"}
+    answer = sandbox.rollback(point, paths=[diff.path for diff in sandbox.diff(point)])
+    assert sorted(answer.files_affected or []) == sorted(f"/home/user/d/{name}" for name in changed)
+    assert sandbox.diff(point) == []
+    assert sandbox.files.read("d/caf\udce9") == "old"
+    assert sandbox.history()[0].changed_files == run.changed_files
+
+
+def test_what_is_wrong_with_odd_names_is_told_in_text(sandbox: Sandbox) -> None:
+    for name in ("gone\udce9", "gone\udce9/x"):
+        with pytest.raises(GuestFileError, match=r"gone\\xe9") as error:
+            sandbox.files.read(name)
+        assert errno_of(error) == "ENOENT"
+        assert error.value.message.isprintable()
+    with pytest.raises(ValidationFailed, match="half of a surrogate pair"):
+        sandbox.files.read("\ud800")
+
+
+def test_a_file_that_says_it_has_terabytes_is_read_in_pieces_or_not_at_all(sandbox: Sandbox) -> None:
+    sandbox.commands.run("truncate -s 1T hole; echo -n end | dd of=hole bs=1 seek=4096 conv=notrunc")
+    with pytest.raises(GuestFileError, match="the most that is read at once") as error:
+        sandbox.files.read("hole", "bytes")
+    assert "stream" in error.value.remediation
+    piece = next(iter(sandbox.files.read("hole", "stream")))
+    assert piece[4096:4099] == b"end"
+
+
+def test_a_tree_that_is_deeper_than_any_path_is_removed(sandbox: Sandbox) -> None:
+    code = "import os\nfor _ in range(3000): os.mkdir('deep'); os.chdir('deep')\nopen('f', 'w').close()"
+    assert sandbox.run_code(code).error is None
+    with pytest.raises(GuestFileError, match="name too long"):
+        sandbox.files.list("/home/user/deep", depth=1000)
+    sandbox.run_code("os.chdir('/')")
+    sandbox.files.remove("/home/user/deep")
+    assert not sandbox.files.exists("/home/user/deep")
 
 
 def test_make_dir_remove_rename(sandbox: Sandbox) -> None:

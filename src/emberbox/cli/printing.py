@@ -6,11 +6,15 @@ from typing import TextIO
 
 
 def printable(text: str) -> str:
-    """Text from a sandbox, without what could control the terminal: of the C0 and C1 codes only tab and line end."""
+    """Text from a sandbox, without what could control the terminal (of the C0 and C1 codes only tab and line end) or
+    cannot be encoded."""
     if text.isprintable():
         return text
     return "".join(
-        c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\N{REPLACEMENT CHARACTER}" for c in text
+        c
+        if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000)
+        else "\N{REPLACEMENT CHARACTER}"
+        for c in text
     )
 
 

@@ -261,6 +261,10 @@ class Guardrails:
         return str(decision.value) if isinstance(decision, Modify) else context.response
 
 
+_IN_THREAD = 2048
+"""Characters of output that are filtered in a thread, so that others are served meanwhile."""
+
+
 class FilteredOutput:
     """Listeners behind filters. `close` must follow, when the execution has ended or not come about."""
 
@@ -287,12 +291,16 @@ class FilteredOutput:
     async def _text(self, stream: Stream, text: str) -> None:
         self._stop_timer()
         async with self._lock:
-            await self._show(stream, self._chain.feed(stream, text))
+            if len(text) < _IN_THREAD:
+                shown = self._chain.feed(stream, text)
+            else:
+                shown = await asyncio.to_thread(self._chain.feed, stream, text)
+            await self._show(stream, shown)
         self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._idle)
 
     async def _result(self, result: Result) -> None:
         async with self._lock:
-            shown = self._chain.result(result)
+            shown = await asyncio.to_thread(self._chain.result, result)
             if shown is not None:
                 await self._wanted.result(shown)
 

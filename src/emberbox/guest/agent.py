@@ -10,7 +10,7 @@ from collections import deque
 
 from . import files
 from .bash import BashKernel
-from .changes import Changes
+from .changes import Changes, roots_of
 from .channel import BACKLOG_LIMIT, Channel
 from .contexts import Contexts, PythonKernel
 from .executions import CodeRun, Execution
@@ -25,6 +25,7 @@ from .programs import Program
 from .protocol import PROTOCOL_VERSION, ProtocolError
 from .rust import RustJob, RustRun
 from .spawned import JavaScriptKernel, check_javascript
+from .trees import how_many
 from .zygote import Zygote
 
 TYPE_CHECKING = False
@@ -262,7 +263,8 @@ class Agent:
         if any(isinstance(execution, CodeRun) for execution in self.executions.values()):
             raise RequestError("busy", "code is running; a snapshot is taken between executions")
         self._hold_output(held=True)
-        self.done(ident, idle=fields.flag("look") and self.contexts.idle(self.settings.uid))
+        files = how_many(roots_of(self.settings)) if fields.flag("count") else None
+        self.done(ident, idle=fields.flag("look") and self.contexts.idle(self.settings.uid), files=files)
         self._quiet = True
         self._channel.quiet(quiet=True)
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from .limits import Settings
 
-    Found = Dict[str, os.stat_result]
-
 ELSEWHERE = ("/tmp", "/dev/shm")  # noqa: S108 (the sandbox's own)
 """Where else than in its home, its work directory and the template's own folders the user can write."""
 MOST_FILES = 20_000
@@ -28,7 +26,7 @@ DEEPEST = 60
 MOST_NAMES = 1000
 MOST_BYTES = 200_000
 """Of names in one answer, which travels in a frame's header."""
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = ("created", "changed", "deleted")
 
 
@@ -127,7 +125,7 @@ class Changes:
         folder = Folder(mark)
         try:
             with AsUser(self._settings):
-                fd = os.open(path, _OPEN_FOLDER)
+                fd = os.open(path, OPEN_FOLDER)
         except OSError:
             return folder
         try:
@@ -171,43 +169,6 @@ def cache_of_programs(settings: Settings) -> str:
     return os.path.join(settings.home, ".cache", "rust-programs")
 
 
-def walk(roots: List[str], skipped: set[str], folders: Found | None = None) -> Found:
-    """All that is no directory below `roots`; directories go into `folders`, if given. Raises TooMany."""
-    found: Found = {}
-    for root in roots:
-        try:
-            fd = os.open(root, _OPEN_FOLDER)
-        except OSError:
-            continue
-        _walk(fd, root.rstrip("/"), (found, folders, skipped), 0)
-    return found
-
-
-def _walk(fd: int, path: str, into: Tuple[Found, Found | None, set[str]], depth: int) -> None:
-    """Walk one folder, and close its descriptor."""
-    found, folders, skipped = into
-    try:
-        if depth > DEEPEST:
-            raise TooMany
-        with os.scandir(fd) as items:
-            for item in items:
-                name = f"{path}/{item.name}"
-                try:
-                    if item.is_dir(follow_symlinks=False):
-                        if name not in skipped:
-                            if folders is not None and not any(other.startswith(name + "/") for other in skipped):
-                                folders[name] = item.stat(follow_symlinks=False)
-                            _walk(os.open(item.name, _OPEN_FOLDER, dir_fd=fd), name, into, depth + 1)
-                        continue
-                    found[name] = item.stat(follow_symlinks=False)
-                except OSError:
-                    continue  # gone meanwhile, or closed to the user
-                if len(found) > MOST_FILES or (folders is not None and len(folders) > MOST_FILES):
-                    raise TooMany
-    finally:
-        os.close(fd)
-
-
 def _named(found: Dict[str, List[str]]) -> Dict[str, Any]:
     """The names, as many as there is room for, and the number of the others."""
     answer: Dict[str, Any] = {}
@@ -227,35 +188,3 @@ def _named(found: Dict[str, List[str]]) -> Dict[str, Any]:
     if more:
         answer["more"] = more
     return answer
-
-
-def tree(settings: Settings, *, folders: bool = False) -> List[Tuple[str, str, int, int, str, str | None]]:
-    """All files of the user: path, kind, size, mode, a mark that changes with the file, target of a link.
-
-    `folders`: directories as well, but the agent's own and those above it.
-
-    Raises:
-        OSError: there are too many.
-    """
-    directories: Found | None = {} if folders else None
-    try:
-        found = walk(roots_of(settings), {cache_of_programs(settings)}, directories)
-    except TooMany:
-        raise OSError(f"more than {MOST_FILES} files, or folders {DEEPEST} deep") from None
-    rows: List[Tuple[str, str, int, int, str, str | None]] = []
-    for path, info in sorted({**found, **(directories or {})}.items()):
-        kind, target = "other", None
-        if modes.S_ISREG(info.st_mode):
-            kind = "file"
-        elif modes.S_ISDIR(info.st_mode):
-            rows.append((path, "dir", 0, modes.S_IMODE(info.st_mode), "", None))
-            continue
-        elif modes.S_ISLNK(info.st_mode):
-            kind = "symlink"
-            try:
-                target = os.readlink(path)
-            except OSError:
-                continue
-        mark = f"{info.st_ino}:{info.st_ctime_ns}"
-        rows.append((path, kind, info.st_size, modes.S_IMODE(info.st_mode), mark, target))
-    return rows

@@ -10,10 +10,13 @@ import json
 import os
 
 from . import files
-from .changes import roots_of, tree
+from .changes import cache_of_programs, roots_of
 from .fields import RequestError
 from .limits import AsUser
+from .memory import left
+from .processes import out_of_memory_kills
 from .protocol import MAX_PAYLOAD
+from .trees import remove_tree, tree
 from .workers import run_in_worker
 
 TYPE_CHECKING = False
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from .limits import Settings
 
 INLINE_LIST = 1000
+EXACT = 2
+"""Which form of `tree` and of exact names this agent knows."""
 
 
 class FileOperations:
@@ -57,8 +62,8 @@ class FileOperations:
         mode = None if fields.header.get("mode") is None else fields.integer("mode", high=0o7777)
         self._agent.changes.stale = True
         with AsUser(self._settings):
-            size = files.write(path, token, offset, payload, final=final, mode=mode, roots=roots)
-        self._agent.done(ident, size=size)
+            size, mark = files.write(path, token, offset, payload, final=final, mode=mode, roots=roots)
+        self._agent.done(ident, size=size, mark=mark)
 
     def _op_write_abort(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, token, roots = self._path(fields), fields.text("upload"), self._roots(fields)
@@ -87,12 +92,14 @@ class FileOperations:
 
     def _op_tree(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         settings, folders = self._settings, fields.flag("folders")
+        roots = roots_of(settings)
 
         def report(ident: int, rows: Any) -> None:
             payload = json.dumps(rows, separators=(",", ":")).encode()
-            self._agent.send({"id": ident, "ev": "done", "exact": True}, payload)
+            self._agent.send({"id": ident, "ev": "done", "exact": EXACT, "free": _free(settings, roots)}, payload)
 
-        self._in_worker(ident, lambda: tree(settings, folders=folders), report)
+        cache, uid = cache_of_programs(settings), settings.uid
+        self._in_worker(ident, lambda: tree(roots, cache, uid, folders=folders), report)
 
     def _op_mkdir(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, roots = self._path(fields), self._roots(fields)
@@ -104,8 +111,8 @@ class FileOperations:
         path, token, target = self._path(fields), fields.text("upload"), fields.text("target")
         self._agent.changes.stale = True
         with AsUser(self._settings):
-            files.make_link(path, token, target, roots_of(self._settings))
-        self._agent.done(ident)
+            mark = files.make_link(path, token, target, roots_of(self._settings))
+        self._agent.done(ident, mark=mark)
 
     def _op_chmod(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, mode = self._path(fields), fields.integer("mode", high=0o7777)
@@ -122,7 +129,7 @@ class FileOperations:
         if gone:
             self._agent.done(ident)
         else:
-            self._in_worker(ident, lambda: files.remove_tree(path))
+            self._in_worker(ident, lambda: remove_tree(path))
 
     def _op_rename(self, ident: int, fields: RequestFields, _payload: bytes) -> None:
         path, to = self._path(fields), self._path(fields, "to")
@@ -146,3 +153,19 @@ class FileOperations:
                 self._agent.fail(ident, RequestError("file", str(result), failure))
 
         run_in_worker(self._agent.loop, self._settings, work, answer)
+
+
+def _free(settings: Settings, roots: List[str]) -> List[List[Any]]:
+    """Each folder that the user can write to, its file system, and the bytes that this still takes."""
+    found: List[List[Any]] = []
+    # where the machine has no kernel of its own, files are in the memory that programs have
+    kernel = out_of_memory_kills() is not None
+    memory = left(settings.memory, kernel=False) if settings.memory > 0 and not kernel else None
+    for root in roots:
+        try:
+            disk, device = os.statvfs(root), os.stat(root).st_dev
+        except OSError:
+            continue
+        room = disk.f_bavail * disk.f_frsize
+        found.append([root, device, room if memory is None else max(0, min(room, memory))])
+    return found

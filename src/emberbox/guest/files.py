@@ -34,6 +34,11 @@ def os_error(exc: OSError) -> RequestError:
     return RequestError("file", message, errno.errorcode.get(exc.errno or 0, "EIO"))
 
 
+def json_size(text: str) -> int:
+    """Bytes that a text has at most as JSON."""
+    return (2 if text.isascii() and text.isprintable() else 12) * len(text)
+
+
 def full_path(fields: RequestFields, name: str, workdir: str) -> str:
     """A path of the request; relative ones start in the work directory."""
     path = fields.text(name)
@@ -126,8 +131,9 @@ def _temporary(token: str) -> str:
 
 def write(
     path: str, token: str, offset: int, data: bytes, *, final: bool, mode: int | None, roots: List[str] | None = None
-) -> int:
-    """Add a chunk to an upload; the final one moves it onto its target. Answers the size so far."""
+) -> tuple[int, str]:
+    """Add a chunk to an upload, beyond its end with zeros between; the final one moves it onto its target. Answers the
+    size so far, and the file's mark."""
     temporary = _temporary(token)
     if roots is None and os.path.isdir(path):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -148,15 +154,16 @@ def write(
                 offset += written
                 view = view[written:]
             if final:
+                os.ftruncate(fd, end)
                 os.fchmod(fd, _final_mode(folder, name, mode))
                 os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            return end, mark(os.fstat(fd))
         except OSError:
             if final:
                 _forget(temporary, folder)
             raise
         finally:
             os.close(fd)
-    return end
 
 
 def _final_mode(folder: int, name: str, mode: int | None) -> int:
@@ -166,6 +173,11 @@ def _final_mode(folder: int, name: str, mode: int | None) -> int:
         return os.stat(name, dir_fd=folder).st_mode & 0o7777
     except FileNotFoundError:
         return NEW_FILE_MODE
+
+
+def mark(info: os.stat_result) -> str:
+    """What is another one whenever a file has been changed."""
+    return f"{info.st_ino}:{info.st_ctime_ns}"
 
 
 def _forget(name: str, folder: int) -> None:
@@ -219,15 +231,15 @@ def list_directory(path: str, depth: int, limit: int) -> Dict[str, Any]:
         folder, level = pending.pop(0)
         try:
             names, complete = _names(folder, limit - len(entries))
-        except OSError:
-            if level == 1:
+        except OSError as exc:
+            if level == 1 or exc.errno == errno.ENAMETOOLONG:
                 raise
             continue  # a subdirectory that has gone or is closed to the user
         for name in names:
             item = _entry_or_none(os.path.join(folder, name))
             if item is None:
                 continue
-            room -= ENTRY_OVERHEAD + len(os.fsencode(item["path"])) * 2 + len(os.fsencode(item["target"] or ""))
+            room -= ENTRY_OVERHEAD + json_size(item["path"]) + json_size(item["target"] or "")
             if room < 0:
                 return {"entries": entries, "truncated": True}
             entries.append(item)
@@ -251,8 +263,10 @@ def _names(folder: str, most: int) -> tuple[List[str], bool]:
 def _entry_or_none(path: str) -> Dict[str, Any] | None:
     try:
         return entry(path)
-    except OSError:
-        return None
+    except OSError as exc:
+        if exc.errno == errno.ENAMETOOLONG:
+            raise
+        return None  # gone meanwhile
 
 
 def make_directory(path: str, roots: List[str] | None = None) -> bool:
@@ -270,8 +284,8 @@ def make_directory(path: str, roots: List[str] | None = None) -> bool:
     return True
 
 
-def make_link(path: str, token: str, target: str, roots: List[str]) -> None:
-    """Make a symbolic link; it replaces whatever has its name, but a directory, in one step."""
+def make_link(path: str, token: str, target: str, roots: List[str]) -> str:
+    """Make a symbolic link; it replaces whatever has its name, but a directory, in one step. Answers its mark."""
     temporary = _temporary(token)
     with _Parent(path, roots) as (folder, name):
         os.symlink(target, temporary, dir_fd=folder)
@@ -280,16 +294,21 @@ def make_link(path: str, token: str, target: str, roots: List[str]) -> None:
         except OSError:
             _forget(temporary, folder)
             raise
+        return mark(os.stat(name, dir_fd=folder, follow_symlinks=False))
 
 
 def change_folder_mode(path: str, mode: int, roots: List[str]) -> None:
-    """Set the permissions of a directory."""
-    with _Parent(path, roots) as (folder, name):
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            os.fchmod(fd, mode)
-        finally:
-            os.close(fd)
+    """Set the permissions of a directory, which may be one of `roots` itself."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    if path in roots:
+        fd = os.open(path, flags)
+    else:
+        with _Parent(path, roots) as (folder, name):
+            fd = os.open(name, flags, dir_fd=folder)
+    try:
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def remove(path: str, roots: List[str] | None = None) -> bool:
@@ -312,10 +331,3 @@ def remove(path: str, roots: List[str] | None = None) -> bool:
             return False
         raise
     return True
-
-
-def remove_tree(path: str) -> None:
-    """Remove a directory with all it holds."""
-    import shutil
-
-    shutil.rmtree(path)

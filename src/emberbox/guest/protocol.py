@@ -55,22 +55,26 @@ stdin       {target: id of an exec with stdin, eof: bool} payload: bytes -> done
 processes   {} -> done {processes: [{target, pid, argv, cwd, started_ms_ago}]}: every exec under way
 read        {path, offset, length <= CHUNK_SIZE, ident: str | null} -> done {size, ident, eof} payload: bytes
             ident names the file that was opened; when given, another file under that name is an error (ESTALE).
-write       {path, upload: token, offset, final: bool, mode: int | null} payload: bytes -> done {size}
+write       {path, upload: token, offset, final: bool, mode: int | null} payload: bytes -> done {size, mark}
             Chunks go to a temporary file beside the target, renamed onto it by the final one: a reader never sees half
-            a file. Missing parent directories are made.
+            a file. Missing parent directories are made. What no chunk covers is zeros.
 write_abort {path, upload} -> done {}
 list        {path, depth >= 1, limit} -> done {truncated} payload: JSON list of entries as of stat
 stat        {path} -> done {entry: {path, name, type: file|dir|symlink|other, size, mode, mtime, uid, gid, target}}
-tree        {} -> done {} payload: JSON list of [path, file|symlink|other, size, mode, mark, target | null]
-            All that is no directory where the user may write; the mark differs when the file does.
+tree        {folders: bool} -> done {exact: 2, free: [[root, device, bytes]]}
+            payload: JSON list of [path, file|symlink|other|dir, size, mode, mark, target | null]
+            All that is no directory where the user may write; the mark differs when the file does. With `folders`,
+            directories as well: their mark is `closed` where their content cannot be seen, `own` where the agent keeps
+            something in them, else empty. `free`: of the folders below which the user may write, what their file
+            systems still take.
 mkdir       {path} -> done {created: bool}
 remove      {path} -> done {} (recursive)
 rename      {path, to} -> done {}
-quiesce     {look: bool} -> done {idle: bool}
+quiesce     {look: bool, count: bool} -> done {idle: bool, files: int | null}
             Before a checkpoint. What runs goes on, but after the answer the agent sends nothing and takes no output
             until `wake`: the channel is empty, so that a copy of the machine begins at the start of a frame. `busy`
-            while a run_code is under way. With `look`, `idle` says that no process of the user's does anything: there
-            are interpreters that wait for code, if any.
+            while a run_code is under way. With `count`, `files` says how many files and folders there are. With `look`,
+            `idle` says that no process of the user's does anything: there are interpreters that wait for code, if any.
 idle        {} -> done {idle: bool}: nothing is under way, and no process of the user's does anything (as of quiesce)
 wake        {fork: bool, env: {..}} -> done {}
             After a checkpoint, and the first request to a machine that was restored; `env` is added to the environment

@@ -10,6 +10,7 @@ from .fields import RequestError
 from .limits import AsUser
 from .programs import Program
 from .spawned import find_program
+from .trees import remove_tree
 from .workers import run_in_worker
 
 TYPE_CHECKING = False
@@ -136,7 +137,7 @@ class RustRun:
         self._remove(self._private)
 
     def _remove(self, path: str) -> None:
-        run_in_worker(self._agent.loop, self._agent.settings, lambda: files.remove_tree(path), lambda *_: None)
+        run_in_worker(self._agent.loop, self._agent.settings, lambda: remove_tree(path), lambda *_: None)
 
     def _run(self, timeout: float | None) -> None:
         settings = self._agent.settings

@@ -119,7 +119,8 @@ Context = PreToolContext | PostToolContext | PreLlmContext | PostLlmContext
 
 class OutputFilter(Protocol):
     """Changes output while it streams. What it gives back for all pieces together must be what `post_tool` would make
-    of the whole: the caller has seen it by then. It may hold back a bounded part of what it was given."""
+    of the whole: the caller has seen it by then. It may hold back a bounded part of what it was given. It is called
+    by one thread at a time, but not always by the same."""
 
     def feed(self, stream: Stream, text: str) -> str:
         """Take the next piece; return what may be shown now."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from emberbox._text import check_texts
+from emberbox._text import check_texts, printable
 from emberbox.errors import ExecutionFailed, ExecutionTimeout, GuestFileError, SessionNotFound, VmConnectionError
 from emberbox.guest.protocol import (
     FINAL_EVENTS,
@@ -43,6 +43,19 @@ _CHECKED_BYTES = 2048
 rest. Those with a payload and a header that are shorter are whole (pipe(7): PIPE_BUF)."""
 _LONGEST_FIELD = 1000
 """Of the header of an event that is not the last one; there may be many of those, waiting."""
+
+
+_NAMES = frozenset({"path", "to", "target"})
+"""Fields that name files: any bytes but NUL are a name, and those that are not UTF-8 are halves of surrogate pairs."""
+
+
+def _encoded(header: Header, payload: bytes) -> bytes:
+    try:
+        return encode(header, payload, errors="strict")
+    except UnicodeEncodeError:
+        texts = {name: value for name, value in header.items() if name not in _NAMES}
+        check_texts(**{name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()})
+        return encode(header, payload)
 
 
 def _is_long(value: object) -> bool:
@@ -214,14 +227,11 @@ class Channel:
         if self._closed is not None:
             raise self._error()
         try:
-            frame = encode(header, payload, errors="strict")
+            frame = _encoded(header, payload)
             if payload and len(frame) >= _CHECKED_BYTES:
                 frame = encode({**header, "crc": zlib.crc32(payload)}, payload)
         except ProtocolError as exc:
             raise ExecutionFailed(str(exc), remediation="Send less at once.", retryable=True) from exc
-        except UnicodeEncodeError:
-            check_texts(**{name: json.dumps(value, ensure_ascii=False) for name, value in header.items()})
-            raise
         while self._out_size > _MAX_WRITE_BUFFER:
             self._drained.clear()
             await self._drained.wait()
@@ -384,7 +394,7 @@ class Stream:
 
 
 def _refusal(header: Header) -> Exception:
-    kind, message = str(header.get("kind"))[:40], str(header.get("message", "no reason given"))[:2000]
+    kind, message = str(header.get("kind"))[:40], printable(str(header.get("message", "no reason given"))[:2000])
     if kind == "file":
         return GuestFileError(message, details={"errno": str(header.get("errno", ""))[:20]})
     if kind == "not_found":

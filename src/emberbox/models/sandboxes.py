@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from emberbox.models.base import Language, Model
+from emberbox.models.base import GuestPath, Language, Model
 from emberbox.models.configuration import MachineLimits
 
 
@@ -30,15 +30,16 @@ class ContextInfo(Model):
 
 
 class EntryInfo(Model):
-    """A file or directory inside a sandbox. Sizes in bytes, `modified` as UTC."""
+    """A file or directory inside a sandbox. Sizes in bytes, `modified` as UTC. Names as of `os.fsdecode`; in JSON, a
+    byte that is not UTF-8 is U+0000 and two hex digits."""
 
-    name: str
-    path: str
+    name: GuestPath
+    path: GuestPath
     type: Literal["file", "dir", "symlink", "other"]
     size: int = 0
     mode: int = 0
     modified: datetime | None = None
-    target: str | None = Field(default=None, description="where a symbolic link points")
+    target: GuestPath | None = Field(default=None, description="where a symbolic link points")
 
 
 class Recovery(Model):
@@ -92,9 +93,9 @@ class SnapshotInfo(Model):
 
 
 class FileDiff(Model):
-    """How a file differs between two points."""
+    """How a file differs between two points. `path` as of EntryInfo."""
 
-    path: str
+    path: GuestPath
     change: Literal["created", "changed", "deleted"]
     size_before: int | None = None
     size_after: int | None = None
@@ -107,7 +108,7 @@ class RollbackRequest(Model):
     """Where to take a sandbox back to."""
 
     target: str = Field(description='a snapshot, an execution (the state before it), or "last-success"')
-    paths: list[str] | None = Field(default=None, description="take back only these files and folders")
+    paths: list[GuestPath] | None = Field(default=None, description="take back only these files and folders")
     create_pre_rollback_snapshot: bool = False
 
 
@@ -119,7 +120,9 @@ class RollbackResponse(Model):
     vm_id: str
     pre_rollback_snapshot_id: str | None = None
     rollback_time_ms: float
-    files_affected: list[str] | None = Field(default=None, description="of a rollback of paths: what they hold now")
+    files_affected: list[GuestPath] | None = Field(
+        default=None, description="of a rollback of paths: what they hold now"
+    )
     executions_undone: list[str] = Field(default_factory=list)
     processes_terminated: int = 0
     rolled_back_at: datetime

@@ -11,6 +11,7 @@ from emberbox.models.base import (
     AgentId,
     EnvName,
     EnvValue,
+    GuestPath,
     Language,
     Milliseconds,
     Model,
@@ -422,12 +423,12 @@ class InterruptResponse(Model):
 
 
 class RenameRequest(Model):
-    path: str
-    new_path: str
+    path: GuestPath
+    new_path: GuestPath
 
 
 class PathRequest(Model):
-    path: str
+    path: GuestPath
 
 
 class OutputEvent(Model):

@@ -9,21 +9,21 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Any, ClassVar, Protocol
 
-from emberbox._text import check_path
+from emberbox._text import check_path, printable
 from emberbox.errors import ExecutionFailed, GuestFileError, ValidationFailed
-from emberbox.guest.protocol import CHUNK_SIZE
+from emberbox.guest.protocol import CHUNK_SIZE, Header
 from emberbox.machines.channel import Channel, Event
 from emberbox.models import EntryInfo
-from emberbox.sandbox.outcome import printable
-from emberbox.sandbox.uploads import Data, pieces_of
+from emberbox.sandbox.uploads import MOST_AT_ONCE, Data, pieces_of, too_large
 
 _CALL_TIMEOUT = 60.0
 _IN_FLIGHT = 8
 """Chunks of an upload that are under way at once: enough to keep the pipe full, few enough to hold in memory."""
 _MAX_ENTRIES = 100_000
+_AT_ONCE = 500
+"""Entries that are made before others are served: a few milliseconds."""
 _TYPES = {"file", "dir", "symlink", "other"}
 
 
@@ -62,22 +62,28 @@ class GuestFiles:
         Raises:
             GuestFileError: there is no such file, it is no regular file, or another took its name meanwhile (ESTALE).
         """
-        path = check_path(path)
+        async for piece in self._pieces(check_path(path)):
+            yield piece
+
+    async def _pieces(self, path: str, most: int | None = None) -> AsyncIterator[bytes]:
+        """The same; a file of more than `most` bytes is an error, whatever its size was said to be."""
         offset, ident = 0, None
         while True:
             header, data = await self._call("read", path=path, offset=offset, length=CHUNK_SIZE, ident=ident)
             ident = header.get("ident")
+            if most is not None and max(_natural(header.get("size")), offset + len(data)) > most:
+                raise too_large(path)
             if data:
                 yield data
             offset += len(data)
             if header.get("eof") is not False:
                 return
             if not data:
-                raise ExecutionFailed(f"The machine sent no data for {path} before its end.")
+                raise ExecutionFailed(f"The machine sent no data for {printable(path)} before its end.")
 
     async def read_bytes(self, path: str) -> bytes:
-        """The whole file. Use `read_stream` for large ones."""
-        return b"".join([chunk async for chunk in self.read_stream(path)])
+        """The whole file. Use `read_stream` for large ones: more than 1 GiB is an error."""
+        return b"".join([piece async for piece in self._pieces(check_path(path), MOST_AT_ONCE)])
 
     async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
         """Write a file, whole or not at all; missing parent directories are made. Streams are read in pieces.
@@ -85,6 +91,11 @@ class GuestFiles:
         Raises:
             GuestFileError: for example ENOSPC when the sandbox's disk is full, EROFS outside home and /tmp.
         """
+        await self._upload(path, data, mode)
+        return await self.get_info(path)
+
+    async def _upload(self, path: str, data: Data, mode: int | None, *, sparse: bool = False) -> Header:
+        """Write a file; the answer to the last piece. `sparse`: pieces of zeros are left out, and take no space."""
         self._owner.touched()
         path = check_path(path)
         upload = secrets.token_hex(8)
@@ -98,14 +109,15 @@ class GuestFiles:
 
         try:
             async for chunk in pieces_of(data, CHUNK_SIZE):
-                send(chunk, final=False)
+                if not (sparse and offset and chunk.count(0) == len(chunk)):
+                    send(chunk, final=False)
                 offset += len(chunk)
                 while len(under_way) >= _IN_FLIGHT:
                     await under_way.popleft()
             while under_way:
                 await under_way.popleft()
             send(b"", final=True)
-            await under_way.popleft()
+            header, _ = await under_way.popleft()
         except BaseException as exc:
             for task in under_way:
                 task.cancel()
@@ -117,7 +129,7 @@ class GuestFiles:
             if isinstance(exc, GuestFileError):
                 raise _with_path(exc, path) from exc
             raise
-        return await self.get_info(path)
+        return header
 
     async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
         """Entries of a directory, `depth` levels deep.
@@ -130,7 +142,7 @@ class GuestFiles:
         header, payload = await self._call("list", path=check_path(path), depth=depth, limit=_MAX_ENTRIES)
         if header.get("truncated"):
             raise ExecutionFailed(
-                f"{path} has more entries than can be listed at once ({_MAX_ENTRIES}, or 6 MB of them).",
+                f"{printable(path)} has more entries than can be listed at once ({_MAX_ENTRIES}, or 6 MB of them).",
                 remediation="List a smaller directory or depth, or use commands.run(['find', …]).",
             )
         try:
@@ -139,7 +151,11 @@ class GuestFiles:
             entries = None
         if not isinstance(entries, list):
             raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
-        return [_entry(entry) for entry in entries]
+        found: list[EntryInfo] = []
+        for start in range(0, len(entries), _AT_ONCE):
+            found += map(_entry, entries[start : start + _AT_ONCE])
+            await asyncio.sleep(0)  # others are served meanwhile
+        return found
 
     async def get_info(self, path: str) -> EntryInfo:
         """One file or directory (of a symbolic link: the link itself)."""
@@ -180,10 +196,16 @@ class ExactFiles(GuestFiles):
 
     _how: ClassVar[Mapping[str, Any]] = {"exact": True}
 
-    async def symlink(self, path: str, target: str) -> None:
-        """Make a symbolic link; it replaces what has its name, but a directory. No link is followed on the way."""
+    async def put(self, path: str, data: Data, mode: int) -> str:
+        """Write a file, and answer with the mark that a `tree` of now would have of it. Zeros take no space."""
+        return str((await self._upload(path, data, mode, sparse=True)).get("mark"))
+
+    async def symlink(self, path: str, target: str) -> str:
+        """Make a symbolic link; it replaces what has its name, but a directory. No link is followed on the way. The
+        answer is its mark."""
         self._owner.touched()
-        await self._call("symlink", path=check_path(path), target=target, upload=secrets.token_hex(8))
+        header, _ = await self._call("symlink", path=check_path(path), target=target, upload=secrets.token_hex(8))
+        return str(header.get("mark"))
 
     async def chmod_dir(self, path: str, mode: int) -> None:
         """Set the permissions of a directory. No link is followed on the way."""
@@ -193,24 +215,34 @@ class ExactFiles(GuestFiles):
 
 def _with_path(error: GuestFileError, path: str) -> GuestFileError:
     """The same error, naming the file."""
-    return GuestFileError(f"{path}: {error.message}", details=error.details)
+    return GuestFileError(f"{printable(path)}: {error.message}", details=error.details)
 
 
 def _entry(value: object) -> EntryInfo:
-    if not isinstance(value, dict) or value.get("type") not in _TYPES or not isinstance(value.get("path"), str):
+    if not isinstance(value, dict) or value.get("type") not in _TYPES or not _is_name(value.get("path")):
         raise ExecutionFailed("The machine described a file in a way that makes no sense.")
-    path = printable(value["path"])
-    modified = value.get("mtime")
-    target = value.get("target")
+    path, target = value["path"], value.get("target")
     return EntryInfo(
-        name=PurePosixPath(path).name or "/",
+        name=path.rstrip("/").rpartition("/")[2] or "/",
         path=path,
         type=value["type"],
         size=_natural(value.get("size")),
         mode=_natural(value.get("mode")) & 0o7777,
-        modified=_time(modified),
-        target=printable(target) if isinstance(target, str) else None,
+        modified=_time(value.get("mtime")),
+        target=target if _is_name(target) else None,
     )
+
+
+def _is_name(value: object) -> bool:
+    """Whether it is text that stands for bytes, as `os.fsdecode` makes it."""
+    if not isinstance(value, str):
+        return False
+    if value.isascii():
+        return "\0" not in value
+    try:
+        return b"\0" not in value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _time(value: object) -> datetime | None:

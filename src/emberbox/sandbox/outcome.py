@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from emberbox._text import printable
 from emberbox.guest.protocol import Header, ProtocolError
 from emberbox.models import (
     CommandResult,
@@ -30,6 +31,10 @@ _MAX_RESULTS = 10_000
 _MAX_CHANGES = 1000
 """Of each kind; the agent names no more in all (guest/changes.py)."""
 _CHANGES: tuple[Literal["created", "changed", "deleted"], ...] = ("created", "changed", "deleted")
+MOST_VALUES = 250_000
+"""Of JSON in all results of an execution, as of `values_at_most`: to read them takes some tenths of a second, during
+which nobody else is served. A figure has a handful."""
+TOO_MANY_VALUES = f"[left out: the rich results of this execution have more than {MOST_VALUES:,} values]"
 _MAX_DEPTH = 100
 """Of JSON in a result. pydantic refuses to serialise much deeper ones."""
 _FIELD_OF_MIME = {
@@ -140,6 +145,7 @@ class ExecutionCollector(OutputCollector):
     results: list[Result] = field(default_factory=list)
     context: str | None = None
     results_size: int = 0
+    results_values: int = 0
 
     def result(self, header: Header, payload: bytes) -> Result | None:
         """Take a result event; None for any other."""
@@ -148,6 +154,11 @@ class ExecutionCollector(OutputCollector):
         self.results_size += len(payload)
         if self.results_size > self.results_limit or len(self.results) >= _MAX_RESULTS:
             raise ProtocolError("more results than were asked for")
+        self.results_values += values_at_most(payload)
+        if self.results_values > MOST_VALUES:
+            result = Result(text=TOO_MANY_VALUES, is_main_result=header.get("main") is True)
+            self.results.append(result)
+            return result
         try:
             bundle = json.loads(payload)
         except (ValueError, RecursionError) as exc:
@@ -233,6 +244,11 @@ def result_of(bundle: dict[str, Any], *, main: bool) -> Result:
     return Result(**fields, extra=extra, is_main_result=main)
 
 
+def values_at_most(payload: bytes) -> int:
+    """How many values JSON may have, those in texts counted as well."""
+    return payload.count(b",") + payload.count(b":") + payload.count(b"[")
+
+
 class _TooDeep(Exception):
     """JSON nested deeper than _MAX_DEPTH."""
 
@@ -253,11 +269,6 @@ def _plain(value: Any, depth: int = 0) -> Any:
 def _text(value: str) -> str:
     """JSON can name lone surrogates, which no encoding of Unicode can carry: they become `?`."""
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
-
-
-def printable(path: str) -> str:
-    """A name that is not UTF-8 (any bytes but / and NUL are a name) with escapes for what is not."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _changed_files(changes: object) -> dict[str, Any]:

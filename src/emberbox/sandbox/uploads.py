@@ -1,4 +1,4 @@
-"""What can be written to a file of a sandbox. Clients of a server import no more than this."""
+"""What can be written to a file of a sandbox, and read at once. Clients of a server import no more than this."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import IO
 
-from emberbox._text import encoded
+from emberbox._text import encoded, printable
+from emberbox.errors import GuestFileError
 
 Data = str | bytes | bytearray | memoryview | IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes]
+
+MOST_AT_ONCE = 1 << 30
+"""Bytes of a file that is read into memory. One with a hole can say that it has terabytes, and take no space."""
 
 
 async def pieces_of(data: Data, size: int) -> AsyncIterator[bytes]:
@@ -32,3 +36,12 @@ async def pieces_of(data: Data, size: int) -> AsyncIterator[bytes]:
     for item in data:
         for start in range(0, len(item), size):
             yield bytes(item[start : start + size])
+
+
+def too_large(path: str) -> GuestFileError:
+    """What becomes of reading a file that is larger than MOST_AT_ONCE."""
+    return GuestFileError(
+        f"{printable(path)} has more than {MOST_AT_ONCE:,} bytes, the most that is read at once.",
+        remediation='Read it in pieces, with format="stream".',
+        details={"errno": "EFBIG"},
+    )

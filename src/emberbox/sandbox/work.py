@@ -13,7 +13,12 @@ from emberbox.machines.channel import Event, Stream
 from emberbox.machines.contract import Machine
 from emberbox.models import Execution, TerminationReason
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
+from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector, values_at_most
+
+_AT_ONCE = 16
+"""Events that are taken before others are served."""
+_MANY_VALUES = 2000
+"""Results with more of them are read in a thread."""
 
 
 class OverdueError(Exception):
@@ -34,6 +39,7 @@ class Work:
         self._loop = asyncio.get_running_loop()
         self._end = None if seconds is None else self._loop.time() + seconds
         self._handed_out: float | None = None
+        self._events = 0
 
     def __aiter__(self) -> Work:
         return self
@@ -42,6 +48,9 @@ class Work:
         now = self._loop.time()
         if self._end is not None and self._handed_out is not None:
             self._end += now - self._handed_out
+        self._events += 1
+        if self._events % _AT_ONCE == 0:
+            await asyncio.sleep(0)  # a guest that sends faster than events are taken keeps nobody else waiting
         try:
             async with asyncio.timeout_at(self._end):  # what has come already is taken without waiting
                 event = await anext(self._stream)
@@ -80,8 +89,13 @@ def rows_of(header: Header, key: str) -> list[dict[str, Any]]:
 async def take(collector: ExecutionCollector, header: Header, payload: bytes, listeners: Listeners) -> None:
     if (output := collector.output(header, payload)) is not None:
         await listeners.text(*output)
-    elif (result := collector.result(header, payload)) is not None:
-        await listeners.result(result)
+    elif header["ev"] == "result":
+        if values_at_most(payload) > _MANY_VALUES:
+            result = await asyncio.to_thread(collector.result, header, payload)
+        else:
+            result = collector.result(header, payload)
+        if result is not None:
+            await listeners.result(result)
     elif header["ev"] == "started" and isinstance(header.get("context"), str):
         collector.context = header["context"][:100]
 

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emberbox.errors import Forbidden, Unauthorized, ValidationFailed, VmExecutionError
+from emberbox.models.base import name_from_json
 from emberbox.models.server import ServerConfig
 from emberbox.server.auth import Authenticator
 from emberbox.server.error_handlers import PROBLEM, error_answer, too_large
@@ -46,7 +47,7 @@ class RequestGuard:
 
     Args:
         app: what is behind it.
-        doorkeeper: knows who may come in.
+        authenticator: knows who may come in.
         config: limits, names and origins.
         observer: counts.
     """
@@ -220,13 +221,21 @@ async def _refuse(scope: Scope, receive: Receive, send: _Seen, error: VmExecutio
     await send({"type": "websocket.close", "code": code, "reason": error.message[:100]})
 
 
+_OF_FILES = re.compile(rb"/files(/info|/list)?$")
+"""Paths of requests whose query names a file."""
+
+
 def _check_address(scope: Scope) -> None:
-    """Raises where what is percent-encoded in it is no text: a framework would put other characters in its place."""
-    for part in (scope.get("raw_path") or b"", scope.get("query_string") or b""):
+    """Raises where what is percent-encoded in it is no text: a framework would put other characters in its place. Names
+    of files may have bytes that are none, in the form that the models have for them."""
+    path = scope.get("raw_path") or b""
+    for part in (path, scope.get("query_string") or b""):
         try:
             text = unquote_to_bytes(part).decode()
         except UnicodeDecodeError as exc:
             raise ValidationFailed("The address is not UTF-8.", remediation="Percent-encode UTF-8.") from exc
+        if part is not path and _OF_FILES.search(path):
+            text = name_from_json(text)
         if "\0" in text:
             raise ValidationFailed("The address has a NUL in it.", remediation="Leave it out.")
 

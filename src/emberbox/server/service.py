@@ -85,7 +85,7 @@ class Service:
         desk: where questions to people wait.
         asking: tells who is attached of them.
         metrics: counts.
-        doorkeeper: knows whether a caller still counts.
+        authenticator: knows whether a caller still counts.
     """
 
     def __init__(

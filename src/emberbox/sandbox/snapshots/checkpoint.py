@@ -14,6 +14,10 @@ from emberbox.models import MachineLimits, TerminationReason
 from emberbox.sandbox.lineage import SnapshotPoint
 
 _CALL_TIMEOUT = 15.0
+_OF_CONCERN = 3
+"""What uses less than one part in 2 ** 3 of its memory has not so many files that a snapshot could take the rest."""
+_BYTES_FOR_EACH = 9_500
+"""That gVisor allocates for each file while it writes a snapshot, within the machine's memory: measured with 20,000."""
 
 
 async def checkpoint(
@@ -29,7 +33,10 @@ async def checkpoint(
     channel = machine.channel
     with channel.held():
         try:
-            answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look)
+            used = machine.stats().memory_bytes or 0
+            count = machine.backend == "gvisor" and used > limits.memory_mb << 20 >> _OF_CONCERN
+            answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look, count=count)
+            _check_memory(answer.get("files"), used, limits, sandbox_id)
             last = channel.last_request
             size = await machine.checkpoint(directory)
             written = states_of(directory)
@@ -40,6 +47,17 @@ async def checkpoint(
         finally:
             await _wake_again(machine)
     return Snapshot(directory, image, limits, last, size, written=written, idle=answer.get("idle") is True)
+
+
+def _check_memory(files: object, used: int, limits: MachineLimits, sandbox_id: str) -> None:
+    """Raises SnapshotFailed: to write so many files down would take all of a machine's memory, and end it."""
+    needed = files * _BYTES_FOR_EACH if isinstance(files, int) else 0
+    if used + needed > limits.memory_mb << 20:
+        raise SnapshotFailed(
+            f"Sandbox {sandbox_id} has {files:,} files and folders: a snapshot of them needs some {needed >> 20} MiB "
+            f"beside the {used >> 20} MiB that it uses, of {limits.memory_mb} MiB.",
+            remediation="Remove files, pack them into an archive, or give the sandbox more memory (limits.memory_mb).",
+        )
 
 
 async def _wake_again(machine: Machine) -> None:

@@ -14,7 +14,6 @@ from typing import Literal
 from emberbox.errors import GuestFileError
 from emberbox.models import FileDiff
 from emberbox.sandbox.instance import SandboxInstance
-from emberbox.sandbox.outcome import printable
 from emberbox.sandbox.snapshots.file_trees import LONGEST_COMPARED, File, content, tree
 from emberbox.sandbox.snapshots.unified import MOST_STEPS, Effort, TooDifferent, unified_diff
 
@@ -59,7 +58,7 @@ async def diff(then: SandboxInstance, now: SandboxInstance) -> list[FileDiff]:
             continue
         found.append(
             FileDiff(
-                path=printable(path),
+                path=path,
                 change=_change(old, new),
                 size_before=None if old is None else old.size,
                 size_after=None if new is None else new.size,
@@ -85,13 +84,12 @@ async def _content(
     """Bytes of one side: empty where there is no file, None where it is not to be read."""
     if file is None:
         return b""
-    if not path.isprintable():
-        return None
     if file.kind == "symlink":
         return (file.target or "").encode("utf-8", "surrogatepass")
     same_size = other is not None and other.kind == "file" and other.size == file.size
     most = min(left.read, LONGEST_COMPARED if same_size else LONGEST_TEXT)
-    if file.kind != "file" or file.size > most or left.files <= 0 or not (same_size or left.texts > 0):
+    shown = left.texts > 0 and path.isprintable()
+    if file.kind != "file" or file.size > most or left.files <= 0 or not (same_size or shown):
         return None
     left.files -= 1
     try:
@@ -107,7 +105,7 @@ async def _lines(
 ) -> str | None:
     """A unified diff; None for what is no text, too long, or too much work."""
     (old, a), (new, b) = before, after
-    if left.texts <= 0 or max(len(a), len(b)) > LONGEST_TEXT or b"\0" in a or b"\0" in b:
+    if left.texts <= 0 or not path.isprintable() or max(len(a), len(b)) > LONGEST_TEXT or b"\0" in a or b"\0" in b:
         return None
     try:
         one, other = a.decode(), b.decode()

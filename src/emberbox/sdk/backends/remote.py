@@ -27,6 +27,7 @@ from emberbox.models import (
     SandboxMetrics,
     SnapshotInfo,
 )
+from emberbox.models.base import name_to_json
 from emberbox.models.service import (
     CommandRequest,
     ContextCreateRequest,
@@ -53,7 +54,7 @@ from emberbox.models.service import (
     VmInstance,
 )
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from emberbox.sandbox.uploads import Data, pieces_of
+from emberbox.sandbox.uploads import MOST_AT_ONCE, Data, pieces_of, too_large
 from emberbox.sdk.backends.base import CreateOptions
 from emberbox.sdk.commands import AsyncCommands
 from emberbox.sdk.files import AsyncFiles
@@ -68,12 +69,19 @@ class RemoteFiles(AsyncFiles):
         self._path = path + "/files"
 
     async def _read_stream(self, path: str) -> AsyncIterator[bytes]:
-        async with self._server.download(self._path, path=check_path(path)) as pieces:
+        async with self._server.download(self._path, path=_in_query(path)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def _read_bytes(self, path: str) -> bytes:
-        return (await self._server.request("GET", self._path, params={"path": check_path(path)})).content
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self._read_stream(path):
+            size += len(piece)
+            if size > MOST_AT_ONCE:
+                raise too_large(path)
+            pieces.append(piece)
+        return b"".join(pieces)
 
     async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
         """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
@@ -83,17 +91,17 @@ class RemoteFiles(AsyncFiles):
         else:
             body = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else pieces_of(data, _UPLOAD_PIECE)
         answer = await self._server.request(
-            "PUT", self._path, params={"path": check_path(path), "mode": mode}, content=body
+            "PUT", self._path, params={"path": _in_query(path), "mode": mode}, content=body
         )
         return parsed(EntryInfo, answer)
 
     async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
         """List the entries of a directory, `depth` levels deep."""
-        return (await self._server.get(EntryList, f"{self._path}/list", path=check_path(path), depth=depth)).entries
+        return (await self._server.get(EntryList, f"{self._path}/list", path=_in_query(path), depth=depth)).entries
 
     async def get_info(self, path: str) -> EntryInfo:
         """Describe one file or directory (of a symbolic link: the link itself)."""
-        return await self._server.get(EntryInfo, f"{self._path}/info", path=check_path(path))
+        return await self._server.get(EntryInfo, f"{self._path}/info", path=_in_query(path))
 
     async def make_dir(self, path: str) -> bool:
         """Make a directory and its parents; False if it was there already."""
@@ -101,7 +109,7 @@ class RemoteFiles(AsyncFiles):
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a directory with all it holds."""
-        await self._server.request("DELETE", self._path, params={"path": check_path(path)})
+        await self._server.request("DELETE", self._path, params={"path": _in_query(path)})
 
     async def rename(self, path: str, new_path: str) -> EntryInfo:
         """Rename or move; an existing file of the new name is replaced."""
@@ -192,6 +200,11 @@ class RemoteCommands(AsyncCommands):
         for task in list(self._following):
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
+
+
+def _in_query(path: str) -> str:
+    """A path as the server takes it in a query."""
+    return name_to_json(check_path(path))
 
 
 _STDIN_PIECE = 1 << 20
@@ -325,9 +338,8 @@ class RemoteBackend:
     async def rollback(self, to: str, *, paths: Sequence[str] | None, keep_current: bool) -> RollbackResponse:
         if isinstance(paths, str) or (paths is not None and not paths):
             raise ValidationFailed("paths must be a list of at least one path.", remediation="Leave it out for all.")
-        request = RollbackRequest(
-            target=to, paths=None if paths is None else list(paths), create_pre_rollback_snapshot=keep_current
-        )
+        named = None if paths is None else [check_path(path) for path in paths]
+        request = RollbackRequest(target=to, paths=named, create_pre_rollback_snapshot=keep_current)
         return await self._server.post(RollbackResponse, f"{self._path}/rollback", request, seconds=EXECUTION_SECONDS)
 
     async def diff(self, before: str, after: str | None) -> list[FileDiff]:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel
 
 from emberbox.models import CommandResult, EntryInfo
+from emberbox.models.base import GuestPath
 from emberbox.models.service import (
     CommandRequest,
     CommandStarted,
@@ -32,7 +33,13 @@ from emberbox.server.routes.sandboxes import decoded, used
 from emberbox.server.streams import Outbox, PatientStream, answer
 
 router = APIRouter(prefix="/api/vms/{vm_id}", tags=["files and commands"], route_class=AdmittingRoute)
-GuestPath = Annotated[str, Query(description="in the machine; a relative one starts in its work directory")]
+PathInQuery = Annotated[
+    GuestPath,
+    Query(
+        description="in the machine; a relative one starts in its work directory. A byte that is not UTF-8 is U+0000 "
+        "(`%00`) and two hex digits."
+    ),
+]
 Pid = Annotated[int, Path(ge=1, le=1 << 31)]
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -41,7 +48,7 @@ _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", 
 
 
 @router.get("/files", response_class=Response, responses={200: _BYTES}, summary="Read a file")
-async def read(vm_id: str, path: GuestPath, call: Executes) -> Response:
+async def read(vm_id: str, path: PathInQuery, call: Executes) -> Response:
     """Its bytes, in pieces."""
     session = await used(call, vm_id)
     pieces = session.files.read_stream(path)
@@ -60,7 +67,7 @@ async def read(vm_id: str, path: GuestPath, call: Executes) -> Response:
     openapi_extra={"requestBody": {"required": True, **_BYTES}},
 )  # fmt: skip
 async def write(
-    vm_id: str, path: GuestPath, call: Executes, mode: Annotated[int | None, Query(ge=0, le=0o7777)] = None
+    vm_id: str, path: PathInQuery, call: Executes, mode: Annotated[int | None, Query(ge=0, le=0o7777)] = None
 ) -> Response:
     """The body is what it shall hold; it appears when it is whole. The machine's disk is the only limit."""
     session = await used(call, vm_id)
@@ -68,7 +75,7 @@ async def write(
 
 
 @router.delete("/files", response_model=Done, summary="Remove a file")
-async def remove(vm_id: str, path: GuestPath, call: Executes) -> Response:
+async def remove(vm_id: str, path: PathInQuery, call: Executes) -> Response:
     """Or a directory, with all it holds."""
     session = await used(call, vm_id)
     await session.files.remove(path)
@@ -76,7 +83,7 @@ async def remove(vm_id: str, path: GuestPath, call: Executes) -> Response:
 
 
 @router.get("/files/info", response_model=EntryInfo, summary="Look at a file")
-async def file_info(vm_id: str, path: GuestPath, call: Executes) -> Response:
+async def file_info(vm_id: str, path: PathInQuery, call: Executes) -> Response:
     """Or a directory; of a symbolic link, the link itself."""
     session = await used(call, vm_id)
     return answer(await session.files.get_info(path))
@@ -84,7 +91,7 @@ async def file_info(vm_id: str, path: GuestPath, call: Executes) -> Response:
 
 @router.get("/files/list", response_model=EntryList, summary="List a directory")
 async def list_files(
-    vm_id: str, call: Executes, path: GuestPath = ".", depth: Annotated[int, Query(ge=1, le=1000)] = 1
+    vm_id: str, call: Executes, path: PathInQuery = ".", depth: Annotated[int, Query(ge=1, le=1000)] = 1
 ) -> Response:
     """Its entries, so many levels deep."""
     session = await used(call, vm_id)
