@@ -55,24 +55,24 @@ class FakeMachine:
         self.checkpoint_fails = False
         self.on_survive: Callable[[], object] = lambda: None
         """Called while it is told to survive its owner."""
-        self._death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
+        self._dead: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
 
     @property
     def killed(self) -> bool:
-        return self._death.done()
+        return self._dead.done()
 
     async def wait(self) -> Death:
-        return await asyncio.shield(self._death)
+        return await asyncio.shield(self._dead)
 
     async def kill(self, death: Death | None = None) -> Death:
         await asyncio.sleep(0)
         self.die(death or Death(TerminationReason.KILLED, "it was killed"))
-        return self._death.result()
+        return await self.wait()
 
     def die(self, death: Death) -> None:
-        if not self._death.done():
+        if not self._dead.done():
             self.channel.closed = VmConnectionError("The machine is gone.")
-            self._death.set_result(death)
+            self._dead.set_result(death)
 
     async def survive_owner(self, seconds: float) -> None:
         self.on_survive()

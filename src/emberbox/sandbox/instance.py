@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -107,6 +106,7 @@ class SandboxInstance:
         self._settled = asyncio.Event()
         self._settled.set()
         self._expiry: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Future[Any] | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self._death: Death | None = None
         self._closing = False
@@ -191,7 +191,7 @@ class SandboxInstance:
             machine,
             lambda: machine is self.machine and self.state is SandboxState.READY and not self._changing.locked(),
         )
-        self.spawn(self._watch(machine, self.idle_stopper))
+        self._watcher = self.spawn(self._watch(machine, self.idle_stopper))
 
     async def _copy_skeleton(self) -> None:
         copied = await self.runner.exec(["cp", "-R", "/opt/emberbox/skel/.", GUEST_HOME], timeout=60)
@@ -219,11 +219,8 @@ class SandboxInstance:
 
     async def settled(self) -> None:
         """Wait until it is decided whether a sandbox whose machine died goes on."""
-        if self.machine.channel.closed is not None and not self._closing:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CALL_TIMEOUT):
-                    await self.machine.wait()
-                    await asyncio.sleep(0)  # the watcher has begun
+        if self._watcher is not None and self.machine.channel.closed is not None and not self._closing:
+            await asyncio.wait([self._watcher], timeout=_CALL_TIMEOUT)
         await self._settled.wait()
 
     def set_timeout(self, seconds: float | None) -> None:
@@ -265,11 +262,12 @@ class SandboxInstance:
                 self._expiry.cancel()
             self._events.closed(self)
 
-    def spawn(self, work: Awaitable[Any]) -> None:
+    def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         """Do it beside everything else."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     def open_channel(self) -> Channel:
         """The channel of a live sandbox."""
