@@ -53,6 +53,11 @@ class FakeMachine:
         self.channel = FakeChannel()
         self.survives = False
         self.checkpoint_fails = False
+        self.on_checkpoint: Callable[[], object] = lambda: None
+        """Called while it is written down."""
+        self.may_end = asyncio.Event()
+        """A kill takes until it is set."""
+        self.may_end.set()
         self.on_survive: Callable[[], object] = lambda: None
         """Called while it is told to survive its owner."""
         self._dead: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
@@ -65,7 +70,7 @@ class FakeMachine:
         return await asyncio.shield(self._dead)
 
     async def kill(self, death: Death | None = None) -> Death:
-        await asyncio.sleep(0)
+        await self.may_end.wait()
         self.die(death or Death(TerminationReason.KILLED, "it was killed"))
         return await self.wait()
 
@@ -82,6 +87,7 @@ class FakeMachine:
     async def checkpoint(self, directory: Path) -> int:
         if self.checkpoint_fails:
             raise SnapshotFailed("It refuses.")
+        self.on_checkpoint()
         await asyncio.sleep(0)
         directory.mkdir(mode=0o700)
         (directory / "pages.img").write_bytes(b"memory")

@@ -164,29 +164,39 @@ async def test_one_that_dies_while_it_is_written_down_leaves_no_record(world: Wo
     assert world.nothing_held()
 
 
+@pytest.mark.parametrize("when", ["fork", "wake"])
 async def test_where_the_templates_snapshot_fails_it_boots_and_keeps_its_place(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     template = world.snapshot()
     monkeypatch.setattr(world.templates, "find", lambda *_: template if template.directory.exists() else None)
-    world.factory.failures = [VmNotAvailable("It is damaged.", retryable=False)]
-    world.factory.prepared = lambda machine: setattr(machine, "checkpoint_fails", True)
+    damaged = VmNotAvailable("It is damaged.", retryable=False)
+    world.factory.failures = [damaged] if when == "fork" else []
+
+    def prepare(machine: FakeMachine) -> None:
+        machine.checkpoint_fails = True  # it boots nevertheless
+        if when == "wake" and len(world.factory.machines) == 1:
+            machine.channel.error = damaged
+
+    world.factory.prepared = prepare
     sandbox = await world.starter.start(NewSandbox(world.image, world.image.limits))
     assert world.factory.forked == [template.directory.name]
     assert not template.directory.exists(), "it is of no use to others either"
-    assert world.factory.machines[0].channel.asked[0] == "configure", "it was booted"
+    assert world.factory.machines[-1].channel.asked[0] == "configure", "it was booted"
+    assert [machine.killed for machine in world.factory.machines[:-1]] == [True] * (when == "wake")
     assert (world.places(), world.image_is_held()) == (1, True)
     await sandbox.kill()
     assert world.nothing_held()
 
 
 async def test_a_copy_to_read_in_is_none_of_the_agents_and_waits_for_no_place(world: World) -> None:
-    for _ in range(2):
-        await world.start()
+    first, _ = await world.start(), await world.start()
     new = NewSandbox.copy_of(world.snapshot(), SandboxOptions(agent_id="alice"), 600, counted=False)
     copy = await world.starter.start(new)
     assert world.places() == 2
     assert copy.id not in world.recorded()
+    await first.kill()
+    await world.start()
     await copy.kill()
     assert world.places() == 2
 

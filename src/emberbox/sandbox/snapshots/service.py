@@ -124,7 +124,6 @@ class SnapshotService:
             SnapshotFailed: code is running, there are too many, or the disk refused.
             VmNotAvailable: the sandbox is gone.
         """
-        instance.check_alive()  # nothing is to make room for a snapshot of what is gone
         tree = self.tree(instance)
         if kind != "shutdown":  # it takes the place of what the machine is
             stored = await asyncio.to_thread(self._stored_bytes, instance.agent_id) if keep else 0

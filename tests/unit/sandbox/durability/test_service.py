@@ -24,6 +24,7 @@ from emberbox.images.store import Image, ImageStore
 from emberbox.sandbox.durability.records import SandboxRecords, Suspended
 from emberbox.sandbox.durability.registry import SandboxRegistry
 from emberbox.sandbox.durability.service import Durability
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.pool.pool import MachinePool, PoolOptions
 from emberbox.sandbox.pool.state import Rules
@@ -78,9 +79,6 @@ def test_the_best_snapshot_comes_first(
     assert [nodes.index(node) for node in sandbox.best()] == order
 
 
-# --- found again ------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Place:
     """A state directory, and what keeps its sandboxes."""
@@ -98,6 +96,10 @@ class Place:
         node = make_node(self.image, self.store.folder, sandbox_id=sandbox_id, path=tuple(path), **fields)
         self.store.seal(node, {}, {})
         return node.info.snapshot_id
+
+    async def start(self) -> SandboxInstance:
+        snapshot = make_node(self.image, self.store.folder.parent / "made").snapshot
+        return await self.starter.start(NewSandbox.copy_of(snapshot, SandboxOptions()))
 
     def files(self) -> set[str]:
         return {path.name for path in self.store.folder.iterdir()} if self.store.folder.exists() else set()
@@ -121,6 +123,38 @@ async def place(settings: Settings, image: Image) -> AsyncIterator[Place]:
     yield Place(image, ledger, store, factory, starter, snapshots, records, durability)
     await asyncio.gather(pool.close(), *(instance.kill() for instance in starter.instances()))
     ledger.close()
+
+
+# --- suspended --------------------------------------------------------------------------------------------------------
+
+
+async def test_one_that_is_killed_while_it_is_suspended_is_gone_for_good(place: Place) -> None:
+    sandbox = await place.start()
+    machine = place.factory.machines[0]
+    machine.may_end.clear()
+    kills: list[asyncio.Task[None]] = []
+    machine.on_checkpoint = lambda: kills.append(asyncio.create_task(sandbox.kill()))
+    with pytest.raises(VmNotAvailable, match="was killed meanwhile"):
+        await place.durability.suspend(sandbox)
+    machine.may_end.set()
+    await asyncio.gather(*kills)
+    assert (place.recorded(), place.files(), place.durability.suspended) == (set(), set(), [])
+
+
+async def test_what_cannot_be_suspended_when_the_service_stops_is_told_of_by_the_next_one(place: Place) -> None:
+    lost, killed = await place.start(), await place.start()
+    for machine in place.factory.machines:
+        machine.checkpoint_fails = True
+    place.factory.machines[1].may_end.clear()
+    kill = asyncio.create_task(killed.kill())
+    await asyncio.sleep(0)  # it has begun
+    await place.durability.suspend_all()
+    place.factory.machines[1].may_end.set()
+    await asyncio.gather(lost.kill(), kill)
+    assert place.recorded() == {lost.id}, "one that a client has ended is none of them"
+
+
+# --- found again ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_sandbox_with_a_snapshot_sleeps_until_somebody_asks(place: Place) -> None:
