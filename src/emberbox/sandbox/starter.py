@@ -269,13 +269,14 @@ class Starter:
     def closed(self, instance: SandboxInstance) -> None:
         """Let go of what a sandbox held, which has ended; its snapshots and its record go with it, unless it is only
         suspended."""
-        if self._records is None or self._records.closed(instance.id):
-            self._snapshots.closed(instance.id)
         holding = self._held.get(instance.id)
         if holding is not None and holding.instance is instance:  # else it has not started: see `_starting`
             self._let_go(instance.id, holding)
+        if self._records is None or self._records.closed(instance.id):
+            self._snapshots.closed(instance.id)
 
     def _let_go(self, sandbox_id: str, holding: _Holding) -> None:
+        """Give back what a sandbox held; harmless when that was done."""
         if self._held.get(sandbox_id) is holding:
             del self._held[sandbox_id]
         holding.rest.close()
