@@ -128,6 +128,30 @@ async def place(settings: Settings, image: Image) -> AsyncIterator[Place]:
 # --- suspended --------------------------------------------------------------------------------------------------------
 
 
+async def test_its_snapshots_stay_as_they_were(place: Place) -> None:
+    sandbox = await place.start()
+    first = await place.snapshots.snapshot(sandbox, "first")
+    sandbox.began("ex-1", None)
+    other = await place.snapshots.snapshot(sandbox, "other")
+    await place.snapshots.rollback(sandbox, first)
+    await place.durability.suspend(sandbox)
+    again = await place.durability.wake(sandbox.id)
+    assert again is not sandbox
+    tree = place.snapshots.tree(again)
+    last = tree.current()
+    assert last is not None
+    assert tree.nodes() == [first, other, last]
+    assert (last.info.kind, tree.parent(last), tree.parent(other), tree.parent(first)) == (
+        "shutdown",
+        first,
+        first,
+        None,
+    )
+    assert again.lineage.is_at(last.moment)
+    assert await place.snapshots.rollback(again, other) == []
+    assert again.lineage.executions == ("ex-1",)
+
+
 async def test_one_that_is_killed_while_it_is_suspended_is_gone_for_good(place: Place) -> None:
     sandbox = await place.start()
     machine = place.factory.machines[0]
