@@ -322,8 +322,8 @@ async def test_a_runsc_that_hangs_meets_the_deadline(tmp_path: Path, does: str) 
         with pytest.raises(ExecutionTimeout, match="did not start in time") as error:
             await engine.create_sandbox(MINIMAL)
     assert error.value.retryable
-    sleeping = [p for p in psutil.process_iter() if p.name() == "sleep" and seconds in p.cmdline()]
-    assert sleeping == []
+    everything = [p.info for p in psutil.process_iter(["name", "cmdline"])]  # it passes over those that end meanwhile
+    assert [one for one in everything if one["name"] == "sleep" and seconds in (one["cmdline"] or [])] == []
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""A sandbox's state has one owner: no module assigns an attribute of a `SandboxInstance` but its own."""
+"""State has one owner: no module assigns an attribute of a `SandboxInstance`, or of a `Node` of a snapshot tree, but
+the one that has the class."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,22 +13,51 @@ import pytest
 import emberbox
 
 SOURCE = Path(emberbox.__file__).parent
-OWNER = SOURCE / "sandbox/instance.py"
-NAMES = frozenset({"session", "instance", "sandbox", "owner", "origin", "copy", "child", "fork"})
-"""What sandboxes are called where nothing says their type."""
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A class whose attributes only its own module assigns."""
+
+    name: str
+    module: Path
+    customary: frozenset[str]
+    """What its objects are called where nothing says their type."""
+    attributes: frozenset[str]
+    """Some of its attributes, which must be found."""
+    makers: frozenset[str]
+    """Some of the functions that return one, which must be found."""
+
+
+SANDBOX = Owned(
+    "SandboxInstance",
+    SOURCE / "sandbox/instance.py",
+    frozenset({"session", "instance", "sandbox", "owner", "origin", "copy", "child", "fork"}),
+    frozenset({"lineage", "machine", "state", "idle_seconds", "last_used", "envs", "metadata"}),
+    frozenset({"get_sandbox", "list_sandboxes", "branch", "lease"}),
+)
+NODE = Owned(
+    "Node",
+    SOURCE / "sandbox/snapshots/tree.py",
+    frozenset({"node", "snapshot", "newest"}),
+    frozenset({"moment", "snapshot", "ephemeral", "users", "stopping"}),
+    frozenset({"find", "current", "parent", "snapshot"}),
+)
 MUTATING = frozenset({"append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "update"})
 
 
-def attributes_of(owner: ast.Module) -> set[str]:
-    """Names that the class assigns to `self`."""
-    targets = [target for node in ast.walk(_session_of(owner)) for target in targets_of(node)]
-    return {t.attr for t in targets if isinstance(t, ast.Attribute) and _last_word(t.value) == "self"}
+def attributes_of(module: ast.Module, owned: Owned) -> set[str]:
+    """Names that the class assigns to `self`, or declares as a dataclass does."""
+    made = _class_of(module, owned)
+    targets = [target for node in ast.walk(made) for target in targets_of(node)]
+    assigned = {t.attr for t in targets if isinstance(t, ast.Attribute) and _last_word(t.value) == "self"}
+    return assigned | {_last_word(node.target) for node in made.body if isinstance(node, ast.AnnAssign)}
 
 
-def containers_of(owner: ast.Module) -> set[str]:
+def containers_of(module: ast.Module, owned: Owned) -> set[str]:
     """Those of them that are dictionaries, lists or sets, which can change without being assigned."""
     found = set()
-    for node in ast.walk(_session_of(owner)):
+    for node in ast.walk(_class_of(module, owned)):
         match node:
             case (
                 ast.Assign(targets=[ast.Attribute(attr=name)], value=value)
@@ -37,8 +68,8 @@ def containers_of(owner: ast.Module) -> set[str]:
     return found
 
 
-def _session_of(owner: ast.Module) -> ast.ClassDef:
-    (found,) = (node for node in owner.body if isinstance(node, ast.ClassDef) and node.name == "SandboxInstance")
+def _class_of(module: ast.Module, owned: Owned) -> ast.ClassDef:
+    (found,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == owned.name)
     return found
 
 
@@ -76,27 +107,27 @@ def _last_word(node: ast.expr) -> str:
     return ""
 
 
-def _says_session(annotation: ast.expr | None) -> bool:
-    return annotation is not None and "SandboxInstance" in {
+def _says(annotation: ast.expr | None, owned: Owned) -> bool:
+    return annotation is not None and owned.name in {
         *(node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)),
         *(node.value for node in ast.walk(annotation) if isinstance(node, ast.Constant)),
     }
 
 
-def makers_in(module: ast.Module) -> set[str]:
-    """Functions that return a sandbox, or some."""
+def makers_in(module: ast.Module, owned: Owned) -> set[str]:
+    """Functions that return one, or some."""
     functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return {function.name.lstrip("_") for function in functions if _says_session(function.returns)}
+    return {function.name.lstrip("_") for function in functions if _says(function.returns, owned)}
 
 
-def sandboxes_in(module: ast.Module, makers: set[str]) -> set[str]:
-    """Names of sandboxes in a module: by annotation, by what made them, by custom."""
-    found = set(NAMES)
+def objects_in(module: ast.Module, makers: set[str], owned: Owned) -> set[str]:
+    """Names of such objects in a module: by annotation, by what made them, by custom."""
+    found = set(owned.customary)
     for node in ast.walk(module):
         match node:
-            case ast.arg(arg=name, annotation=annotation) if _says_session(annotation):
+            case ast.arg(arg=name, annotation=annotation) if _says(annotation, owned):
                 found.add(name)
-            case ast.AnnAssign(target=target, annotation=annotation) if _says_session(annotation):
+            case ast.AnnAssign(target=target, annotation=annotation) if _says(annotation, owned):
                 found.add(_last_word(target))
             case ast.Assign(targets=[target], value=value) | ast.For(target=target, iter=value):
                 if _last_word(value) in makers:
@@ -114,16 +145,16 @@ def changed_by(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def foreign_writes(
-    module: ast.Module, attributes: set[str], containers: set[str], makers: set[str]
+    module: ast.Module, owned: Owned, attributes: set[str], containers: set[str], makers: set[str]
 ) -> list[tuple[int, str]]:
-    """Line and text of each write to an attribute of a sandbox."""
-    sandboxes = sandboxes_in(module, makers) | makers
+    """Line and text of each write to an attribute of such an object."""
+    objects = objects_in(module, makers, owned) | makers
     found = []
     for node in ast.walk(module):
         written = [(target, attributes) for target in targets_of(node)]
         written += [(target, containers) for target in changed_by(node)]
         for target, names in written:
-            if isinstance(target, ast.Attribute) and target.attr in names and _last_word(target.value) in sandboxes:
+            if isinstance(target, ast.Attribute) and target.attr in names and _last_word(target.value) in objects:
                 found.append((target.value.lineno, ast.unparse(target)))
     return found
 
@@ -132,21 +163,27 @@ def parsed() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
 
 
-def test_nobody_but_a_sandbox_assigns_its_attributes() -> None:
+@pytest.mark.parametrize("owned", [SANDBOX, NODE], ids=lambda owned: owned.name)
+def test_nobody_but_its_module_assigns_its_attributes(owned: Owned) -> None:
     modules = parsed()
-    attributes = attributes_of(modules[OWNER])
-    assert {"lineage", "machine", "state", "idle_seconds", "last_used"} <= attributes
-    containers = containers_of(modules[OWNER])
-    assert {"envs", "metadata"} <= containers <= attributes
-    makers = {maker for module in modules.values() for maker in makers_in(module)}
-    assert {"get_sandbox", "list_sandboxes", "branch", "lease"} <= makers
+    attributes = attributes_of(modules[owned.module], owned)
+    containers = containers_of(modules[owned.module], owned)
+    assert owned.attributes <= attributes
+    assert containers <= attributes
+    makers = {maker for module in modules.values() for maker in makers_in(module, owned)}
+    assert owned.makers <= makers
     found = [
         f"{path.relative_to(SOURCE)}:{line}: {text}"
         for path, module in modules.items()
-        if path != OWNER
-        for line, text in foreign_writes(module, attributes, containers, makers)
+        if path != owned.module
+        for line, text in foreign_writes(module, owned, attributes, containers, makers)
     ]
-    assert found == [], "say what happened with a method of Session"
+    assert found == [], f"say what happened with a method of {owned.name}"
+
+
+def test_a_sandboxs_environment_and_words_are_containers() -> None:
+    module = ast.parse(SANDBOX.module.read_text(encoding="utf-8"))
+    assert {"envs", "metadata"} <= containers_of(module, SANDBOX)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +206,7 @@ def test_nobody_but_a_sandbox_assigns_its_attributes() -> None:
 def test_such_a_line_is_found(line: str) -> None:
     module = ast.parse(f"async def f(self, one: SandboxInstance | None, session, engine):\n    {line}\n")
     attributes = {"lineage", "machine", "state", "last_used", "idle_seconds", "metadata"}
-    assert foreign_writes(module, attributes, {"metadata"}, {"lease", "list_sandboxes"})
+    assert foreign_writes(module, SANDBOX, attributes, {"metadata"}, {"lease", "list_sandboxes"})
 
 
 @pytest.mark.parametrize(
@@ -185,4 +222,18 @@ def test_such_a_line_is_found(line: str) -> None:
 )
 def test_any_other_is_not(line: str) -> None:
     module = ast.parse(f"def f(self, session, info):\n    {line}\n")
-    assert foreign_writes(module, {"machine", "state", "files"}, {"state"}, set()) == []
+    assert foreign_writes(module, SANDBOX, {"machine", "state", "files"}, {"state"}, set()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "node.moment = now",
+        "tree.current().moment = now",
+        "old = tree.find('a'); old.ephemeral = True",
+        "one.users += 1",
+    ],
+)
+def test_a_write_to_a_snapshots_node_is_found(line: str) -> None:
+    module = ast.parse(f"def f(self, one: Node | None, node, tree, now):\n    {line}\n")
+    assert foreign_writes(module, NODE, {"moment", "ephemeral", "users"}, set(), {"current", "find"})

@@ -38,10 +38,11 @@ from emberbox.models import (
     SnapshotKind,
     SnapshotStrategy,
 )
+from emberbox.sandbox.copies import CopyOptions, SandboxCopies
 from emberbox.sandbox.instance import SandboxInstance, SandboxState
 from emberbox.sandbox.snapshots.diff import diff
 from emberbox.sandbox.snapshots.path_rollback import take_back
-from emberbox.sandbox.snapshots.service import CopyOptions, SnapshotService
+from emberbox.sandbox.snapshots.service import SnapshotService
 from emberbox.sandbox.snapshots.tree import Node, SnapshotTree
 
 LAST_SUCCESS = "last-success"
@@ -60,13 +61,21 @@ class Checkpoints:
     """Undo for the sandboxes of one engine.
 
     Args:
-        copies: makes and finds snapshots.
+        snapshots: takes and finds snapshots, and goes back to them.
+        copies: starts other sandboxes from them.
         config: the policies.
         history: where executions are found that are not in a sandbox's own past; None: nowhere.
     """
 
-    def __init__(self, copies: SnapshotService, config: HistoryConfig, history: HistoryRecorder | None) -> None:
-        self._snapshots = copies
+    def __init__(
+        self,
+        snapshots: SnapshotService,
+        copies: SandboxCopies,
+        config: HistoryConfig,
+        history: HistoryRecorder | None,
+    ) -> None:
+        self._snapshots = snapshots
+        self._copies = copies
         self._config = config
         self._history = history
         self._every = config.enabled and config.snapshot_on_execution
@@ -153,7 +162,7 @@ class Checkpoints:
     async def _take_back(self, sandbox: SandboxInstance, node: Node, paths: Sequence[str]) -> list[str]:
         if isinstance(paths, str) or not paths:
             raise ValidationFailed("paths must be a list of at least one path.", remediation="Leave it out for all.")
-        async with self._snapshots.reading(sandbox, node) as then:
+        async with self._copies.reading(sandbox, node) as then:
             return await take_back(then, sandbox, paths)
 
     async def branch(
@@ -164,7 +173,7 @@ class Checkpoints:
         await self._settled(sandbox)
         tree = self._snapshots.tree(sandbox)
         node, _ = await self._resolve(sandbox, tree, target)
-        return await self._snapshots.branch(sandbox, node, options or CopyOptions(timeout))
+        return await self._copies.branch(sandbox, node, options or CopyOptions(timeout))
 
     async def fork(
         self,
@@ -183,7 +192,7 @@ class Checkpoints:
         """
         if count < 1:
             raise ValidationFailed(f"count must be at least 1, not {count}.", remediation="Leave it out for one fork.")
-        children = await self._snapshots.fork(sandbox, count, options or CopyOptions(timeout))
+        children = await self._copies.fork(sandbox, count, options or CopyOptions(timeout))
         good = [child for child in children if isinstance(child, SandboxInstance)]
         bad = [child for child in children if not isinstance(child, SandboxInstance)]
         if bad:
@@ -200,9 +209,9 @@ class Checkpoints:
         tree = self._snapshots.tree(sandbox)
         old, _ = await self._resolve(sandbox, tree, before)
         new = None if after is None else (await self._resolve(sandbox, tree, after))[0]
-        async with contextlib.AsyncExitStack() as copies:
-            then = await copies.enter_async_context(self._snapshots.reading(sandbox, old))
-            now = sandbox if new is None else await copies.enter_async_context(self._snapshots.reading(sandbox, new))
+        async with contextlib.AsyncExitStack() as opened:
+            then = await opened.enter_async_context(self._copies.reading(sandbox, old))
+            now = sandbox if new is None else await opened.enter_async_context(self._copies.reading(sandbox, new))
             return await diff(then, now)
 
     async def _resolve(self, sandbox: SandboxInstance, tree: SnapshotTree, target: str) -> tuple[Node, bool]:
@@ -282,8 +291,7 @@ class Checkpoints:
         """A snapshot of a policy. Unless each is kept, it takes the place of the one before it."""
         node = await self._snapshots.snapshot(sandbox, kind=kind)
         if not self._every and kind != "failure":
-            node.ephemeral = True
-            self._snapshots.tree(sandbox).drop_ephemeral(but=node)
+            self._snapshots.tree(sandbox).put_in_place(node)
         return node
 
     async def after(
@@ -309,7 +317,8 @@ class Checkpoints:
         try:
             if execution.succeeded:
                 node = await self._take(sandbox, "post_execution")
-                node.ephemeral = node.ephemeral and wanted != "post-execution"
+                if wanted == "post-execution":
+                    node.stays()
                 execution.snapshot_after = node.info.snapshot_id
             else:
                 await self._failed(sandbox, execution, before, wanted)
@@ -345,7 +354,7 @@ class Checkpoints:
         nodes = self._snapshots.tree(sandbox).nodes()
         node = next((node for node in nodes if node.info.snapshot_id == snapshot_id), None)
         if node is not None:
-            node.ephemeral = False
+            node.stays()
         return node
 
     async def _failed(
@@ -386,7 +395,7 @@ class Checkpoints:
         tasks = list(self._under_way.values())
         if tasks:
             await asyncio.wait(tasks)
-        await self._snapshots.close()
+        await self._copies.close()
 
 
 async def _processes(sandbox: SandboxInstance) -> int:

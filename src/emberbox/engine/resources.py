@@ -20,7 +20,7 @@ from emberbox.machines.probe_cache import is_proven, record_probe, was_probed
 from emberbox.models import MachineLimits, PoolStatus, Recovery
 from emberbox.models.configuration import LimitName
 from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry
-from emberbox.sandbox.durability.service import reap_idle
+from emberbox.sandbox.idle_reaper import reap_idle
 from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sandbox.manager import SandboxManager
 from emberbox.sandbox.pool.pool import PoolOptions
@@ -189,11 +189,11 @@ class EngineResources:
         await asyncio.to_thread(manager.snapshots.store.sweep_copies)
         if manager.durability is not None:
             self.recovered = await manager.durability.recover(left)
-        self._checkpoints = Checkpoints(manager.snapshots, self.settings.vm_execution.history, self._history)
-        self._sandboxes = manager
-        self._idle = asyncio.create_task(
-            reap_idle(manager.instances, manager.end, self._idle_check(), manager.forget_expired)
+        self._checkpoints = Checkpoints(
+            manager.snapshots, manager.copies, self.settings.vm_execution.history, self._history
         )
+        self._sandboxes = manager
+        self._idle = asyncio.create_task(reap_idle(manager, self._idle_check()))
 
     def _idle_check(self) -> float:
         """Seconds between two looks for idle sandboxes."""
@@ -263,10 +263,10 @@ class EngineResources:
                 raise ValidationFailed(
                     "A sandbox from a snapshot has the template and the limits of that.", remediation="Leave them out."
                 )
-            copies = (await self._open()).snapshots
-            record = await asyncio.to_thread(copies.store.record, snapshot)
+            manager = await self._open()
+            record = await asyncio.to_thread(manager.snapshots.store.record, snapshot)
             self._bounded(record.template.limits, record.limits, most)
-            return await copies.from_store(
+            return await manager.copies.from_store(
                 snapshot,
                 envs=envs,
                 metadata=metadata,
@@ -450,8 +450,7 @@ class EngineResources:
 
     async def list_suspended(self) -> list[SandboxRecord]:
         """Those that were suspended; `get_sandbox` wakes them."""
-        durability = (await self._open()).durability
-        return [] if durability is None else durability.suspended
+        return (await self._open()).suspended()
 
     async def agent_of(self, sandbox_id: str) -> str | None:
         """Whose a sandbox is; None where there is none of this id."""

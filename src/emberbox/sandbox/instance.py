@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from emberbox.errors import (
     ExecutionFailed,
@@ -23,13 +21,7 @@ from emberbox.guest.protocol import PROTOCOL_VERSION, Header
 from emberbox.images.store import Image
 from emberbox.machines.channel import Channel
 from emberbox.machines.contract import Death, Machine, Snapshot
-from emberbox.models import (
-    MachineLimits,
-    Recovery,
-    SandboxInfo,
-    SandboxMetrics,
-    TerminationReason,
-)
+from emberbox.models import MachineLimits, Recovery, SandboxInfo, SandboxMetrics, TerminationReason
 from emberbox.sandbox.configuration import GUEST_HOME, configuration
 from emberbox.sandbox.contexts import GuestContexts, GuestProcesses
 from emberbox.sandbox.durability.registry import SandboxRecord
@@ -37,6 +29,7 @@ from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.idle_stop import IdleStopper
 from emberbox.sandbox.lineage import Lineage, Restoration, SnapshotPoint
 from emberbox.sandbox.options import SandboxOptions
+from emberbox.sandbox.pool.pool import MachinePool
 from emberbox.sandbox.runner import Runner
 from emberbox.sandbox.snapshots.checkpoint import checkpoint, discard
 from emberbox.sandbox.work import nonsense
@@ -55,15 +48,23 @@ class SandboxState(StrEnum):
     CLOSED = "killed"
 
 
+class InstanceEvents(Protocol):
+    """What a sandbox tells whoever made it."""
+
+    def closed(self, instance: SandboxInstance) -> None:
+        """It has ended."""
+
+    async def died(self, instance: SandboxInstance, death: Death) -> bool:
+        """Its machine died by itself: give it another one. False: there is none to give."""
+
+    def changed(self, instance: SandboxInstance) -> None:
+        """What is to be found again after a restart has changed."""
+
+
 class SandboxInstance:
-    """A sandbox. Made by `SandboxManager.create`.
+    """A sandbox. Made by a `Starter`, which is told of its events.
 
     Its attributes are its own: whoever has one reads them, and calls a method where something has happened to it.
-
-    Args:
-        on_closed: told when it has ended.
-        on_changed: told when what is to be found again after a restart has changed.
-        revive: asked, when its machine died by itself, to give it another one; False: it could not.
     """
 
     def __init__(
@@ -72,25 +73,20 @@ class SandboxInstance:
         image: Image,
         limits: MachineLimits,
         options: SandboxOptions,
+        events: InstanceEvents,
         *,
-        on_closed: Callable[[str], None],
-        revive: Callable[[SandboxInstance, Death], Awaitable[bool]],
-        on_changed: Callable[[SandboxInstance], None] = lambda _: None,
         orphan_grace_seconds: float = 0,
     ) -> None:
-        self.id = options.sandbox_id or f"sb-{secrets.token_hex(6)}"
+        self.id = options.sandbox_id
         self.agent_id = options.agent_id
         self.durable = options.durable
-        """It outlives this process."""
         self._orphan_grace_seconds = orphan_grace_seconds
         self.own = options.own
-        """It is the one that its agent gets without naming one."""
         self.idle_seconds = options.idle_seconds
-        """Unused for so long, it is ended, or suspended."""
         self.last_used = asyncio.get_running_loop().time()
         self.recovered: Recovery | None = None
         self.attachments: dict[str, Any] = {}
-        """What rooms above keep with it, for as long as it is there."""
+        """What rooms above keep with it."""
         self.suspended = False
         """Its sandbox goes on without it."""
         self.machine = machine
@@ -106,12 +102,11 @@ class SandboxInstance:
         self.contexts = GuestContexts(self, image.template.workdir)
         self.processes = GuestProcesses(self, self.runner.signal)
         self.lineage = Lineage.going_on_from(options.origin)
-        self._on_closed = on_closed
-        self._revive = revive
-        self._on_changed = on_changed
+        self._events = events
         self._settled = asyncio.Event()
         self._settled.set()
         self._expiry: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Future[Any] | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self._death: Death | None = None
         self._closing = False
@@ -196,7 +191,7 @@ class SandboxInstance:
             machine,
             lambda: machine is self.machine and self.state is SandboxState.READY and not self._changing.locked(),
         )
-        self.spawn(self._watch(machine, self.idle_stopper))
+        self._watcher = self.spawn(self._watch(machine, self.idle_stopper))
 
     async def _copy_skeleton(self) -> None:
         copied = await self.runner.exec(["cp", "-R", "/opt/emberbox/skel/.", GUEST_HOME], timeout=60)
@@ -216,7 +211,7 @@ class SandboxInstance:
             self.state = SandboxState.RESTORING
             self._settled.clear()
             try:
-                if await self._revive(self, death):
+                if await self._events.died(self, death):
                     return
             finally:
                 self._settled.set()
@@ -224,11 +219,8 @@ class SandboxInstance:
 
     async def settled(self) -> None:
         """Wait until it is decided whether a sandbox whose machine died goes on."""
-        if self.machine.channel.closed is not None and not self._closing:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CALL_TIMEOUT):
-                    await self.machine.wait()
-                    await asyncio.sleep(0)  # the watcher has begun
+        if self._watcher is not None and self.machine.channel.closed is not None and not self._closing:
+            await asyncio.wait([self._watcher], timeout=_CALL_TIMEOUT)
         await self._settled.wait()
 
     def set_timeout(self, seconds: float | None) -> None:
@@ -268,13 +260,14 @@ class SandboxInstance:
             self.state = SandboxState.CLOSED
             if self._expiry is not None:
                 self._expiry.cancel()
-            self._on_closed(self.id)
+            self._events.closed(self)
 
-    def spawn(self, work: Awaitable[Any]) -> None:
+    def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         """Do it beside everything else."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     def open_channel(self) -> Channel:
         """The channel of a live sandbox."""
@@ -286,7 +279,7 @@ class SandboxInstance:
                 f"The machine of sandbox {self.id} died; it is just going back to its last snapshot.",
                 remediation="Try again in a moment.",
             )
-        self._check_alive()
+        self.check_alive()
         if self.machine.channel.closed is not None:
             raise self._gone()
         return self.machine.channel
@@ -296,7 +289,8 @@ class SandboxInstance:
         """It has not ended, and is not about to."""
         return not self._closing and self.state is not SandboxState.CLOSED
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raise VmNotAvailable where it has ended, or is about to."""
         if not self.is_open:
             raise self._gone()
 
@@ -334,20 +328,14 @@ class SandboxInstance:
             return taken, moment
 
     async def replace_machine(
-        self,
-        snapshot: Snapshot,
-        fork: Callable[[Snapshot], Awaitable[Machine]],
-        swapped: Callable[[], None],
-        *,
-        dead: Machine | None = None,
-        beside: Awaitable[object] | None = None,
+        self, origin: Snapshot, pool: MachinePool, *, dead: Machine | None = None, beside: Awaitable[Any] | None = None
     ) -> bool:
-        """Go on from a snapshot: a fork of it takes the machine's place, and the old one is being killed.
+        """Go on from a snapshot: a fork of it takes the machine's place, and the old one is being killed. The caller
+        notes where the sandbox went back to before it awaits anything else.
 
         Args:
-            snapshot: what to go on from.
-            fork: starts a machine from it.
-            swapped: called when the new machine is in its place and the old one is still there.
+            origin: what to go on from.
+            pool: forks the machine.
             dead: do it only if this is still the machine; False if it is not.
             beside: work with the old machine, awaited before that goes.
 
@@ -355,19 +343,18 @@ class SandboxInstance:
             RollbackFailed: no fork came up; the sandbox is as it was.
         """
         async with self._changing:
-            self._check_alive()
+            self.check_alive()
             if dead is not None and self.machine is not dead:
                 return False
             await self._replaced_is_gone()
             self.touched()
             try:
-                machine = await fork(snapshot)
+                machine = await pool.fork(origin)
                 try:
                     await self._wake_copy(machine, _CALL_TIMEOUT)
                     if beside is not None:
                         await beside
-                    if self.durable:
-                        await machine.survive_owner(self._orphan_grace_seconds)
+                    await self.survive_owner(machine)
                 except BaseException:
                     await asyncio.shield(asyncio.ensure_future(machine.kill()))
                     raise
@@ -375,17 +362,20 @@ class SandboxInstance:
                 raise RollbackFailed(
                     f"Sandbox {self.id} could not be rolled back: {exc.message}", remediation=exc.remediation
                 ) from exc
-            if self._closing or self.state is SandboxState.CLOSED:  # killed, expired or dead meanwhile
+            if not self.is_open:  # killed, expired or dead meanwhile
                 await asyncio.shield(asyncio.ensure_future(machine.kill()))
-            self._check_alive()
+            self.check_alive()
             old, self.machine = self.machine, machine
             self._ready()
-            swapped()
             # nobody need wait for it, which takes 8 ms; the factory's `close` does
-            self._replaced = asyncio.ensure_future(
-                old.kill(Death(TerminationReason.KILLED, "the sandbox was rolled back"))
-            )
+            death = Death(TerminationReason.KILLED, "the sandbox was rolled back")
+            self._replaced = asyncio.ensure_future(old.kill(death))
             return True
+
+    async def survive_owner(self, machine: Machine) -> None:
+        """Have a machine of its run on for a while when this process dies, where the sandbox outlives that."""
+        if self.durable:
+            await machine.survive_owner(self._orphan_grace_seconds)
 
     async def _replaced_is_gone(self) -> None:
         """Wait for the end of the machine that was replaced last, so that there is never more than one of these."""
@@ -420,7 +410,7 @@ class SandboxInstance:
 
     def changed(self) -> None:
         """Have what is to be found again after a restart written down, where this sandbox is."""
-        self._on_changed(self)
+        self._events.changed(self)
 
     # --- its past -------------------------------------------------------------------------------------------------
 
@@ -449,10 +439,12 @@ class SandboxInstance:
         self.changed()
         return undone
 
-    def restored(self, moment: SnapshotPoint, snapshot_id: str, death: Death) -> None:
-        """Note that it went back to a snapshot since its machine died."""
+    def restored(self, moment: SnapshotPoint, snapshot_id: str, death: Death) -> list[str]:
+        """Note that it went back to a snapshot since its machine died. The executions that this undid."""
+        undone = self.lineage.undone_by(moment)
         self.lineage = self.lineage.restored(moment, snapshot_id, death)
         self.changed()
+        return undone
 
     def tell_restoration(self) -> Restoration | None:
         """What a caller who runs code is to be told of the death of its machine, once."""

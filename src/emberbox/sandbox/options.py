@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from emberbox.sandbox.lineage import SnapshotPoint
+
+LOCAL_AGENT = "local"
+"""Whoever uses the SDK or the command line: nobody to share the host with."""
+
+
+def new_sandbox_id() -> str:
+    """Make up an id that no other sandbox has."""
+    return f"sb-{secrets.token_hex(6)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +25,7 @@ class SandboxOptions:
         envs: its own environment.
         metadata: its words.
         agent_id: whose it is.
-        sandbox_id: its name; None: a new one.
+        sandbox_id: its name; a new one by default.
         own: it is the one that its agent gets without naming one.
         durable: it outlives this process where others do.
         idle_seconds: it ends, or is suspended, when it is not used for so long; None: it does not.
@@ -25,8 +34,8 @@ class SandboxOptions:
 
     envs: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    agent_id: str = "local"
-    sandbox_id: str | None = None
+    agent_id: str = LOCAL_AGENT
+    sandbox_id: str = field(default_factory=new_sandbox_id)
     own: bool = False
     durable: bool = True
     idle_seconds: float | None = None

@@ -17,7 +17,7 @@ from emberbox.errors import ConfigError, Forbidden, TooManyRequests, Unauthorize
 from emberbox.models.base import RESERVED
 from emberbox.models.configuration import LimitName
 from emberbox.models.server import ServerConfig
-from emberbox.sandbox.manager import LOCAL_AGENT
+from emberbox.sandbox.options import LOCAL_AGENT
 from emberbox.server.tokens import SCOPES, Scope, TokenRecord, TokenStore
 
 _ANY = "*"

@@ -36,10 +36,10 @@ from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
 from emberbox.sandbox.background import BackgroundCommands
+from emberbox.sandbox.copies import CopyOptions
 from emberbox.sandbox.durability.registry import SandboxRecord
 from emberbox.sandbox.instance import SandboxInstance, SandboxState
 from emberbox.sandbox.listeners import Listeners
-from emberbox.sandbox.snapshots.service import CopyOptions
 from emberbox.server import templates
 from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.auth import Authenticator, ConcurrencyLimiter, Principal

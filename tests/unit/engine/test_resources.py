@@ -26,6 +26,10 @@ class Factory:
     def backend(self) -> str:
         return self.found.backend
 
+    @property
+    def probed(self) -> str:
+        return self.identity
+
     def capabilities(self) -> Capabilities:
         return replace(self.found, unproven=self.found.unproven and not is_proven(self.settings, self))  # type: ignore[arg-type]
 

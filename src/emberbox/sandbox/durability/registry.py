@@ -14,13 +14,17 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from emberbox._files import write_whole
 from emberbox.errors import ConfigError
 from emberbox.images.template import Template
 from emberbox.models import MachineLimits, Model
+from emberbox.sandbox.log import warn
+from emberbox.sandbox.options import SandboxOptions
 
 FORMAT = 1
 _LOCK = ".lock"
 _UNREADABLE = ".unreadable"
+_REMEDY = "its snapshots stay (`emberbox snapshot list`): create a sandbox from one, then delete this file"
 
 
 class SandboxRecord(Model):
@@ -47,6 +51,10 @@ class SandboxRecord(Model):
     head: str | None = Field(default=None, description="the snapshot that it goes on from")
     path: list[str] = Field(default_factory=list)
     good: bool = True
+
+    def options(self) -> SandboxOptions:
+        """Say what the sandbox is to be made with again; `SandboxInstance.found_again` tells it the rest."""
+        return SandboxOptions(self.envs, self.metadata, self.agent_id, self.sandbox_id)
 
 
 class SandboxRegistry:
@@ -89,11 +97,7 @@ class SandboxRegistry:
 
     def write(self, record: SandboxRecord) -> None:
         """Write a record; raises OSError."""
-        building = self._folder / f".{record.sandbox_id}"
-        fd = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(record.model_dump_json())
-        building.rename(self._folder / f"{record.sandbox_id}.json")
+        write_whole(self._folder / f"{record.sandbox_id}.json", record.model_dump_json())
 
     def remove(self, sandbox_id: str) -> None:
         """Forget a sandbox; harmless when it is not known."""
@@ -114,17 +118,9 @@ class SandboxRegistry:
                 why = str(exc)
             with contextlib.suppress(OSError):
                 path.rename(path.with_suffix(_UNREADABLE))
-            _warn(path.with_suffix(_UNREADABLE), why)
+            warn("record of a sandbox cannot be read", why, file=str(path.with_suffix(_UNREADABLE)), remedy=_REMEDY)
         return sorted(found, key=lambda record: record.started_at)
 
     def unreadable(self) -> set[str]:
         """Sandboxes whose records could not be read. Their snapshots stay, and new sandboxes can be made from them."""
         return {path.stem for path in self._folder.glob(f"sb-*{_UNREADABLE}")}
-
-
-def _warn(path: Path, why: str) -> None:
-    import structlog
-
-    log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
-    remedy = "its snapshots stay (`emberbox snapshot list`): create a sandbox from one, then delete this file"
-    log.warning("record of a sandbox cannot be read", file=str(path), reason=why, remedy=remedy)

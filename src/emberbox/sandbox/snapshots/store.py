@@ -111,7 +111,7 @@ class SnapshotStore:
             )
             self._check_untouched(node.snapshot)
             self.write(record, node.snapshot.directory)
-            node.snapshot = replace(node.snapshot, digests=record.digests)
+            node.verified(record.digests)
         except OSError as exc:
             raise SnapshotFailed(f"Cannot keep snapshot {node.info.snapshot_id}: {exc.strerror or exc}.") from exc
 
@@ -144,7 +144,7 @@ class SnapshotStore:
             node.info.kept = True
             self.seal(copy, envs, metadata)
             building.rename(self.folder / node.info.snapshot_id)
-            node.snapshot = replace(node.snapshot, digests=copy.snapshot.digests)  # links changed its files' inodes
+            node.verified(copy.snapshot.digests)  # links changed its files' inodes
         except BaseException as exc:
             node.info.kept = False
             shutil.rmtree(building, ignore_errors=True)

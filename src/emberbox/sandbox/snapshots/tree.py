@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +34,18 @@ class Node:
     stopping: bool = False
     ephemeral: bool = False
     """It is there until the next one like it is taken."""
+
+    def revisited(self, moment: SnapshotPoint) -> None:
+        """Note that its sandbox went back to it, and at which moment it is since: this is a snapshot of now."""
+        self.moment = moment
+
+    def verified(self, digests: Mapping[str, str] | None) -> None:
+        """Note the digests of its files as they were written."""
+        self.snapshot = replace(self.snapshot, digests=digests)
+
+    def stays(self) -> None:
+        """Note that it does not make room for the next one like it."""
+        self.ephemeral = False
 
 
 @dataclass(slots=True)
@@ -123,7 +135,7 @@ class SnapshotTree:
         return None if best is None else best.info.snapshot_id
 
     def went_back_to(self, snapshot_id: str) -> None:
-        """The sandbox goes on from this one, unless it was removed meanwhile."""
+        """Note that the sandbox goes on from this one, unless it was removed meanwhile."""
         if snapshot_id in self._nodes:
             self.head = snapshot_id
 
@@ -196,10 +208,11 @@ class SnapshotTree:
         if not node.users:
             erase(node)
 
-    def drop_ephemeral(self, but: Node | None = None) -> None:
-        """Remove the ones that were to be there until the next one only."""
-        for node in [node for node in self._nodes.values() if node.ephemeral and node is not but]:
-            self.remove(node.info.snapshot_id)
+    def put_in_place(self, node: Node) -> None:
+        """Have a snapshot take the place of those that were to be there until the next one only; it is one of them."""
+        for other in [other for other in self._nodes.values() if other.ephemeral and other is not node]:
+            self.remove(other.info.snapshot_id)
+        node.ephemeral = True
 
     def clear(self) -> None:
         """Remove them all, but those that are to be kept where they are."""

@@ -80,10 +80,11 @@ def test_one_process_at_a_time(ledger: SandboxRegistry, folder: Path) -> None:
 
 def test_the_lock_goes_with_its_process(folder: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from emberbox.sandbox.durability.registry import Ledger; "
+        "import os, sys; from pathlib import Path; from emberbox.sandbox.durability.registry import SandboxRegistry; "
         "SandboxRegistry(Path(sys.argv[1])).open(); os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert done.returncode == -9, "it had the lock"
     ledger = SandboxRegistry(folder)
     ledger.open()
     ledger.close()

@@ -1,13 +1,12 @@
-"""What a keeper decides: which snapshot to go on from, who is idle, what is found again. Machines are made up."""
+"""What becomes of durable sandboxes: which snapshot they go on from, what is found again. Machines are made up."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +21,20 @@ from emberbox.errors import (
     VmNotAvailable,
 )
 from emberbox.images.store import Image, ImageStore
-from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry
-from emberbox.sandbox.durability.service import Durability, Suspended, idle, reap_idle
-from emberbox.sandbox.instance import SandboxInstance, SandboxState
+from emberbox.sandbox.durability.records import SandboxRecords, Suspended
+from emberbox.sandbox.durability.registry import SandboxRegistry
+from emberbox.sandbox.durability.service import Durability
+from emberbox.sandbox.instance import SandboxInstance
 from emberbox.sandbox.options import SandboxOptions
-from emberbox.sandbox.snapshots.service import SnapshotQuota, SnapshotService
+from emberbox.sandbox.pool.pool import MachinePool, PoolOptions
+from emberbox.sandbox.pool.state import Rules
+from emberbox.sandbox.pool.templates import TemplateSnapshots
+from emberbox.sandbox.snapshots.scratch import SnapshotScratch
+from emberbox.sandbox.snapshots.service import SnapshotService
 from emberbox.sandbox.snapshots.store import SnapshotStore
-from emberbox.sandbox.snapshots.tree import Node
+from emberbox.sandbox.snapshots.tree import Node, SnapshotTree
+from emberbox.sandbox.starter import NewSandbox, Starter, StartRules
+from machine_fakes import FakeFactory, FakeMachine
 from snapshot_fakes import make_image, make_node, make_record
 
 
@@ -49,7 +55,9 @@ def suspended(image: Image, folder: Path, head: int | None, path: str, *paths: s
     """A sandbox with these executions, and snapshots with those; `head` is an index."""
     nodes = [make_node(image, folder, path=tuple(p)) for p in paths]
     name = None if head is None else nodes[head].info.snapshot_id
-    return Suspended(make_record(image, path=list(path), head=name), nodes), nodes
+    tree = SnapshotTree("sb-1", "alice", folder, 50, durable=True)
+    tree.take_back(nodes, name)
+    return Suspended(make_record(image, path=list(path), head=name), tree), nodes
 
 
 @pytest.mark.parametrize(
@@ -71,131 +79,27 @@ def test_the_best_snapshot_comes_first(
     assert [nodes.index(node) for node in sandbox.best()] == order
 
 
-# --- who is idle ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class User:
-    last_used: float
-    idle_seconds: float | None
-    runner: Any
-
-    def used(self, now: float) -> None:
-        self.last_used = now
-
-
-def user(*, last_used: float = 0, seconds: float | None = 10, busy: bool = False) -> Any:
-    return User(last_used, seconds, SimpleNamespace(busy=busy))
-
-
-def test_idle_is_what_nobody_used_for_its_time() -> None:
-    sessions = [user(), user(last_used=1), user(seconds=None), user(busy=True)]
-    assert idle(sessions, 9.9) == []
-    assert idle(sessions, 10) == [sessions[0]]
-    assert idle(sessions, 1000) == sessions[:2]
-
-
-def test_work_that_took_long_is_use_up_to_its_end() -> None:
-    instance = user(busy=True)
-    assert idle([instance], 1000) == []
-    instance.runner.busy = False
-    assert idle([instance], 1009) == []
-    assert idle([instance], 1010) == [instance]
-
-
-async def test_one_that_cannot_be_put_aside_does_not_spare_the_others() -> None:
-    sessions = [user(), user(), user()]
-    errors: list[Exception | None] = [SnapshotFailed("full"), OSError(28, "full"), None]
-    ended = asyncio.Event()
-    expired = 0
-
-    async def end(instance: Any) -> None:
-        error = errors[sessions.index(instance)]
-        if error is not None:
-            raise error
-        ended.set()
-
-    async def forget_expired() -> None:
-        nonlocal expired
-        expired += 1
-
-    reaper = asyncio.create_task(reap_idle(lambda: sessions, end, 0, forget_expired))
-    async with asyncio.timeout(30):
-        await ended.wait()
-    reaper.cancel()
-    assert expired
-
-
-# --- found again ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class FakeHost:
-    """Makes sessions of nothing, or fails as told."""
-
-    snapshots: SnapshotService
-    image: Image
-    failures: list[VmExecutionError] = field(default_factory=list)
-    adoption: VmExecutionError | OSError | None = None
-    live: list[SandboxInstance] = field(default_factory=list)
-    tried: list[str] = field(default_factory=list)
-    durability: Durability = field(init=False)
-
-    def instances(self) -> list[SandboxInstance]:
-        return self.live
-
-    async def reopen(self, record: SandboxRecord, node: Node) -> SandboxInstance:
-        self.tried.append(node.info.snapshot_id)
-        await asyncio.sleep(0)
-        if self.failures:
-            raise self.failures.pop(0)
-        return self._session(record, "gv-new")
-
-    async def adopt(self, record: SandboxRecord, machine: Any) -> SandboxInstance:
-        if self.adoption is not None:
-            raise self.adoption
-        return self._session(record, machine.id)
-
-    def _session(self, record: SandboxRecord, machine: str) -> SandboxInstance:
-        nothing: Any = None
-        instance = SandboxInstance(
-            SimpleNamespace(id=machine),
-            self.image,
-            record.limits,
-            SandboxOptions(record.envs, record.metadata, record.agent_id, record.sandbox_id),
-            on_closed=nothing,
-            revive=nothing,
-            on_changed=self.durability.changed,
-        )
-        instance.state = SandboxState.READY
-        self.live.append(instance)
-        return instance
-
-
-class FakeMachine:
-    def __init__(self) -> None:
-        self.id = "gv-old"
-        self.killed = False
-
-    async def kill(self) -> None:
-        self.killed = True
-
-
 @dataclass
 class Place:
-    """A keeper in a state directory."""
+    """A state directory, and what keeps its sandboxes."""
 
-    settings: Settings
     image: Image
     ledger: SandboxRegistry
     store: SnapshotStore
-    host: FakeHost
+    factory: FakeFactory
+    starter: Starter
+    snapshots: SnapshotService
+    records: SandboxRecords
     durability: Durability
 
     def snapshot(self, path: str, sandbox_id: str = "sb-1", **fields: Any) -> str:
         node = make_node(self.image, self.store.folder, sandbox_id=sandbox_id, path=tuple(path), **fields)
         self.store.seal(node, {}, {})
         return node.info.snapshot_id
+
+    async def start(self) -> SandboxInstance:
+        snapshot = make_node(self.image, self.store.folder.parent / "made").snapshot
+        return await self.starter.start(NewSandbox.copy_of(snapshot, SandboxOptions()))
 
     def files(self) -> set[str]:
         return {path.name for path in self.store.folder.iterdir()} if self.store.folder.exists() else set()
@@ -205,16 +109,76 @@ class Place:
 
 
 @pytest.fixture
-def place(settings: Settings, image: Image) -> Iterator[Place]:
+async def place(settings: Settings, image: Image) -> AsyncIterator[Place]:
     ledger = SandboxRegistry(settings.state_dir / "sandboxes")
     ledger.open()
     store = SnapshotStore(settings.state_dir / "snapshots", ImageStore(settings), lambda: "gvisor 1")
-    nothing: Any = None
-    snapshots = SnapshotService(nothing, nothing, lambda: settings.state_dir, store, SnapshotQuota(), nothing)
-    host = FakeHost(snapshots, image)
-    host.durability = Durability(host, ledger)
-    yield Place(settings, image, ledger, store, host, host.durability)
+    templates = TemplateSnapshots(settings.cache_dir / "templates", "fake", "fake 1")
+    factory: Any = FakeFactory()
+    pool = MachinePool(factory, templates, PoolOptions(Rules(size=0)), available=lambda: None)
+    snapshots = SnapshotService(pool, SnapshotScratch(settings.cache_dir / "snapshots"), store)
+    records = SandboxRecords(ledger, snapshots)
+    starter = Starter(pool, templates, snapshots, records, StartRules(15, agent_sandboxes=2, orphan_grace_seconds=5))
+    durability = Durability(starter, snapshots, records)
+    yield Place(image, ledger, store, factory, starter, snapshots, records, durability)
+    await asyncio.gather(pool.close(), *(instance.kill() for instance in starter.instances()))
     ledger.close()
+
+
+# --- suspended --------------------------------------------------------------------------------------------------------
+
+
+async def test_its_snapshots_stay_as_they_were(place: Place) -> None:
+    sandbox = await place.start()
+    first = await place.snapshots.snapshot(sandbox, "first")
+    sandbox.began("ex-1", None)
+    other = await place.snapshots.snapshot(sandbox, "other")
+    await place.snapshots.rollback(sandbox, first)
+    await place.durability.suspend(sandbox)
+    again = await place.durability.wake(sandbox.id)
+    assert again is not sandbox
+    tree = place.snapshots.tree(again)
+    last = tree.current()
+    assert last is not None
+    assert tree.nodes() == [first, other, last]
+    assert (last.info.kind, tree.parent(last), tree.parent(other), tree.parent(first)) == (
+        "shutdown",
+        first,
+        first,
+        None,
+    )
+    assert again.lineage.is_at(last.moment)
+    assert await place.snapshots.rollback(again, other) == []
+    assert again.lineage.executions == ("ex-1",)
+
+
+async def test_one_that_is_killed_while_it_is_suspended_is_gone_for_good(place: Place) -> None:
+    sandbox = await place.start()
+    machine = place.factory.machines[0]
+    machine.may_end.clear()
+    kills: list[asyncio.Task[None]] = []
+    machine.on_checkpoint = lambda: kills.append(asyncio.create_task(sandbox.kill()))
+    with pytest.raises(VmNotAvailable, match="was killed meanwhile"):
+        await place.durability.suspend(sandbox)
+    machine.may_end.set()
+    await asyncio.gather(*kills)
+    assert (place.recorded(), place.files(), place.durability.suspended) == (set(), set(), [])
+
+
+async def test_what_cannot_be_suspended_when_the_service_stops_is_told_of_by_the_next_one(place: Place) -> None:
+    lost, killed = await place.start(), await place.start()
+    for machine in place.factory.machines:
+        machine.checkpoint_fails = True
+    place.factory.machines[1].may_end.clear()
+    kill = asyncio.create_task(killed.kill())
+    await asyncio.sleep(0)  # it has begun
+    await place.durability.suspend_all()
+    place.factory.machines[1].may_end.set()
+    await asyncio.gather(lost.kill(), kill)
+    assert place.recorded() == {lost.id}, "one that a client has ended is none of them"
+
+
+# --- found again ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_sandbox_with_a_snapshot_sleeps_until_somebody_asks(place: Place) -> None:
@@ -225,7 +189,7 @@ async def test_a_sandbox_with_a_snapshot_sleeps_until_somebody_asks(place: Place
     assert [record.sandbox_id for record in place.durability.suspended] == ["sb-1"]
     first, second = await asyncio.gather(place.durability.wake("sb-1"), place.durability.wake("sb-1"))
     assert first is second
-    assert place.host.tried == [head], "those who ask at once share it"
+    assert place.factory.forked == [head], "those who ask at once share it"
     assert (first.lineage.executions, first.own, first.idle_seconds) == (("a", "b"), True, 5)
     assert first.recovered is not None
     assert (first.recovered.how, first.recovered.lost_executions) == ("restored", ["c"])
@@ -234,7 +198,7 @@ async def test_a_sandbox_with_a_snapshot_sleeps_until_somebody_asks(place: Place
     assert (restoration.snapshot_id, restoration.lost) == (head, ["c"])
     assert first.tell_restoration() is None, "it is told once"
     (record,) = place.ledger.records()
-    assert (record.machine, record.path, record.own, record.idle_seconds) == ("gv-new", ["a", "b"], True, 5)
+    assert (record.machine, record.path, record.own, record.idle_seconds) == ("fk-0", ["a", "b"], True, 5)
     with pytest.raises(SessionNotFound):
         await place.durability.wake("sb-1")
 
@@ -242,14 +206,13 @@ async def test_a_sandbox_with_a_snapshot_sleeps_until_somebody_asks(place: Place
 async def test_a_machine_that_runs_on_is_taken_over(place: Place) -> None:
     head = place.snapshot("a")
     place.ledger.write(make_record(place.image, path=["a", "b"], head=head, machine="gv-old", good=False))
-    machine, stray = FakeMachine(), FakeMachine()
-    stray.id = "gv-stray"
+    machine, stray = FakeMachine("gv-old"), FakeMachine("gv-stray")
     (found,) = await place.durability.recover({"gv-old": machine, "gv-stray": stray})  # type: ignore[dict-item]
     assert (found.how, found.lost_executions) == ("adopted", [])
-    (instance,) = place.host.live
+    (instance,) = place.starter.instances()
     assert instance.lineage.executions == ("a", "b")
     assert (instance.lineage.last_succeeded, instance.recovered) == (False, found)
-    now = place.host.snapshots.tree(instance).current()
+    now = place.snapshots.tree(instance).current()
     assert now is not None
     assert not instance.lineage.is_at(now.moment), "the execution after that snapshot is no part of it"
     assert (machine.killed, stray.killed) == (False, True)
@@ -260,13 +223,12 @@ async def test_a_machine_that_runs_on_is_taken_over(place: Place) -> None:
 async def test_where_a_machine_does_not_answer_the_snapshot_does(place: Place, error: Any) -> None:
     head = place.snapshot("a")
     place.ledger.write(make_record(place.image, path=["a"], head=head, machine="gv-old"))
-    place.host.adoption = error
-    machine = FakeMachine()
+    machine = FakeMachine("gv-old")
+    machine.channel.error = error
     (found,) = await place.durability.recover({"gv-old": machine})  # type: ignore[dict-item]
     assert found.how == "dormant"
     assert machine.killed
-    assert place.durability.closed("sb-1") is False, "the end of that attempt is not the end of the sandbox"
-    assert place.recorded() == {"sb-1"}
+    assert place.recorded() == {"sb-1"}, "the end of that attempt is not the end of the sandbox"
     await place.durability.wake("sb-1")
 
 
@@ -284,10 +246,10 @@ async def test_snapshots_of_nobody_are_removed_and_those_that_are_kept_stay(plac
     assert place.files() == {kept}
 
 
-async def test_an_unreadable_record_costs_no_snapshot(place: Place) -> None:
+async def test_an_unreadable_record_costs_no_snapshot(place: Place, settings: Settings) -> None:
     mine, other = place.snapshot("a", "sb-1"), place.snapshot("a", "sb-2")
     place.ledger.write(make_record(place.image, "sb-1"))
-    (place.settings.state_dir / "sandboxes" / "sb-2.json").write_text("{")
+    (settings.state_dir / "sandboxes" / "sb-2.json").write_text("{")
     for _ in range(2):
         found = await place.durability.recover({})
         assert [(r.sandbox_id, r.how) for r in found] == [("sb-1", "dormant")]
@@ -316,12 +278,10 @@ async def test_a_damaged_snapshot_gives_way_to_the_one_before_it(place: Place) -
     older, head = place.snapshot("a"), place.snapshot("ab")
     place.ledger.write(make_record(place.image, path=["a", "b"], head=head))
     await place.durability.recover({})
-    place.host.failures = [DAMAGED]
+    place.factory.failures = [DAMAGED]
     instance = await place.durability.wake("sb-1")
-    assert place.host.tried == [head, older]
-    of_now = [
-        n.info.snapshot_id for n in place.host.snapshots.tree(instance).nodes() if instance.lineage.is_at(n.moment)
-    ]
+    assert place.factory.forked == [head, older]
+    of_now = [n.info.snapshot_id for n in place.snapshots.tree(instance).nodes() if instance.lineage.is_at(n.moment)]
     assert of_now == [older]
     assert instance.recovered is not None
     assert (instance.recovered.snapshot_id, instance.recovered.lost_executions) == (older, ["b"])
@@ -332,18 +292,18 @@ async def test_a_host_that_is_busy_is_no_reason_to_lose_anything(place: Place, e
     _, head = place.snapshot("a"), place.snapshot("ab")
     place.ledger.write(make_record(place.image, path=["a", "b"], head=head))
     await place.durability.recover({})
-    place.host.failures = [error]
+    place.factory.failures = [error]
     with pytest.raises(type(error)):
         await place.durability.wake("sb-1")
     assert (await place.durability.wake("sb-1")).lineage.executions == ("a", "b")
-    assert place.host.tried == [head, head]
+    assert place.factory.forked == [head, head]
 
 
 async def test_when_all_are_damaged_it_says_so_and_keeps_them(place: Place) -> None:
     names = {place.snapshot("a"), place.snapshot("ab")}
     place.ledger.write(make_record(place.image, path=["a", "b"]))
     await place.durability.recover({})
-    place.host.failures = [DAMAGED, DAMAGED]
+    place.factory.failures = [DAMAGED, DAMAGED]
     with pytest.raises(SnapshotFailed, match=r"Sandbox sb-1 cannot go on: pages\.img is damaged"):
         await place.durability.wake("sb-1")
     assert place.files() == names
@@ -354,7 +314,7 @@ async def test_what_has_expired_is_not_woken(place: Place) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     place.snapshot("a")
     place.ledger.write(make_record(place.image, path=["a"], end_at=past, machine="gv-old"))
-    machine = FakeMachine()
+    machine = FakeMachine("gv-old")
     (found,) = await place.durability.recover({"gv-old": machine})  # type: ignore[dict-item]
     assert found.how == "lost"
     assert machine.killed
@@ -368,7 +328,9 @@ async def test_one_that_expires_while_it_sleeps_is_not_woken(place: Place) -> No
     for name in ("sb-1", "sb-2"):
         place.ledger.write(make_record(place.image, name, end_at=soon))
     await place.durability.recover({})
-    place.durability._suspended["sb-1"].record.end_at = datetime.now(UTC) - timedelta(seconds=1)
+    sleeper = place.records.find_suspended("sb-1")
+    assert sleeper is not None
+    sleeper.record.end_at = datetime.now(UTC) - timedelta(seconds=1)
     assert [record.sandbox_id for record in place.durability.suspended] == ["sb-2"]
     with pytest.raises(SessionNotFound):
         await place.durability.wake("sb-1")
@@ -403,9 +365,13 @@ async def test_a_full_disk_while_it_wakes_leaves_the_older_record(
     instance = await place.durability.wake("sb-1")
     assert instance.lineage.executions == ("a",)
     assert [record.head for record in place.ledger.records()] == [head]
+    snapshot = make_node(place.image, place.store.folder).snapshot
+    new = NewSandbox.copy_of(snapshot, SandboxOptions(agent_id="bob", sandbox_id="sb-9"))
     with pytest.raises(SnapshotFailed, match=r"sb-9 cannot be written down: No space left") as error:
-        place.durability.opened(place.host._session(make_record(place.image, "sb-9"), "gv-9"))
+        await place.starter.start(new)
     assert "state_dir" in error.value.remediation
+    assert place.factory.machines[-1].killed
+    assert place.starter.instances() == [instance], "one that cannot be written down is none"
 
 
 async def test_what_an_agent_has_asleep_counts(place: Place) -> None:
@@ -413,5 +379,20 @@ async def test_what_an_agent_has_asleep_counts(place: Place) -> None:
         place.snapshot("a", name)
         place.ledger.write(make_record(place.image, name))
     await place.durability.recover({})
-    assert (place.durability.suspended_count("alice"), place.durability.suspended_count("bob")) == (2, 0)
-    assert place.durability.snapshot_bytes("alice") > place.durability.snapshot_bytes("bob") == 0
+    assert place.snapshots.agent_bytes("alice") > place.snapshots.agent_bytes("bob") == 0
+    snapshot = make_node(place.image, place.store.folder).snapshot
+
+    async def start(agent_id: str) -> str:
+        return (await place.starter.start(NewSandbox.copy_of(snapshot, SandboxOptions(agent_id=agent_id)))).id
+
+    with pytest.raises(NoCapacity, match="'alice' has 2 sandboxes already"):
+        await start("alice")
+    await start("bob")
+    before = place.snapshots.agent_bytes("alice")
+    await place.durability.wake("sb-1")
+    assert place.snapshots.agent_bytes("alice") == before
+    with pytest.raises(NoCapacity, match="'alice' has 2 sandboxes already"):
+        await start("alice")
+    await place.durability.forget("sb-2")
+    assert place.snapshots.agent_bytes("alice") < before
+    await start("alice")

@@ -154,15 +154,18 @@ class Machine(RuleBasedStateMachine):
         self.held.pop(name).close()
 
     @rule(name=taken)
-    def make_passing(self, name: str) -> None:
+    def put_in_place(self, name: str) -> None:
         if name in self.model.entries:
-            self.tree.find(name).ephemeral = self.model.entries[name].ephemeral = True
+            self.tree.put_in_place(self.tree.find(name))
+            for other in [n for n, e in self.model.entries.items() if e.ephemeral and n != name]:
+                self.model.remove(other)
+            self.model.entries[name].ephemeral = True
 
-    @rule(but=taken)
-    def drop_ephemeral(self, but: str) -> None:
-        self.tree.drop_ephemeral(self.tree.find(but) if but in self.model.entries else None)
-        for name in [n for n, e in self.model.entries.items() if e.ephemeral and n != but]:
-            self.model.remove(name)
+    @rule(name=taken)
+    def stays(self, name: str) -> None:
+        if name in self.model.entries:
+            self.tree.find(name).stays()
+            self.model.entries[name].ephemeral = False
 
     @rule()
     def begin_again(self) -> None:
