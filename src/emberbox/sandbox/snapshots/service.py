@@ -126,8 +126,7 @@ class SnapshotService:
         """
         tree = self.tree(instance)
         if kind != "shutdown":  # it takes the place of what the machine is
-            stored = await asyncio.to_thread(self._stored_bytes, instance.agent_id) if keep else 0
-            self._check_quota(instance.agent_id, stored)
+            await self._check_quota(instance.agent_id)
         directory = tree.new_directory(kind)
         snapshot, moment = await instance.checkpoint(directory)
         node = tree.add(snapshot, name, kind, moment)
@@ -146,19 +145,19 @@ class SnapshotService:
             raise
         return node
 
-    def _stored_bytes(self, agent_id: str) -> int:
-        """Of what an agent has in the store, where kept snapshots outlive their sandboxes. Blocks."""
-        infos = [record.info for record in self.store.records()]
-        return sum(info.size_bytes for info in infos if info.agent_id == agent_id)
-
     def agent_bytes(self, agent_id: str) -> int:
         """Sum up the snapshots of an agent's sandboxes, also of those that are suspended."""
         return sum(tree.size_bytes for tree in self._trees.values() if tree.agent_id == agent_id)
 
-    def _check_quota(self, agent_id: str, stored: int) -> None:
+    async def _check_quota(self, agent_id: str) -> None:
         most = self._quota.agent_bytes
-        used = max(stored, self.agent_bytes(agent_id))
-        if most is not None and used >= most:
+        if most is None:
+            return
+        mine = [tree for tree in self._trees.values() if tree.agent_id == agent_id]
+        counted = {info.snapshot_id for tree in mine for info in tree.infos()}
+        # those that are kept outlive their sandboxes
+        used = self.agent_bytes(agent_id) + await asyncio.to_thread(self.store.bytes_of, agent_id, counted)
+        if used >= most:
             raise SnapshotFailed(
                 f"The snapshots of agent {agent_id!r:.80} take {used >> 20} MiB; the limit is {most >> 20} MiB.",
                 remediation="Delete some with delete_snapshot(), or raise max_snapshot_mb_per_agent in the settings.",

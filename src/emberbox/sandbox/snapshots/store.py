@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -83,6 +83,8 @@ class SnapshotStore:
         self.folder = folder
         self.images = images
         self._identity = identity
+        self._sizes: dict[str, tuple[str, int]] = {}
+        """Agent and bytes of each snapshot that `bytes_of` has read."""
 
     # --- write ----------------------------------------------------------------------------------------------------
 
@@ -188,6 +190,20 @@ class SnapshotStore:
         if record.format != FORMAT or record.info.snapshot_id != snapshot_id:
             raise SnapshotFailed(f"{directory} is no snapshot of this version of Emberbox.", remediation=_DELETE)
         return record
+
+    def bytes_of(self, agent_id: str, without: Container[str]) -> int:
+        """Sum up what an agent's snapshots take here, but for those of the ids `without`. Blocks; each record is read
+        once."""
+        with contextlib.suppress(OSError):
+            there = {entry.name for entry in os.scandir(self.folder) if not entry.name.startswith(".")}
+            for gone in self._sizes.keys() - there:
+                del self._sizes[gone]
+            for name in there - self._sizes.keys():
+                with contextlib.suppress(SnapshotNotFound, SnapshotFailed):  # it is not finished yet, or damaged
+                    info = self.record(name).info
+                    self._sizes[name] = (info.agent_id, info.size_bytes)
+        mine = [(name, size) for name, (owner, size) in self._sizes.items() if owner == agent_id]
+        return sum(size for name, size in mine if name not in without)
 
     def node(self, record: SnapshotRecord) -> Node:
         """What machines can be forked from. The digests of its files are checked when that is done.

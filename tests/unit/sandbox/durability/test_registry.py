@@ -126,15 +126,15 @@ def test_a_write_that_fails_leaves_the_older_record(
     ledger: SandboxRegistry, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger.write(make_record(image, head="snap-1"))
-    rename = Path.rename
+    replace = Path.replace
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "rename", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         ledger.write(make_record(image, head="snap-2"))
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(Path, "replace", replace)
     assert [record.head for record in ledger.records()] == ["snap-1"]
 
 
@@ -143,7 +143,7 @@ def test_a_write_that_was_cut_short_is_cleared_at_the_next_open(image: Image, fo
     ledger.open()
     ledger.write(make_record(image))
     ledger.close()
-    (folder / ".sb-2").write_text('{"sandbox_id"')
+    (folder / ".sb-2.json.x7").write_text('{"sandbox_id"')
     ledger.open()
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "sb-1.json"]
     ledger.close()

@@ -89,6 +89,22 @@ async def test_what_an_agent_has_is_one_sum_also_of_what_is_suspended(shelf: She
     await shelf.snapshots.snapshot(second)
 
 
+@pytest.mark.parametrize("durable", [False, True])
+async def test_kept_snapshots_count_when_their_sandbox_has_ended(shelf: Shelf, durable: bool) -> None:
+    kept = []
+    for _ in range(3):
+        sandbox = await shelf.start(durable=durable)
+        kept.append(await shelf.snapshots.snapshot(sandbox, keep=True))
+        await sandbox.kill()
+        shelf.snapshots.closed(sandbox.id)
+    another, other = await shelf.start(durable=durable), await shelf.start(agent_id="bob")
+    with pytest.raises(SnapshotFailed, match="The snapshots of agent 'alice' take"):
+        await shelf.snapshots.snapshot(another)
+    await shelf.snapshots.snapshot(other)
+    shelf.snapshots.store.remove(kept[0].info.snapshot_id)
+    await shelf.snapshots.snapshot(another)
+
+
 async def test_a_handle_of_before_a_suspension_touches_no_snapshot(shelf: Shelf) -> None:
     """Else what it asks in vain would push out what the sandbox is to be woken with."""
     sandbox = await shelf.start(durable=True)
