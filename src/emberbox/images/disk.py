@@ -26,6 +26,9 @@ _FORMAT = 1
 _AGENT = "/opt/emberbox/guest"
 _BLOCK = 4096
 _INODE = 256
+_ROOT = 2
+_RESERVED = 10
+"""Inodes up to here are the file system's own, but for that of the root directory."""
 _SPARE_BLOCKS = 2048
 _SPARE_INODES = 256
 _TIMEOUT = 600.0
@@ -100,7 +103,8 @@ def _make(image: Image, disk: Path, commands: Path) -> None:
         "-O", "^has_journal,^resize_inode", "-U", name, "-L", "emberbox", "-E", f"hash_seed={name},root_owner=0:0",
         "-d", str(image.rootfs), str(disk), str(blocks),
     )  # fmt: skip
-    commands.write_text("".join(f"{line}\n" for line in _agent_commands(agent)), encoding="utf-8")
+    lines = [*_agent_commands(agent), *_time_commands(disk)]
+    commands.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     said = _run("debugfs", "-w", "-f", str(commands), str(disk))
     if said.count("Allocated inode") != len(agent):  # debugfs does not fail when one of its commands does
         raise ImageError(f"The guest agent could not be written to the root disk: {said[-800:].strip()}")
@@ -113,6 +117,38 @@ def _agent_commands(agent: list[tuple[str, Path]]) -> Iterator[str]:
     for name, path in agent:
         yield f'write "{path}" {_AGENT}/{name}'
         yield f"sif {_AGENT}/{name} mode 0100644"
+
+
+def _time_commands(disk: Path) -> Iterator[str]:
+    """Of debugfs(8), to forget when files were read last, and when their inodes changed: mke2fs copies that, and a disk
+    that is made again would be another one."""
+    for inode in _used_inodes(disk):
+        yield f"sif <{inode}> atime @1"
+        yield f"sif <{inode}> ctime @1"
+
+
+def _used_inodes(disk: Path) -> Iterator[int]:
+    """Find the inodes of all files (the layout: https://docs.kernel.org/filesystems/ext4/)."""
+    with disk.open("rb") as file:
+
+        def read(offset: int, size: int) -> bytes:
+            file.seek(offset)
+            return file.read(size)
+
+        head = read(1024, 1024)
+        count, first, per_group = (int.from_bytes(head[at : at + 4], "little") for at in (0, 20, 40))
+        large = int.from_bytes(head[96:100], "little") & 0x80  # 64bit
+        size = int.from_bytes(head[254:256], "little") if large else 32
+        for group in range(-(-count // per_group)):
+            entry = read((first + 1) * _BLOCK + group * size, size)
+            if entry[0x12] & 1:  # INODE_UNINIT: none
+                continue
+            block = int.from_bytes(entry[4:8], "little") | (int.from_bytes(entry[0x24:0x28], "little") << 32)
+            bits = int.from_bytes(read(block * _BLOCK, per_group // 8), "little")
+            for place in range(per_group):
+                inode = group * per_group + place + 1
+                if bits >> place & 1 and (inode == _ROOT or inode > _RESERVED):
+                    yield inode
 
 
 def _size_of(tree: Path) -> tuple[int, int]:
