@@ -1,4 +1,4 @@
-"""Hooks on the client's side of a server: what the engine's gate does, for code that runs elsewhere."""
+"""Hooks on the client's side of a server: what the engine's guardrails do, for code that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from emberbox.code_extractor import CodeBlockExtractor
 from emberbox.engine.guardrails import ExecutionSubject, Guardrails
 from emberbox.hooks.manager import HookManager
 from emberbox.languages import get_language
-from emberbox.models import (
-    Execution,
-    ExecutionError,
-    Logs,
-    VmExecuteRequest,
-    VmExecuteResponse,
-    VmExecutionConfig,
-)
+from emberbox.models import VmExecuteRequest, VmExecuteResponse, VmExecutionConfig
 from emberbox.sandbox.listeners import Listeners
 
 Run = Callable[[VmExecuteRequest, Listeners], Awaitable[VmExecuteResponse]]
@@ -47,25 +40,5 @@ class Guarded:
         subject = ExecutionSubject(agent_id=request.agent_id, vm_id=request.vm_id, metadata=request.metadata or {})
         async with self._guardrails.guarded(subject, language, request.code, listeners, []) as guarded:
             checked = request.model_copy(update={"code": guarded.code})
-            guarded.execution = _execution(await run(checked, guarded.listeners))
+            guarded.execution = (await run(checked, guarded.listeners)).execution()
         return VmExecuteResponse.of(guarded.seen)
-
-
-def _execution(response: VmExecuteResponse) -> Execution:
-    """The answer in the form that the gate takes."""
-    error = None
-    if response.error is not None:
-        name, _, value = response.error.partition(": ")
-        error = ExecutionError(name=name, value=value, traceback=response.traceback or "")
-    left_out = {"vm_id", "stdout", "stderr", "error", "traceback", "snapshot_id", "results"}
-    fields = response.model_dump(exclude=left_out)
-    return Execution(
-        **fields,
-        sandbox_id=response.vm_id,
-        logs=Logs(
-            stdout=[response.stdout] if response.stdout else [], stderr=[response.stderr] if response.stderr else []
-        ),
-        results=response.results,
-        error=error,
-        snapshot_after=response.snapshot_id,
-    )

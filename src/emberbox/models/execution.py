@@ -202,6 +202,22 @@ class VmExecuteResponse(Model):
             notes=run.notes,
         )
 
+    def execution(self) -> Execution:
+        """Give the Execution that this is the wire form of, as far as that has it."""
+        error = None
+        if self.error is not None:
+            name, _, value = self.error.partition(": ")
+            error = ExecutionError(name=name, value=value, traceback=self.traceback or "")
+        otherwise = {"vm_id", "stdout", "stderr", "error", "traceback", "snapshot_id", "results"}
+        return Execution(
+            **self.model_dump(exclude=otherwise),
+            sandbox_id=self.vm_id,
+            logs=Logs(stdout=[self.stdout] if self.stdout else [], stderr=[self.stderr] if self.stderr else []),
+            results=self.results,
+            error=error,
+            snapshot_after=self.snapshot_id,
+        )
+
 
 class ParseExecuteRequest(Model):
     """An LLM's answer, to be searched for code and run."""
