@@ -336,7 +336,7 @@ def _shut_away(path: Path, base: Path) -> bool:
 
 
 def test_the_log_holds_no_code_no_output_and_no_token(nothing_left: None, tmp_path: Path) -> None:
-    """Of what runs, fails, is refused, makes no sense or comes without a right; by requests and by messages."""
+    """Of what runs, fails, is refused, is not valid or comes without a right; by requests and by messages."""
     server = Served({"VM_EXECUTION__DEFAULT_VM_TYPE": "minimal", "LOG_LEVEL": "debug"})
     try:
         token = server.token("ada", "--agent", "ada")

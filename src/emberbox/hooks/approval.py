@@ -26,7 +26,7 @@ class ApprovalDesk:
         self._waiting: dict[str, tuple[ApprovalRequest, asyncio.Future[ApprovalResponse]]] = {}
 
     async def __call__(self, request: ApprovalRequest) -> ApprovalResponse:
-        """Wait for the answer. Who asks sets the deadline, and takes the question away by cancelling.
+        """Wait for the answer. The caller sets the deadline, and takes the question away by cancelling.
 
         Raises:
             NoCapacity: too many questions wait already.

@@ -129,7 +129,7 @@ class Machine(Protocol):
     def state(self) -> MachineState: ...
 
     async def wait(self) -> Death:
-        """Wait for the end of the machine, whoever caused it."""
+        """Wait for the end of the machine, whatever caused it."""
 
     async def kill(self, death: Death | None = None) -> Death:
         """End the machine now and remove what it left on the host. Harmless when it is dead already.

@@ -150,7 +150,7 @@ class GuestFiles:
         except (ValueError, RecursionError):
             entries = None
         if not isinstance(entries, list):
-            raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
+            raise ExecutionFailed("The guest's answer is not valid.", remediation="Create a new sandbox.")
         found: list[EntryInfo] = []
         for start in range(0, len(entries), _AT_ONCE):
             found += map(_entry, entries[start : start + _AT_ONCE])
@@ -220,7 +220,7 @@ def _with_path(error: GuestFileError, path: str) -> GuestFileError:
 
 def _entry(value: object) -> EntryInfo:
     if not isinstance(value, dict) or value.get("type") not in _TYPES or not _is_name(value.get("path")):
-        raise ExecutionFailed("The machine described a file in a way that makes no sense.")
+        raise ExecutionFailed("The machine described a file in a way that is not valid.")
     path, target = value["path"], value.get("target")
     return EntryInfo(
         name=path.rstrip("/").rpartition("/")[2] or "/",

@@ -49,7 +49,7 @@ class SandboxState(StrEnum):
 
 
 class InstanceEvents(Protocol):
-    """What a sandbox tells whoever made it."""
+    """What a sandbox tells its maker."""
 
     def closed(self, instance: SandboxInstance) -> None:
         """It has ended."""

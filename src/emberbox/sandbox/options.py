@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from emberbox.sandbox.lineage import SnapshotPoint
 
 LOCAL_AGENT = "local"
-"""Whoever uses the SDK or the command line: nobody to share the host with."""
+"""The user of the SDK or the command line, who shares the host with nobody."""
 
 
 def new_sandbox_id() -> str:

@@ -76,13 +76,13 @@ def nonsense() -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.") from exc
+        raise ExecutionFailed("The guest's answer is not valid.", remediation="Create a new sandbox.") from exc
 
 
 def rows_of(header: Header, key: str) -> list[dict[str, Any]]:
     rows = header.get(key)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
+        raise ExecutionFailed("The guest's answer is not valid.", remediation="Create a new sandbox.")
     return rows
 
 

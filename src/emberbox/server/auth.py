@@ -27,7 +27,7 @@ _CALLERS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever calls. `agents` is None for who may act for all."""
+    """The caller of a request. `agents` is None for one that may act for all."""
 
     id: str
     name: str

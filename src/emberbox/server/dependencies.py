@@ -38,7 +38,7 @@ class Call:
 
     async def run(self, body: BaseModel, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> Response:
         """Do the work and answer with what it returns. It is cancelled when the caller leaves, unless it has a key:
-        then it goes on, for whoever asks again with it.
+        then it goes on, for the client that asks again with it.
 
         Args:
             body: the request; with its path, what the key stands for.

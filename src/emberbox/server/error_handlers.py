@@ -86,7 +86,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class ClientDisconnected(Exception):
-    """Whoever asked has left, or reads nothing any more."""
+    """The client has left, or reads nothing any more."""
 
 
 def status_of(error: VmExecutionError) -> int:

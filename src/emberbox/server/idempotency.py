@@ -126,7 +126,7 @@ class IdempotencyStore:
         return body
 
     async def _kept(self, place: tuple[str, str], body: bytes, *, failed: bool) -> None:
-        """Write the outcome down; without it, who asks again is told that nobody knows."""
+        """Write the outcome down; without it, a client that asks again is told that nobody knows."""
         writing = asyncio.ensure_future(self._call(lambda db: _done(db, place, body, failed=failed)))
         try:
             await asyncio.shield(writing)

@@ -278,7 +278,7 @@ class MachineProtocol:
         )
 
     def _asked(self, question: Any) -> None:
-        """A person is asked about something in this machine: whoever is attached may answer, if its token says so."""
+        """A person is asked about something in this sandbox: any attached client may answer, if its token says so."""
         if "approve" in self._principal.scopes or "admin" in self._principal.scopes:
             name = f"question-{question.approval_id}"
             self._line.tell(name, self._send("ApprovalRequest", question))

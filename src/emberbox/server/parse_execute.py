@@ -98,7 +98,7 @@ def block_error(index: int, error: VmExecutionError) -> BlockError:
 
 def _config(settings: Settings, wanted: VmExecutionConfig | None) -> VmExecutionConfig:
     """What of a request's own settings counts: languages, where they are narrower than the server's.
-    Policy, history and limits are the server's: who asks must not choose what it is allowed."""
+    Policy, history and limits are the server's: a client must not choose what it is allowed."""
     own = settings.vm_execution
     if wanted is None:
         return own

@@ -20,7 +20,7 @@ from emberbox.server.service import PROBE, Service
 
 _PROBE_SECONDS = 30.0
 _RETRY_SECONDS = 5.0
-"""After a failure, who asks again gets the same answer for so long: nobody needs a token to ask."""
+"""After a failure, a client that asks again gets the same answer for so long: it needs no token to ask."""
 _CODE = {"python": "print(6 * 7)", "javascript": "console.log(6 * 7)", "bash": "echo $((6 * 7))"}
 
 

@@ -352,7 +352,7 @@ class Service:
         return len(self._running)
 
     async def run_detached(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do a piece of work to its end, also when whoever waits for it is cancelled."""
+        """Do a piece of work to its end, also when the task that waits for it is cancelled."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -383,7 +383,7 @@ class Service:
         return [one for one in self.desk.pending() if principal.sees(one.agent_id)]
 
     def may_answer(self, principal: Principal, approval_id: str) -> None:
-        """Raises where the caller may not answer this question: whoever runs code may not approve it as well, unless
+        """Raise where the caller may not answer this question. One that runs code may not approve it as well, unless
         its token says so."""
         principal.require("approve")
         if all(one.approval_id != approval_id for one in self.questions(principal)):

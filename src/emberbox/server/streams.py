@@ -30,7 +30,7 @@ _LOOK_SECONDS = 5.0
 
 
 class Outbox:
-    """Events on their way to one reader. Whoever puts waits while it is full.
+    """Events on their way to one client. The producer waits while it is full.
 
     Args:
         slow_seconds: how long; then the reader counts as gone.
@@ -197,7 +197,7 @@ async def _left(receive: Receive) -> None:
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work; it is cancelled when whoever asked leaves.
+    """Do the work; it is cancelled when the client leaves.
 
     Raises:
         GoneError: they left.

@@ -1,4 +1,4 @@
-"""Whoever watches a machine sees what all executions in it print. A follower that reads too slowly misses something,
+"""Clients that watch a sandbox see what all executions in it print. A follower that reads too slowly misses something,
 and is told how much; the execution does not wait for it."""
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_a_tree_is_understood_or_refused(rows: Any) -> None:
     try:
         found = _parsed(json.dumps(rows).encode())
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError):
-        return  # all of them are "makes no sense"
+        return  # all of them are "is not valid"
     for path in found:
         os.fsencode(path)
 

@@ -268,7 +268,7 @@ class _Import:
         try:
             record = SnapshotRecord.model_validate_json(self._text(RECORD))
         except ValidationError as exc:
-            raise _bad(self._reader.source, f"its {RECORD} makes no sense ({exc.error_count()} fields)") from exc
+            raise _bad(self._reader.source, f"its {RECORD} is not valid ({exc.error_count()} fields)") from exc
         self._store.check_id(record.info.snapshot_id)
         if record.format != FORMAT or record.info.snapshot_id != head.snapshot_id or not record.digests:
             raise _bad(self._reader.source, f"its {RECORD} is of something else")

@@ -91,7 +91,7 @@ async def _understood(payload: bytes) -> dict[str, File]:
 
 
 def _nonsense() -> ExecutionFailed:
-    return ExecutionFailed("The machine's answer makes no sense.", remediation="Create a new sandbox.")
+    return ExecutionFailed("The guest's answer is not valid.", remediation="Create a new sandbox.")
 
 
 def _parsed(payload: bytes) -> dict[str, File]:
