@@ -451,13 +451,19 @@ class SandboxInstance:
         restoration, self.lineage = self.lineage.restoration, self.lineage.told()
         return restoration
 
-    def found_again(self, record: SandboxRecord, recovery: Recovery) -> None:
-        """Be the sandbox that was written down, by an earlier process or before it was suspended."""
+    @property
+    def ends(self) -> float | None:
+        """When its own time is over, by the loop's clock; None: never."""
+        return None if self._expiry is None else self._expiry.when()
+
+    def found_again(self, record: SandboxRecord, recovery: Recovery, seconds: float | None) -> None:
+        """Be the sandbox that was written down, by an earlier process or before it was suspended. `seconds`: what is
+        left of its own time."""
         self.lineage = Lineage.recorded(tuple(record.path), last_succeeded=record.good)
         self.started_at, self.own, self.idle_seconds = record.started_at, record.own, record.idle_seconds
         self.recovered = recovery
-        if record.end_at is not None:
-            self.set_timeout(max(0.001, (record.end_at - datetime.now(UTC)).total_seconds()))
+        if seconds is not None:
+            self.set_timeout(max(0.001, seconds))
 
     # --- figures --------------------------------------------------------------------------------------------------
 

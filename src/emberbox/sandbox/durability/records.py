@@ -6,6 +6,7 @@ A sandbox that is suspended has snapshots and a record, and no machine. `service
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -28,6 +29,20 @@ class Suspended:
     """Its snapshots that can be used."""
     problem: VmExecutionError | None = None
     """Why others cannot be used."""
+    ends: float | None = None
+    """When its own time is over, by a clock that nobody sets (`time.monotonic`); None: never. Set by `of`."""
+
+    @classmethod
+    def of(cls, record: SandboxRecord, tree: SnapshotTree, problem: VmExecutionError | None = None) -> Suspended:
+        """Describe one by its record. How long it has left is asked of the host's clock once, so that one that jumps
+        later ends nothing."""
+        left = None if record.end_at is None else (record.end_at - datetime.now(UTC)).total_seconds()
+        return cls(record, tree, problem, None if left is None else time.monotonic() + left)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until its own time is over; None: that is never."""
+        return None if self.ends is None else self.ends - time.monotonic()
 
     def best(self) -> list[Node]:
         """List what to go on from, best first: what has all of its executions, the head before newer ones (one may have
@@ -40,7 +55,7 @@ class Suspended:
     @property
     def expired(self) -> bool:
         """Its own time is over."""
-        return self.record.end_at is not None and self.record.end_at <= datetime.now(UTC)
+        return self.seconds_left is not None and self.seconds_left <= 0
 
 
 class SandboxRecords:

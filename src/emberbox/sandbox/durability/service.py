@@ -83,7 +83,7 @@ class Durability:
         if node is not None:
             for old in [n for n in tree.nodes() if n.info.kind == "shutdown" and n is not node]:
                 tree.remove(old.info.snapshot_id)
-        self._records.suspend(Suspended(record, tree))
+        self._records.suspend(Suspended(record, tree, ends=instance.ends))
         await instance.suspend()
 
     async def _last_snapshot(self, instance: SandboxInstance, *, interrupt: bool) -> Node:
@@ -168,7 +168,7 @@ class Durability:
                 warn("snapshot passed over", exc, sandbox=sandbox_id)
                 why = exc
                 continue
-            self._come_back(instance, sandbox.record, node)
+            self._come_back(instance, sandbox, node)
             return instance
         raise SnapshotFailed(
             f"Sandbox {sandbox_id} cannot go on: {why.message}",
@@ -176,9 +176,9 @@ class Durability:
             retryable=False,
         ) from why
 
-    def _come_back(self, instance: SandboxInstance, record: SandboxRecord, node: Node) -> None:
-        recovery = _recovery(record, "restored", node)
-        instance.found_again(record, recovery)
+    def _come_back(self, instance: SandboxInstance, sandbox: Suspended, node: Node) -> None:
+        recovery = _recovery(sandbox.record, "restored", node)
+        instance.found_again(sandbox.record, recovery, sandbox.seconds_left)
         self._records.resumed(instance.id)
         death = Death(TerminationReason.CRASHED, "the service that kept it stopped")
         self._snapshots.went_back(instance, node, death if recovery.lost_executions else None)
@@ -208,7 +208,7 @@ class Durability:
             name = record.sandbox_id
             tree = self._snapshots.found_again(record, nodes.get(name, []))
             machine = machines.get(record.machine or "")
-            found.append(await self._recover(Suspended(record, tree, problems.get(name)), machine))
+            found.append(await self._recover(Suspended.of(record, tree, problems.get(name)), machine))
         left = [m for m in machines.values() if m.id not in {s.machine.id for s in self._starter.instances()}]
         await asyncio.gather(*(machine.kill() for machine in left))
         return found
@@ -226,7 +226,7 @@ class Durability:
                 warn("sandbox not adopted", exc, sandbox=record.sandbox_id)
             else:
                 recovery = _recovery(record, "adopted", None)
-                instance.found_again(record, recovery)
+                instance.found_again(record, recovery, sandbox.seconds_left)
                 self._records.resumed(instance.id)
                 return recovery
         best = sandbox.best()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,7 @@ async def test_one_that_expires_while_it_sleeps_is_not_woken(place: Place) -> No
     await place.durability.recover({})
     sleeper = place.records.find_suspended("sb-1")
     assert sleeper is not None
-    sleeper.record.end_at = datetime.now(UTC) - timedelta(seconds=1)
+    place.records.suspend(replace(sleeper, ends=time.monotonic() - 1))
     assert [record.sandbox_id for record in place.durability.suspended] == ["sb-2"]
     with pytest.raises(SessionNotFound):
         await place.durability.wake("sb-1")
@@ -338,6 +339,26 @@ async def test_one_that_expires_while_it_sleeps_is_not_woken(place: Place) -> No
     instance = await place.durability.wake("sb-2")
     assert instance.end_at is not None
     assert abs((instance.end_at - soon).total_seconds()) < 60
+
+
+async def test_a_clock_of_the_host_that_jumps_ends_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=30)
+
+    place.snapshot("a")
+    place.ledger.write(make_record(place.image, path=["a"], end_at=datetime.now(UTC) + timedelta(hours=1)))
+    await place.durability.recover({})
+    monkeypatch.setattr("emberbox.sandbox.durability.records.datetime", Later)
+    monkeypatch.setattr("emberbox.sandbox.instance.datetime", Later)
+    await place.durability.forget_expired()
+    instance = await place.durability.wake("sb-1")
+    assert instance.ends is not None
+    assert 3500 < instance.ends - asyncio.get_running_loop().time() < 3600
+    await place.durability.suspend(instance)
+    (record,) = place.durability.suspended
+    assert record.sandbox_id == "sb-1"
 
 
 async def test_one_that_is_killed_while_it_wakes_is_not_forgotten_halfway(place: Place) -> None:
