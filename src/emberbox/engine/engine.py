@@ -142,7 +142,7 @@ class Engine(EngineResources):
         Raises:
             ValidationFailed, UnsupportedLanguage, PolicyBlocked: refused before it ran.
             VmNotAvailable, SessionNotFound, ExecutionFailed: the sandbox could not run it.
-            HistoryError: it could not be recorded; unless the message says that it ran, it did not.
+            HistoryError: it could not be recorded; unless the message says that the code ran, it did not.
         """
         entry = entries.started(
             vm_id=request.sandbox.id,
@@ -190,7 +190,14 @@ class Engine(EngineResources):
                 ended = entries.failed(entry, exc, execution, decisions)
                 await asyncio.shield(asyncio.ensure_future(self._record(ended)))
             raise
-        await self._record(entries.finished(entry, execution, decisions))
+        try:
+            await self._record(entries.finished(entry, execution, decisions))
+        except HistoryError as exc:  # of all others nothing ran
+            raise HistoryError(
+                f"The code ran, and its outcome could not be recorded; its answer is withheld. {exc.message}",
+                remediation=f"{exc.remediation} What it did is in the sandbox: look before you run it again.",
+                retryable=False,
+            ) from exc
         return execution
 
     async def _run(
