@@ -107,7 +107,7 @@ class Guardrails:
             subject: who wants it, and where.
             language: of the code.
             code: what is wanted.
-            trail: gets every decision.
+            decisions: gets every decision.
 
         Raises:
             ValidationFailed: it is empty or too long.
@@ -232,7 +232,7 @@ class Guardrails:
             language: of the code.
             code: what is wanted.
             wanted: hear what the hooks' filters let through.
-            trail: gets every decision.
+            decisions: gets every decision.
 
         Raises:
             ValidationFailed, PolicyBlocked: it was refused, and the body not entered; or its output is withheld.

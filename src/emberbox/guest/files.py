@@ -239,7 +239,8 @@ def list_directory(path: str, depth: int, limit: int) -> Dict[str, Any]:
             item = _entry_or_none(os.path.join(folder, name))
             if item is None:
                 continue
-            room -= ENTRY_OVERHEAD + json_size(item["path"]) + json_size(item["target"] or "")
+            texts = (item["name"], item["path"], item["target"] or "")
+            room -= ENTRY_OVERHEAD + sum(json_size(text) for text in texts)
             if room < 0:
                 return {"entries": entries, "truncated": True}
             entries.append(item)

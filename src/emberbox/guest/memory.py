@@ -244,14 +244,14 @@ class MemoryWatch:
             owner = owners.get(largest)
             kin = [pid for pid in table if owners.get(pid) is owner and (owner is not None or pid not in kernels)]
             alone = 2 * sizes[largest] >= sum(sizes[pid] for pid in kin)
-            if owner is None:
-                for pid in [largest] if alone else kin:
-                    send_signal(pid, signal.SIGKILL)
+            killed = [largest] if alone else kin
+            if owner is not None and (owner.starved or largest in owner.pids() or not alone):
+                owner.kill()
+                killed = [*kin, largest]
             else:
-                if owner.starved or largest in owner.pids() or not alone:
-                    owner.kill()
-                else:
-                    send_signal(largest, signal.SIGKILL)
+                for pid in killed:
+                    send_signal(pid, signal.SIGKILL)
+            if owner is not None:
                 owner.starved = True
-            remove_shared_memory(self._settings, set(table).difference(kin, [largest]))
+            remove_shared_memory(self._settings, set(table).difference(killed))
         return True

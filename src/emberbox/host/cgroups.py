@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,6 +145,16 @@ class MachineGroup:
 
     def memory_bytes(self) -> int | None:
         return self._number("memory", "memory.usage_in_bytes" if self.version == "v1" else "memory.current")
+
+    def reclaimable_bytes(self) -> int:
+        """Of the memory in use, the pages of files that the kernel drops when it needs room: a machine that writes its
+        snapshot has many."""
+        prefix = "total_" if self.version == "v1" else ""
+        with contextlib.suppress(OSError, KeyError):
+            text = (self.paths["memory"] / "memory.stat").read_text(encoding="ascii")
+            found = re.findall(rf"(?m)^{prefix}(?:in)?active_file (\d+)$", text)
+            return sum(map(int, found))
+        return 0
 
     def memory_peak_bytes(self) -> int | None:
         return self._number("memory", "memory.max_usage_in_bytes" if self.version == "v1" else "memory.peak")

@@ -84,6 +84,8 @@ class MachineStats:
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     cpu_seconds: float | None = None
+    reclaimable_bytes: int = 0
+    """Of the memory, pages of files that the host drops when it needs room."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,9 @@ class ProcessMachine:
     def stats(self) -> MachineStats:
         if self.group is None:
             return MachineStats()
-        return MachineStats(self.group.memory_bytes(), self.group.memory_peak_bytes(), self.group.cpu_seconds())
+        group = self.group
+        peak, reclaimable = group.memory_peak_bytes(), group.reclaimable_bytes()
+        return MachineStats(group.memory_bytes(), peak, group.cpu_seconds(), reclaimable_bytes=reclaimable)
 
     def mark(self) -> int:
         if self.group is None:

@@ -17,7 +17,7 @@ class BackgroundCommands:
     """The commands that one client has started in a sandbox and not waited for.
 
     Args:
-        session: the sandbox.
+        instance: the sandbox.
     """
 
     def __init__(self, instance: SandboxInstance) -> None:

@@ -112,10 +112,12 @@ class GuestFiles:
                 if not (sparse and offset and chunk.count(0) == len(chunk)):
                     send(chunk, final=False)
                 offset += len(chunk)
+                self._owner.open_channel()  # it is in use, however long the client takes
                 while len(under_way) >= _IN_FLIGHT:
                     await under_way.popleft()
             while under_way:
                 await under_way.popleft()
+            self._owner.touched()  # a snapshot that was taken meanwhile has not got the file
             send(b"", final=True)
             header, _ = await under_way.popleft()
         except BaseException as exc:

@@ -31,6 +31,8 @@ async def reap_idle(manager: SandboxManager, every: float) -> None:
         try:
             await manager.forget_expired()
             for instance in idle(manager.instances(), loop.time()):
+                if not idle([instance], loop.time()):
+                    continue  # it was used while others ended
                 # it has just been used or killed, or the disk refused
                 with contextlib.suppress(VmExecutionError, OSError):
                     await manager.end(instance)

@@ -28,6 +28,7 @@ from emberbox.sandbox.durability.registry import SandboxRecord
 from emberbox.sandbox.files import GuestFiles
 from emberbox.sandbox.idle_stop import IdleStopper
 from emberbox.sandbox.lineage import Lineage, Restoration, SnapshotPoint
+from emberbox.sandbox.log import warn
 from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.pool.pool import MachinePool
 from emberbox.sandbox.runner import Runner
@@ -213,6 +214,8 @@ class SandboxInstance:
             try:
                 if await self._events.died(self, death):
                     return
+            except Exception as exc:  # noqa: BLE001 (whatever it is, it has no machine any more)
+                warn("sandbox could not go on", exc, sandbox=self.id)
             finally:
                 self._settled.set()
         self._closed()

@@ -175,7 +175,9 @@ class SandboxManager:
 
     async def close(self) -> None:
         """Suspend those that are to outlive us; kill the others, and remove their snapshots."""
-        if self.durability is not None:
-            await self.durability.suspend_all()
-        await asyncio.gather(self.pool.close(), *(instance.kill() for instance in self.instances()))
-        await asyncio.to_thread(self._scratch.release)
+        try:
+            if self.durability is not None:
+                await self.durability.suspend_all()
+        finally:
+            await asyncio.gather(self.pool.close(), *(instance.kill() for instance in self.instances()))
+            await asyncio.to_thread(self._scratch.release)

@@ -213,7 +213,7 @@ class Starter:
         except (VmNotAvailable, ExecutionTimeout) as exc:
             # the reason for the caller, if there is one beyond this snapshot, is that of the boot that follows; what
             # may pass (a busy host) is no reason to take the snapshot from others
-            if not exc.retryable:
+            if not exc.retryable and not isinstance(exc, ExecutionTimeout):
                 await asyncio.to_thread(self._templates.discard, snapshot)
             return None
 

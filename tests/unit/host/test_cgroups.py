@@ -357,3 +357,12 @@ def test_a_real_group_with_a_member_is_listed_and_cannot_be_removed(real: Machin
         assert not real.remove(deadline=0)
         member.communicate(b"\n")
     assert member.returncode == 0
+
+
+@pytest.mark.parametrize(("version", "prefix"), [("v1", "total_"), ("v2", "")])
+def test_pages_of_files_can_be_had_back(tree: Tree, version: str, prefix: str) -> None:
+    group = group_of(tree, version)
+    assert group.reclaimable_bytes() == 0
+    text = f"cache 9\ninactive_file 1\n{prefix}inactive_anon 2\n{prefix}inactive_file 4096\n{prefix}active_file 8192\n"
+    (group.paths["memory"] / "memory.stat").write_text(text)
+    assert group.reclaimable_bytes() == 12288 + (0 if prefix else 1)

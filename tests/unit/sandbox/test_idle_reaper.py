@@ -69,3 +69,25 @@ async def test_one_that_cannot_be_suspended_does_not_spare_the_others() -> None:
         await manager.last_ended.wait()
     reaper.cancel()
     assert manager.looked_for_expired
+
+
+async def test_one_that_is_used_while_others_end_is_not_ended() -> None:
+    manager: Any = FakeManager([None, None])
+    first, second = manager.sandboxes
+    ended = []
+
+    async def end(instance: Any) -> None:
+        ended.append(instance)
+        second.used(asyncio.get_running_loop().time())  # it takes long to suspend the first one
+
+    async def look() -> None:
+        manager.looked_for_expired += 1
+        if manager.looked_for_expired == 3:
+            manager.last_ended.set()
+
+    manager.end, manager.forget_expired = end, look
+    reaper = asyncio.create_task(reap_idle(manager, 0))
+    async with asyncio.timeout(30):
+        await manager.last_ended.wait()
+    reaper.cancel()
+    assert set(map(id, ended)) == {id(first)}

@@ -18,7 +18,7 @@ from emberbox._files import write_whole
 from emberbox.config import Settings
 from emberbox.errors import VmExecutionError, VmNotAvailable
 from emberbox.host.apt import fetch_package
-from emberbox.machines.gvisor.build import build_runsc, built_runsc
+from emberbox.machines.gvisor.build import build_runsc
 from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, ask, chosen_runsc, find_runsc, private_runsc
 
 _SUITES = ("bookworm-backports",)
@@ -73,19 +73,20 @@ def choose_runsc(settings: Settings, wanted: str, say: Callable[[str], None]) ->
         target.unlink(missing_ok=True)
         found, _ = find_runsc(settings)
         return found or install_runsc(settings, say)
-    program = _newest(settings, say) if wanted == "newest" else Path(wanted).absolute()
+    try:
+        program = _newest(settings, say) if wanted == "newest" else Path(wanted).resolve(strict=True)
+    except OSError as exc:
+        raise VmNotAvailable(f"{wanted}: {exc.strerror or exc}", remediation="Name a runsc program.") from exc
     ask(program, "")
     _publish(program, target)
     return ask(target, "emberbox setup --runsc")
 
 
 def _newest(settings: Settings, say: Callable[[str], None]) -> Path:
-    if (built := built_runsc(settings)).is_file():
-        return built
     try:
         return _release_archive(settings, "latest", say)
-    except (VmExecutionError, OSError) as exc:
-        say(f"no official release is reached ({exc}); building one from its source")
+    except OSError as exc:  # what is reached and has a wrong checksum is an error
+        say(f"no official release is reached ({exc}); it is built from its source")
         return build_runsc(settings, say)
 
 
@@ -126,8 +127,8 @@ def _release_archive(settings: Settings, release: str, say: Callable[[str], None
     """An official release as they are now: runsc, and beside it the programs that it starts."""
     url = f"{_RELEASES}/{release}/{platform.machine()}/{_ARCHIVE}"
     say(f"downloading {url}")
-    wanted = settings.runsc_sha512 or _download(f"{url}.sha512", 1 << 12).split()[0].decode()
-    folder = settings.cache_dir / "packages" / f"runsc-release-{wanted[:12]}"
+    wanted = _download(f"{url}.sha512", 1 << 12).split()[0].decode()
+    folder = settings.cache_dir / "packages" / f"gvisor-{wanted[:12]}"
     if (folder / "runsc").is_file():
         return folder / "runsc"
     data = _download(url, _MAX_BYTES)

@@ -108,7 +108,8 @@ def find_runsc(settings: Settings) -> tuple[Runsc | None, list[str]]:
 
 
 def ask(program: Path, origin: str) -> Runsc:
-    """Ask a program for its version. Raises VmNotAvailable: it does not answer, or is too old."""
+    """Ask a program for its version; links to it are followed once, so that another choice changes nothing of a running
+    engine. Raises VmNotAvailable: it does not answer, or is too old."""
     try:
         answer = subprocess.run(
             [program, "--version"], capture_output=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
@@ -118,7 +119,7 @@ def ask(program: Path, origin: str) -> Runsc:
     except subprocess.SubprocessError as exc:
         raise VmNotAvailable(f"{program}: {exc}") from exc
     version = answer.stdout.decode("utf-8", "replace").split("\n", 1)[0].removeprefix("runsc version").strip()
-    runsc = Runsc(program, version, origin)
+    runsc = Runsc(program.resolve(), version, origin)
     if runsc.date == 0:
         raise VmNotAvailable(f"{program}: version {version or 'unknown'} names no release of gVisor")
     if runsc.date < _release_date(PINNED_VERSION):

@@ -111,7 +111,7 @@ class Durability:
             async with places:
                 try:
                     await self.suspend(instance, force=True)
-                except VmExecutionError as exc:
+                except Exception as exc:  # noqa: BLE001 (whatever it is, the others are suspended)
                     if instance.is_open:  # else it was killed, which is no loss
                         warn("sandbox lost", exc, sandbox=instance.id)
                         self._records.leave(instance.id)

@@ -33,7 +33,8 @@ async def checkpoint(
     channel = machine.channel
     with channel.held():
         try:
-            used = machine.stats().memory_bytes or 0
+            figures = machine.stats()
+            used = max(0, (figures.memory_bytes or 0) - figures.reclaimable_bytes)
             count = machine.backend == "gvisor" and used > limits.memory_mb << 20 >> _OF_CONCERN
             answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look, count=count)
             _check_memory(answer.get("files"), used, limits, sandbox_id)
@@ -51,7 +52,9 @@ async def checkpoint(
 
 def _check_memory(files: object, used: int, limits: MachineLimits, sandbox_id: str) -> None:
     """Raises SnapshotFailed: to write so many files down would take all of a machine's memory, and end it."""
-    needed = files * _BYTES_FOR_EACH if isinstance(files, int) else 0
+    if not isinstance(files, int):
+        return  # nobody counted them
+    needed = files * _BYTES_FOR_EACH
     if used + needed > limits.memory_mb << 20:
         raise SnapshotFailed(
             f"Sandbox {sandbox_id} has {files:,} files and folders: a snapshot of them needs some {needed >> 20} MiB "

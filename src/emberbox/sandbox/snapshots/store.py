@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
@@ -85,6 +86,7 @@ class SnapshotStore:
         self._identity = identity
         self._sizes: dict[str, tuple[str, int]] = {}
         """Agent and bytes of each snapshot that `bytes_of` has read."""
+        self._reading = threading.Lock()
 
     # --- write ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +196,7 @@ class SnapshotStore:
     def bytes_of(self, agent_id: str, without: Container[str]) -> int:
         """Sum up what an agent's snapshots take here, but for those of the ids `without`. Blocks; each record is read
         once."""
-        with contextlib.suppress(OSError):
+        with self._reading, contextlib.suppress(OSError):
             there = {entry.name for entry in os.scandir(self.folder) if not entry.name.startswith(".")}
             for gone in self._sizes.keys() - there:
                 del self._sizes[gone]
@@ -202,7 +204,8 @@ class SnapshotStore:
                 with contextlib.suppress(SnapshotNotFound, SnapshotFailed):  # it is not finished yet, or damaged
                     info = self.record(name).info
                     self._sizes[name] = (info.agent_id, info.size_bytes)
-        mine = [(name, size) for name, (owner, size) in self._sizes.items() if owner == agent_id]
+        with self._reading:
+            mine = [(name, size) for name, (owner, size) in self._sizes.items() if owner == agent_id]
         return sum(size for name, size in mine if name not in without)
 
     def node(self, record: SnapshotRecord) -> Node:
@@ -228,8 +231,8 @@ class SnapshotStore:
         if (there := f"{record.backend} on {record.processor}") != here:
             raise SnapshotFailed(
                 f"Snapshot {record.info.snapshot_id} is of {there}, and this is {here}.",
-                remediation="A snapshot needs the back end that it was taken with: `emberbox setup --runsc FILE` takes "
-                "another gVisor.",
+                remediation="A snapshot needs the back end, version and processor that it was taken with. (For gVisor, "
+                "`emberbox setup --runsc FILE` takes another version.)",
                 retryable=False,
             )
 

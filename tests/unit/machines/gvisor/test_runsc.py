@@ -10,7 +10,7 @@ import pytest
 from emberbox import Settings
 from emberbox.errors import VmNotAvailable
 from emberbox.machines.gvisor.install import choose_runsc
-from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, candidates, find_runsc, private_runsc
+from emberbox.machines.gvisor.runsc import PINNED_VERSION, Runsc, candidates, chosen_runsc, find_runsc, private_runsc
 
 GOOD = "echo runsc version release-20240729.0; echo spec: 1.1.0-rc.1"
 
@@ -153,6 +153,16 @@ def test_what_was_chosen_comes_before_all_but_a_setting(own_settings: Settings, 
     assert (found.program.resolve(), found.origin) == (mine, "emberbox setup --runsc")
     assert candidates(own_settings.model_copy(update={"runsc": mine})) == [(mine, "settings")]
     assert choose_runsc(own_settings, "default", print).origin == "PATH"
+
+
+def test_what_was_chosen_can_be_named_by_its_link_and_is_followed_once(own_settings: Settings, tmp_path: Path) -> None:
+    mine = program(tmp_path / "mine/runsc")
+    choose_runsc(own_settings, str(mine), print)
+    assert choose_runsc(own_settings, str(chosen_runsc(own_settings)), print).program == mine
+    found, _ = find_runsc(own_settings)
+    assert found is not None
+    choose_runsc(own_settings, str(program(tmp_path / "other/runsc")), print)
+    assert found.program == mine, "a running engine goes on with what it began with"
 
 
 @pytest.mark.parametrize(
