@@ -262,6 +262,8 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
             raise VmNotAvailable(
                 f"runsc could not {verb} a sandbox (status {status}): {_first_lines(machine.stderr_text())}",
                 remediation="Run `emberbox doctor`; it starts a sandbox and explains what the host lacks.",
+                # a state that runsc itself refuses (another processor, say) it will refuse again
+                retryable=verb != "restore" or status < 0,
             )
         pids = _sandbox_pids(machine.directory / STATE, machine.id)
         machine.prepared([await machine.spawner.own(pid) for pid in pids])
