@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from emberbox.errors import ValidationFailed
 from emberbox.server.auth import Principal
 from emberbox.server.idempotency import HEADER
-from emberbox.server.service import BEGAN, Service
+from emberbox.server.service import BEGAN, Service, stopping
 from emberbox.server.streams import EventStream, Outbox, cancel_on_disconnect
 
 SSE: dict[str, Any] = {
@@ -45,7 +46,12 @@ class Call:
             work: does it.
         """
         if self.key is None:
-            return _json(await cancel_on_disconnect(self.request, _dumped(work())))
+            try:
+                return _json(await cancel_on_disconnect(self.request, _dumped(work())))
+            except asyncio.CancelledError:
+                if not self.service.draining:
+                    raise
+                raise stopping() from None  # the time of the drain is over, and uvicorn waits no longer
         url = self.request.url
         named = json.dumps([url.path, url.query, body.model_dump(mode="json")], sort_keys=True).encode()
         return _json(await self.service.run_detached(self._once(self.key, named, work)))

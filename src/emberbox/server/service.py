@@ -303,7 +303,7 @@ class Service:
     def check_open(self) -> None:
         """Raises VmNotAvailable where the server takes nothing new."""
         if self.draining:
-            raise VmNotAvailable("The server is stopping.", remediation="Try again when it has started again.")
+            raise stopping()
 
     @contextlib.contextmanager
     def accepted(self, principal: Principal) -> Iterator[None]:
@@ -448,6 +448,11 @@ _POOL: tuple[tuple[str, str, Callable[..., int]], ...] = (
     ("emberbox_pool_starting", "Machines on their way to the pool.", lambda kind: kind.starting),
     ("emberbox_pool_target", "Machines that the pool shall have.", lambda kind: kind.high),
 )
+
+
+def stopping() -> VmNotAvailable:
+    """What a client is told that came too late, or whose work took longer than the server waits when it stops."""
+    return VmNotAvailable("The server is stopping.", remediation="Try again when it has started again.")
 
 
 def _runs() -> None:

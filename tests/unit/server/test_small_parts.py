@@ -6,7 +6,8 @@ import asyncio
 import gc
 import weakref
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic import TypeAdapter
@@ -20,6 +21,7 @@ from emberbox.hooks.approval import ApprovalDesk
 from emberbox.models import ApprovalRequest, ApprovalResponse, CommandHistoryEntry, TerminationReason
 from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.auth import Authenticator
+from emberbox.server.dependencies import Call
 from emberbox.server.examples import EXAMPLES, add_examples
 from emberbox.server.metrics import Metrics, gauge, outcome_of
 from emberbox.server.service import Service, checked_metadata
@@ -200,3 +202,28 @@ def test_words_of_the_servers_own() -> None:
     assert checked_metadata({"a": "b", "Emberbox:x": "y"}) == {"a": "b", "Emberbox:x": "y"}
     with pytest.raises(Forbidden):
         checked_metadata({"a": "b", "emberbox:": "y"})
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("draining", "error"), [(True, VmNotAvailable), (False, asyncio.CancelledError)])
+async def test_what_a_stop_cuts_short_is_told_so(draining: bool, error: type[BaseException]) -> None:
+    """Uvicorn cancels what is not answered when its time is over; a defect is what it would say itself."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> Any:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    request = SimpleNamespace(headers={}, receive=asyncio.Event().wait)
+    call = Call(cast(Any, SimpleNamespace(draining=draining)), cast(Any, None), cast(Any, request))
+    answering = asyncio.ensure_future(call.run(cast(Any, None), work))
+    await begun.wait()
+    answering.cancel()
+    with pytest.raises(error):
+        await answering
+    assert ended.is_set()
