@@ -199,11 +199,11 @@ class GvisorMachine(ProcessMachine):
             raise SnapshotFailed(f"runsc could not write a snapshot of {self.id} (status {status}).")
 
     async def pause(self, *, idle: bool = False) -> None:
-        if idle:  # the gofer only ever answers, and sleeps; a stub that nobody answers would spin, once in many times
+        if idle:
+            # only the sandbox process itself ticks: the gofer sleeps, and so do the stubs. These are just being made,
+            # under ptrace, where a signal from elsewhere may be taken for an answer
             self._resting = True
             await self.spawner.signal(self._processes[0], signal.SIGSTOP)
-            if self.group is not None:  # without one, finding them takes long
-                self._stubs.stop({process.pid for process in self._processes})
             return
         self._end_rest()
         self._resting = False
