@@ -52,7 +52,7 @@ async def test_runsc_is_fetched_from_the_signed_package(
     except VmNotAvailable as error:
         assert apt_state() == before
         pytest.skip(f"the mirror does not give the package: {error.message[:300]}")
-    assert runsc.program == cache / "bin/runsc"
+    assert runsc.program == (cache / "bin/runsc").resolve()
     assert runsc.origin == "private folder"
     assert runsc.version
     assert any(line.startswith("unpacking runsc_") for line in said)
@@ -111,11 +111,11 @@ def fake(folder: Path, script: str, name: str = "runsc") -> Path:
 
 BAD = {
     "old": ("echo 'runsc version release-20210101.0'", f"older than {PINNED_VERSION}"),
-    "without a date": ("echo 'runsc version VERSION_MISSING'", f"older than {PINNED_VERSION}"),
+    "without a date": ("echo 'runsc version VERSION_MISSING'", "names no release"),
     "that fails": ("echo broken >&2; exit 3", "exit status 3"),
     "that is killed": ("kill -SEGV $$", "SIGSEGV"),
     "that says nothing": ("exit 0", "version unknown"),
-    "that says nonsense": ("head -c 1000 /dev/urandom", f"older than {PINNED_VERSION}"),
+    "that says nonsense": ("head -c 1000 /dev/urandom", "names no release"),
 }
 
 
