@@ -42,8 +42,8 @@ class Execution:
         self.context_ident: str | None = None
         self.starved = False
         """Something of it was killed because the machine's memory was used up."""
-        self.held = False
-        """It was stopped for a moment, as one of a crowd; the kernel may have hung up on it for that (setpgid(2))."""
+        self._holds = Held.times
+        """How often all had been stopped for a moment when it began. Since then the kernel may have hung up on it."""
         self.tracked = False
         """The host wants to know which files it changed."""
         self._timer: int | None = None
@@ -253,7 +253,7 @@ class CodeRun(Execution):
         ending = self.ending(NOT_STARTED if status is None else exit_code(status), died=True)
         ending.killed = self.killed
         ending.interrupted = self.interrupted and not self.killed
-        if status is None or (self.held and ending.exit_code == HUNG_UP):
+        if status is None or (Held.times > self._holds and ending.exit_code == HUNG_UP):
             ending.cause = "processes"
         language = self._context.language
         settings = self.agent.settings

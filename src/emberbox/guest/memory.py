@@ -227,8 +227,6 @@ class MemoryWatch:
         with Held(self._settings.uid, when=True):
             table = processes_of(self._settings.uid)
             if room and (len(table) < CROWD or self._rest() > room):
-                for execution in self._running():
-                    execution.held = True
                 return False
             owners, kernels = self._owners(table), set(self._kernels())
             sizes = {pid: resident(pid) for pid in table}

@@ -183,6 +183,8 @@ class Held:
     """
 
     __slots__ = ("_holds", "_uid")
+    times = 0
+    """How often that was done. A shell whose jobs are stopped may be sent SIGHUP by it (setpgid(2))."""
 
     def __init__(self, uid: int, when: bool) -> None:
         self._uid = uid
@@ -190,6 +192,7 @@ class Held:
 
     def __enter__(self) -> Held:  # noqa: PYI034 - Python 3.9 has no Self
         if self._holds:
+            Held.times += 1
             for _ in range(HOLD_ROUNDS):
                 send_signal(-1, signal.SIGSTOP)
                 # Who was in the middle of a fork stops when the child is there, which has heard of nothing.
