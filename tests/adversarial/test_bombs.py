@@ -133,8 +133,10 @@ BOMBS = {
         "    except BlockingIOError: pass",
         (COMPLETED,),
     ),
-    "empty files": Bomb("n = 0\nwhile True:\n    n += 1\n    open(f'/tmp/{n}', 'w').close()", (TIMEOUT,)),
-    "folders in folders": Bomb("import os\nwhile True: os.mkdir('d'); os.chdir('d')", (TIMEOUT, COMPLETED), timeout=3),
+    "empty files": Bomb("n = 0\nwhile True:\n    n += 1\n    open(f'/tmp/{n}', 'w').close()", (TIMEOUT,), timeout=1),
+    "folders in folders": Bomb(
+        "import os\nwhile True: os.mkdir('d'); os.chdir('d')", (TIMEOUT, COMPLETED, MEMORY), timeout=1
+    ),
     "output": Bomb("while True: print('x' * 1000)", (TIMEOUT,)),
     "closed streams": Bomb("import os\nfor n in range(3): os.close(n)\nprint('x')", (COMPLETED,)),
     "closed descriptors": Bomb("import os\nos.closerange(0, 4096)\nprint('x')", (CRASHED,)),
