@@ -190,14 +190,7 @@ class Engine(EngineResources):
                 ended = entries.failed(entry, exc, execution, decisions)
                 await asyncio.shield(asyncio.ensure_future(self._record(ended)))
             raise
-        try:
-            await self._record(entries.finished(entry, execution, decisions))
-        except HistoryError as exc:  # of all others nothing ran
-            raise HistoryError(
-                f"The code ran, and its outcome could not be recorded; its answer is withheld. {exc.message}",
-                remediation=f"{exc.remediation} What it did is in the sandbox: look before you run it again.",
-                retryable=False,
-            ) from exc
+        await self._record_outcome(entries.finished(entry, execution, decisions))
         return execution
 
     async def _run(
@@ -227,6 +220,17 @@ class Engine(EngineResources):
         check_requirements(request.requirements, language, request.sandbox.image.manifest)
         timeout = self.timeout_for(language, request.options.timeout)
         return replace(request, code=code, options=replace(request.options, timeout=timeout)), language
+
+    async def _record_outcome(self, entry: CommandHistoryEntry) -> None:
+        """Record what ran. Raises HistoryError, which says that it did: of all others nothing ran."""
+        try:
+            await self._record(entry)
+        except HistoryError as exc:
+            raise HistoryError(
+                f"The code ran, and its outcome could not be recorded; its answer is withheld. {exc.message}",
+                remediation=f"{exc.remediation} What it did is in the sandbox: look before you run it again.",
+                retryable=False,
+            ) from exc
 
     async def _record(self, entry: CommandHistoryEntry) -> None:
         for recorder in self._recorders:
