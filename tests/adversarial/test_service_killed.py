@@ -18,6 +18,7 @@ import pytest
 
 from emberbox import Engine, Settings
 from emberbox.engine import ExecuteRequest
+from emberbox.errors import NoCapacity
 from emberbox.host.rundir import processes_of
 from emberbox.models import HistoryQueryRequest
 from emberbox.sandbox.instance import SandboxInstance
@@ -264,6 +265,18 @@ async def test_killed_again_and_again(settings: Settings) -> None:
             if kept:
                 await suspend(engine, session)
     await check_end(settings, known)
+
+
+async def test_what_is_taken_over_counts_as_a_sandbox(settings: Settings) -> None:
+    """Else each crash of the service would let in as many more as it left."""
+    known = killed_in("idle")
+    narrow = settings.model_copy(update={"max_sandboxes": 1, "capacity_timeout_seconds": 0.2})
+    async with Engine(narrow, durable=True) as engine:
+        with pytest.raises(NoCapacity, match="There are 1 sandboxes"):
+            await engine.create_sandbox()
+        await engine.kill_sandbox(known.sandbox)
+        session = await engine.create_sandbox()
+        await engine.kill_sandbox(session.id)
 
 
 async def test_what_was_done_after_the_last_snapshot_is_not_undone_after_a_takeover(settings: Settings) -> None:

@@ -148,6 +148,7 @@ class Starter:
         image = self._snapshots.store.images.reopen(record.image, record.built_at, record.guest, record.template)
         new = NewSandbox(image, record.limits, record.options())
         with self._starting(new) as holding:
+            holding.rest.callback(self._pool.occupy(image, record.limits))
             holding.rest.enter_context(image.in_use())
             instance = self._instance(machine, new)
             await self._started(instance, instance.start_adopted(_ADOPTION_SECONDS), None)

@@ -156,6 +156,13 @@ class MachinePool:
             raise
         return partial(self._release, ticket)
 
+    def occupy(self, image: Image, limits: MachineLimits) -> Callable[[], None]:
+        """Count a sandbox that an earlier process left, at once and even beyond the bound: those to come wait until
+        there is room again. Call the answer when it has ended."""
+        ticket = next(self._tickets)
+        self._feed(state.Occupied(ticket, self._key(image, limits)))
+        return partial(self._release, ticket)
+
     def _release(self, ticket: int) -> None:
         self._feed(state.Released(ticket))
 

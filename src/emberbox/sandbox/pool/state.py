@@ -54,6 +54,14 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Occupied:
+    """A sandbox is there already, which an earlier process left: it takes a place, whether or not there is one."""
+
+    ticket: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """A sandbox has ended, or nobody waits for it any more."""
 
@@ -116,7 +124,7 @@ class Closing:
     """Give up everything, and start nothing any more."""
 
 
-Event = Wanted | Released | Created | WarmUp | Take | Started | Lost | MemoryRead | Tick | Closing
+Event = Wanted | Occupied | Released | Created | WarmUp | Take | Started | Lost | MemoryRead | Tick | Closing
 
 
 # --- instructions -----------------------------------------------------------------------------------------------------
@@ -266,6 +274,8 @@ class PoolState:
             case Wanted(ticket, key):
                 if not self.closed:
                     self._waiting.append((ticket, key))
+            case Occupied(ticket, key):
+                self._occupy(ticket, key)
             case Released(ticket):
                 self._released(ticket)
             case Created(key):
@@ -308,10 +318,13 @@ class PoolState:
         done: list[Instruction] = []
         while self._waiting and self.enough_memory and not self.full:
             ticket, key = self._waiting.popleft()
-            self._sandboxes[ticket] = key
-            self._shelf(key).in_use += 1
+            self._occupy(ticket, key)
             done.append(Admit(ticket))
         return done
+
+    def _occupy(self, ticket: int, key: str) -> None:
+        self._sandboxes[ticket] = key
+        self._shelf(key).in_use += 1
 
     def _calm(self) -> None:
         """Begin a pause. It is not drawn out by those who come meanwhile, or the pool would never be filled."""

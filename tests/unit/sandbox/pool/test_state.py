@@ -20,6 +20,7 @@ from emberbox.sandbox.pool.state import (
     Kind,
     Lost,
     MemoryRead,
+    Occupied,
     PoolState,
     Released,
     Rules,
@@ -163,6 +164,18 @@ def test_sandboxes_wait_in_the_order_in_which_they_came() -> None:
     assert pool(Released(3)) == [], "it gave up waiting"
     assert pool(Released(1)) == [Admit(2)]
     assert pool(Released(2)) == [Admit(4)]
+
+
+def test_what_an_earlier_process_left_takes_a_place_whether_or_not_there_is_one() -> None:
+    pool = Pool(size=1, max_sandboxes=2)
+    (token,) = pool.filled("a", 1)
+    assert pool(Occupied(1, "a")) == []
+    assert pool(Occupied(2, "a")) == [Kill(token)], "the machines of the pool make room"
+    assert pool(Occupied(3, "b")) == []
+    assert pool.state.sandboxes == 3
+    assert pool(Wanted(4, "a")) == []
+    assert pool(Released(1)) == [], "as many as there may be are left"
+    assert pool(Released(3)) == [Admit(4)]
 
 
 def test_the_pool_makes_room_for_sandboxes() -> None:
