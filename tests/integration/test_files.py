@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import io
 from collections.abc import Iterator
@@ -172,6 +173,18 @@ def test_a_tree_that_is_deeper_than_any_path_is_removed(sandbox: Sandbox) -> Non
     sandbox.run_code("os.chdir('/')")
     sandbox.files.remove("/home/user/deep")
     assert not sandbox.files.exists("/home/user/deep")
+
+
+def test_work_on_files_is_not_of_the_execution_beside_it(own_sandbox: Sandbox) -> None:
+    """What ends with an execution is what that has started, and no look at a large folder."""
+    own_sandbox.commands.run("mkdir many && cd many && seq 1 25000 | xargs touch")
+    beside = [own_sandbox.commands.run("read line", background=True) for _ in range(8)]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        listing = threads.submit(own_sandbox.files.list, "many")
+        for command in beside:
+            command.kill()
+            command.wait()
+        assert len(listing.result(60)) == 25_000
 
 
 def test_make_dir_remove_rename(sandbox: Sandbox) -> None:

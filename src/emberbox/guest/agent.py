@@ -26,6 +26,7 @@ from .protocol import PROTOCOL_VERSION, ProtocolError
 from .rust import RustJob, RustRun
 from .spawned import JavaScriptKernel, check_javascript
 from .trees import how_many
+from .workers import Workers
 from .zygote import Zygote
 
 TYPE_CHECKING = False
@@ -51,6 +52,7 @@ class Agent:
         self.executions: Dict[int, Execution] = {}
         self.memory_kills = out_of_memory_kills()
         self.contexts = Contexts(self.pids)
+        self.workers = Workers(self.loop)
         self.past: Deque[int] = deque(maxlen=PAST_PROGRAMS)
         """The roots of programs that have ended: what they have left is not of whoever runs now."""
         self._settings: Settings | None = None
@@ -109,7 +111,11 @@ class Agent:
 
     def _roots(self) -> List[int]:
         roots = [pid for execution in self.executions.values() for pid in execution.pids()]
-        return [*roots, *self.contexts.pids()]
+        return [*roots, *self._lasting()]
+
+    def _lasting(self) -> List[int]:
+        """The roots of what is no execution's."""
+        return [*self.contexts.pids(), *self.workers.pids()]
 
     def linger(self, pipe: Pipe) -> None:
         """Go on draining the pipe of a program that has ended, for what it has left in the background."""
@@ -208,7 +214,7 @@ class Agent:
         _prepare_machine(settings)
         self._settings = settings
         begin_to_count()
-        self._watch = MemoryWatch(self.loop, settings, self.executions.values, self.contexts.pids, self.past)
+        self._watch = MemoryWatch(self.loop, settings, self.executions.values, self._lasting, self.past)
         self._offer_programs(settings)
         if "python" not in settings.languages:
             self._warm_languages(ident, None)

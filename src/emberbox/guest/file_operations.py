@@ -17,7 +17,6 @@ from .memory import left
 from .processes import out_of_memory_kills
 from .protocol import MAX_PAYLOAD
 from .trees import remove_tree, tree
-from .workers import run_in_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ class FileOperations:
             else:
                 self._agent.fail(ident, RequestError("file", str(result), failure))
 
-        run_in_worker(self._agent.loop, self._settings, work, answer)
+        self._agent.workers.run(self._settings, work, answer)
 
 
 def _free(settings: Settings, roots: List[str]) -> List[List[Any]]:

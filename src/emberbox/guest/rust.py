@@ -11,7 +11,6 @@ from .limits import AsUser
 from .programs import Program
 from .spawned import find_program
 from .trees import remove_tree
-from .workers import run_in_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ class RustRun:
         self._remove(self._private)
 
     def _remove(self, path: str) -> None:
-        run_in_worker(self._agent.loop, self._agent.settings, lambda: remove_tree(path), lambda *_: None)
+        self._agent.workers.run(self._agent.settings, lambda: remove_tree(path), lambda *_: None)
 
     def _run(self, timeout: float | None) -> None:
         settings = self._agent.settings

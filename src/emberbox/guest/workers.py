@@ -12,7 +12,7 @@ from .loop import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, NoReturn
+    from typing import Any, Callable, List, NoReturn, Set
 
     from .limits import Settings
     from .loop import Loop
@@ -21,17 +21,32 @@ ANSWER_LIMIT = 8 << 20
 DEADLINE = 60.0
 
 
-def run_in_worker(
-    loop: Loop, settings: Settings, work: Callable[[], Any], answer: Callable[[Any, str | None], None]
-) -> None:
-    """Run `work` in a child; `answer(result, None)` or `answer(message, errno name)` follows from the loop."""
-    out, child_out = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if not pid:
-        _work(settings, work, child_out)
-    os.close(child_out)
-    os.set_blocking(out, False)
-    _Worker(loop, pid, out, answer)
+class Workers:
+    """The children that work for the host. They are nobody's leftovers: no execution is theirs."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._pids: Set[int] = set()
+
+    def pids(self) -> List[int]:
+        """Those under way."""
+        return list(self._pids)
+
+    def run(self, settings: Settings, work: Callable[[], Any], answer: Callable[[Any, str | None], None]) -> None:
+        """Run `work` in a child; `answer(result, None)` or `answer(message, errno name)` follows from the loop."""
+        out, child_out = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if not pid:
+            _work(settings, work, child_out)
+        os.close(child_out)
+        os.set_blocking(out, False)
+        self._pids.add(pid)
+
+        def ended(result: Any, failure: str | None) -> None:
+            self._pids.discard(pid)
+            answer(result, failure)
+
+        _Worker(self._loop, pid, out, ended)
 
 
 def _work(settings: Settings, work: Callable[[], Any], out: int) -> NoReturn:
