@@ -272,8 +272,7 @@ class PoolState:
         done: list[Instruction] = []
         match event:
             case Wanted(ticket, key):
-                if not self.closed:
-                    self._waiting.append((ticket, key))
+                self._want(ticket, key)
             case Occupied(ticket, key):
                 self._occupy(ticket, key)
             case Released(ticket):
@@ -305,6 +304,10 @@ class PoolState:
         return done
 
     # --- sandboxes ------------------------------------------------------------------------------------------------
+
+    def _want(self, ticket: int, key: str) -> None:
+        if not self.closed:
+            self._waiting.append((ticket, key))
 
     def _released(self, ticket: int) -> None:
         key = self._sandboxes.pop(ticket, None)
