@@ -22,7 +22,8 @@ from commandline import PROGRAM, Done, emberbox, process
 from emberbox.host.rundir import processes_of
 
 START_SECONDS = 60.0
-STOP_SECONDS = 60.0
+STOP_SECONDS = 180.0
+"""What deploy/emberbox.service gives it."""
 
 
 class Served:

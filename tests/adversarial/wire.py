@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import socket
@@ -149,8 +150,10 @@ def frame(opcode: int, data: bytes, *, fin: bool = True, rsv: int = 0, masked: b
 
 
 def gauge(client: httpx.Client, name: str) -> float:
-    """A figure without labels."""
+    """A figure without labels; not a number while the server takes no more requests of its callers."""
     answer = client.get("/metrics")
+    if answer.status_code == 429:
+        return math.nan
     assert answer.status_code == 200, answer.text
     return next(float(line.rpartition(" ")[2]) for line in answer.text.splitlines() if line.startswith(f"{name} "))
 

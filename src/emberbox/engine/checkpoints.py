@@ -343,11 +343,14 @@ class Checkpoints:
         if restored is None:
             return
         execution.restored_from, execution.lost_executions = restored.snapshot_id, restored.lost
-        others = len([lost for lost in restored.lost if lost != execution.execution_id])
-        lost = f"; the effects of {others} executions before it are lost" if others else ""
-        execution.notes.append(
-            f"The machine died ({restored.death.message}). The sandbox goes on from {restored.snapshot_id}{lost}."
-        )
+        others = restored.lost_count - (execution.execution_id in restored.lost)
+        names = len(restored.lost)
+        named = f", of which the last {names} are named" if restored.lost_count > names else ""
+        lost = f"; the effects of {others} executions before it are lost{named}" if others else ""
+        goes_on = f"The sandbox goes on from {restored.snapshot_id}"
+        if restored.snapshot_id is None:
+            goes_on = "There was no snapshot of the sandbox: this is another one"
+        execution.notes.append(f"The machine died ({restored.death.message}). {goes_on}{lost}.")
 
     def _stays(self, sandbox: SandboxInstance, snapshot_id: str) -> Node | None:
         """A snapshot that was to make room for the next one stays within reach."""

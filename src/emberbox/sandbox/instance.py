@@ -33,9 +33,8 @@ from emberbox.sandbox.options import SandboxOptions
 from emberbox.sandbox.pool.pool import MachinePool
 from emberbox.sandbox.runner import Runner
 from emberbox.sandbox.snapshots.checkpoint import checkpoint, discard
-from emberbox.sandbox.work import nonsense
+from emberbox.sandbox.work import ANSWER_SECONDS, nonsense
 
-_CALL_TIMEOUT = 15.0
 _FIRST_ANSWER_SECONDS = 2.0
 _LONGEST_SECONDS = 1e9
 _REBUILD = "Build the image again: `emberbox image build NAME --force`."
@@ -175,7 +174,7 @@ class SandboxInstance:
 
     async def add_environment(self) -> None:
         """Give a machine that was booted what a copy gets when it wakes: this sandbox's own environment."""
-        await self._wake_copy(self.machine, _CALL_TIMEOUT, self.envs)
+        await self._wake_copy(self.machine, ANSWER_SECONDS, self.envs)
 
     @staticmethod
     async def _wake_copy(machine: Machine, deadline: float, envs: Mapping[str, str] | None = None) -> None:
@@ -223,7 +222,7 @@ class SandboxInstance:
     async def settled(self) -> None:
         """Wait until it is decided whether a sandbox whose machine died goes on."""
         if self._watcher is not None and self.machine.channel.closed is not None and not self._closing:
-            await asyncio.wait([self._watcher], timeout=_CALL_TIMEOUT)
+            await asyncio.wait([self._watcher], timeout=ANSWER_SECONDS)
         await self._settled.wait()
 
     def set_timeout(self, seconds: float | None) -> None:
@@ -248,8 +247,12 @@ class SandboxInstance:
 
     async def suspend(self) -> None:
         """End the machine; the sandbox goes on without it, from its last snapshot (see `Durability`)."""
-        self.suspended = True
+        self.goes_on_without_machine()
         await self.kill(Death(TerminationReason.KILLED, "the sandbox was suspended"))
+
+    def goes_on_without_machine(self) -> None:
+        """Note that its end, which is about to come, is that of its machine alone."""
+        self.suspended = True
 
     async def kill(self, death: Death | None = None) -> None:
         """End it; harmless when it has ended."""
@@ -354,7 +357,7 @@ class SandboxInstance:
             try:
                 machine = await pool.fork(origin)
                 try:
-                    await self._wake_copy(machine, _CALL_TIMEOUT)
+                    await self._wake_copy(machine, ANSWER_SECONDS)
                     if beside is not None:
                         await beside
                     await self.survive_owner(machine)
@@ -363,7 +366,9 @@ class SandboxInstance:
                     raise
             except (VmNotAvailable, ExecutionTimeout) as exc:
                 raise RollbackFailed(
-                    f"Sandbox {self.id} could not be rolled back: {exc.message}", remediation=exc.remediation
+                    f"Sandbox {self.id} could not be rolled back: {exc.message}",
+                    remediation=exc.remediation,
+                    retryable=exc.retryable or isinstance(exc, ExecutionTimeout),
                 ) from exc
             if not self.is_open:  # killed, expired or dead meanwhile
                 await asyncio.shield(asyncio.ensure_future(machine.kill()))
@@ -449,6 +454,10 @@ class SandboxInstance:
         self.changed()
         return undone
 
+    def replaces(self, loss: Restoration) -> None:
+        """Note that it took the place of one that was lost."""
+        self.lineage = self.lineage.replaces(loss)
+
     def tell_restoration(self) -> Restoration | None:
         """What a caller who runs code is to be told of the death of its machine, once."""
         restoration, self.lineage = self.lineage.restoration, self.lineage.told()
@@ -462,7 +471,7 @@ class SandboxInstance:
     def found_again(self, record: SandboxRecord, recovery: Recovery, seconds: float | None) -> None:
         """Be the sandbox that was written down, by an earlier process or before it was suspended. `seconds`: what is
         left of its own time."""
-        self.lineage = Lineage.recorded(tuple(record.path), last_succeeded=record.good)
+        self.lineage = record.lineage()
         self.started_at, self.own, self.idle_seconds = record.started_at, record.own, record.idle_seconds
         self.recovered = recovery
         if seconds is not None:
@@ -472,7 +481,7 @@ class SandboxInstance:
 
     async def call(self, op: str, **fields: Any) -> Header:
         """One short request."""
-        header, _ = await self.open_channel().call(op, timeout=_CALL_TIMEOUT, **fields)
+        header, _ = await self.open_channel().call(op, timeout=ANSWER_SECONDS, **fields)
         return header
 
     async def metrics(self) -> SandboxMetrics:

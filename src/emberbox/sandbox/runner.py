@@ -25,9 +25,8 @@ from emberbox.models import CommandResult, Execution, Language, MachineLimits, T
 from emberbox.sandbox.lineage import Lineage
 from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector
-from emberbox.sandbox.work import OverdueError, Work, finished, flush, nonsense, take
+from emberbox.sandbox.work import ANSWER_SECONDS, OverdueError, Work, finished, flush, nonsense, take
 
-_CALL_TIMEOUT = 15.0
 _GONE = (ExecutionFailed, SessionNotFound, VmConnectionError, VmNotAvailable, ExecutionTimeout)
 """What a signal may meet: what it was for has ended."""
 _GRACE_SECONDS = 10.0
@@ -173,7 +172,8 @@ class Runner:
             await flush(collector, listeners)
             await self._owner.settled()
             restoration = self._owner.lineage.restoration
-            gone_back = f"; the sandbox goes on from {restoration.snapshot_id}" if restoration else ""
+            snapshot_id = None if restoration is None else restoration.snapshot_id
+            gone_back = f"; the sandbox goes on from {snapshot_id}" if snapshot_id else ""
             return collector.dead_command(death.reason, death.message + gone_back)
         raise ExecutionFailed("The machine's answer had no end.")
 
@@ -201,7 +201,7 @@ class Runner:
                 if not stream.ended and channel.closed is None:
                     # on the channel of the request: after a rollback the number may be another's
                     self._stopping.add((channel, stream.number))
-                    stop = channel.call("signal", timeout=_CALL_TIMEOUT, target=stream.number, signal=signal.SIGKILL)
+                    stop = channel.call("signal", timeout=ANSWER_SECONDS, target=stream.number, signal=signal.SIGKILL)
                     self._owner.spawn(self._quietly(stop))
 
     async def _stopped(self) -> None:
@@ -220,7 +220,7 @@ class Runner:
     @staticmethod
     async def _cause_of_death(machine: Machine) -> Death:
         try:
-            async with asyncio.timeout(_CALL_TIMEOUT):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 return await machine.wait()
         except TimeoutError:
             return Death(TerminationReason.CRASHED, "the channel to the sandbox broke")

@@ -19,6 +19,7 @@ from emberbox.models import MachineLimits
 from emberbox.sandbox.durability.records import SandboxRecords
 from emberbox.sandbox.durability.registry import SandboxRecord
 from emberbox.sandbox.instance import SandboxInstance
+from emberbox.sandbox.lineage import Restoration
 from emberbox.sandbox.log import warn
 from emberbox.sandbox.options import LOCAL_AGENT, SandboxOptions
 from emberbox.sandbox.pool.pool import MachinePool
@@ -26,6 +27,7 @@ from emberbox.sandbox.pool.templates import TemplateSnapshots
 from emberbox.sandbox.snapshots.service import SnapshotService
 
 _ADOPTION_SECONDS = 15.0
+_MOST_LOSSES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,14 @@ class _Holding:
     """None while it starts."""
 
 
+@dataclass(slots=True)
+class _Losses:
+    """The sandboxes of an agent's own that died and have no snapshot, and what went with them."""
+
+    restoration: Restoration | None = None
+    sandboxes: list[str] = field(default_factory=list)
+
+
 class Starter:
     """The live sandboxes of one engine. It is told of their events.
 
@@ -109,6 +119,8 @@ class Starter:
         self._records = records
         self._rules = rules
         self._held: dict[str, _Holding] = {}
+        self._losses: dict[str, _Losses] = {}
+        """Of agents that were not told yet."""
 
     def find(self, sandbox_id: str) -> SandboxInstance | None:
         """Find a live sandbox by its id."""
@@ -256,11 +268,15 @@ class Starter:
     async def _opened(self, instance: SandboxInstance, holding: _Holding) -> None:
         """It has started: it can be found from here on, and is written down if it is to outlive this process."""
         holding.instance = instance
+        losses = self._losses.pop(instance.agent_id, _Losses()) if instance.own else _Losses()
+        if losses.restoration is not None:
+            instance.replaces(losses.restoration)
         if instance.durable and self._records is not None:
             try:
                 await instance.survive_owner(instance.machine)
                 instance.check_alive()
                 self._records.opened(instance)
+                self._records.forget_left(losses.sandboxes)
             except BaseException:
                 await asyncio.shield(asyncio.ensure_future(instance.kill()))
                 raise
@@ -283,8 +299,27 @@ class Starter:
         holding.rest.close()
 
     async def died(self, instance: SandboxInstance, death: Death) -> bool:
-        """Have a sandbox go on from its last snapshot, since its machine died by itself."""
-        return await self._snapshots.revive(instance, death)
+        """Have a sandbox go on from its last snapshot, since its machine died by itself. One that is to outlive this
+        process and has snapshots is suspended when no machine comes up: whoever asks for it later may be luckier."""
+        if await self._snapshots.revive(instance, death):
+            return True
+        if instance.is_open and not self._suspended(instance) and instance.own and instance.lineage.total:
+            if instance.durable and self._records is not None:
+                self._records.leave(instance.id)
+            self.lost(instance.agent_id, instance.id, instance.lineage.lost(death))
+        return False
+
+    def _suspended(self, instance: SandboxInstance) -> bool:
+        return instance.durable and self._records is not None and self._records.died(instance)
+
+    def lost(self, agent_id: str, sandbox_id: str, loss: Restoration) -> None:
+        """Note that the sandbox which an agent has without naming it is lost: whoever runs code in the next one is
+        told. Until that is written down, the record of the lost one stays."""
+        losses = self._losses.setdefault(agent_id, _Losses())
+        losses.restoration = loss.and_before(losses.restoration)
+        losses.sandboxes.append(sandbox_id)
+        while len(self._losses) > _MOST_LOSSES:
+            del self._losses[next(iter(self._losses))]
 
     def changed(self, instance: SandboxInstance) -> None:
         """Write a sandbox down as it is now, if it is to be found again after a restart."""

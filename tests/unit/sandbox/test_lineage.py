@@ -3,7 +3,7 @@ of, beside a model that knows the state itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
 import pytest
@@ -77,6 +77,30 @@ def test_of_a_death_somebody_is_told_once() -> None:
     assert lineage.told().executions == ("a",)
 
 
+def test_of_two_deaths_in_a_row_whoever_is_told_learns_of_both() -> None:
+    early = ran("a")
+    once = ran("b", lineage=early).restored(early.moment, "snap-a", DEATH)
+    twice = once.restored(Lineage().moment, "snap-0", Death(TerminationReason.MEMORY, "memory"))
+    assert twice.restoration is not None
+    assert twice.restoration.lost == ["b", "a"]
+    assert (twice.restoration.snapshot_id, twice.restoration.death.message) == ("snap-0", "memory")
+
+
+def test_more_are_lost_than_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 3)
+    early = ran("a")
+    lineage = ran(*"bcdefg", lineage=early).restored(early.moment, "snap-a", DEATH)
+    assert lineage.restoration is not None
+    assert (lineage.restoration.lost, lineage.restoration.lost_count) == (["e", "f", "g"], 6)
+    again = ran(*"hijk", lineage=lineage).restored(early.moment, "snap-a", DEATH)
+    assert again.restoration is not None
+    assert (again.restoration.lost, again.restoration.lost_count) == (["i", "j", "k"], 10)
+    late = ran(*"bcdef", lineage=early)
+    near = ran("g", lineage=late).restored(late.moment, "snap-f", DEATH)
+    assert near.restoration is not None
+    assert (near.restoration.lost, near.restoration.lost_count, near.total) == (["g"], 1, 6)
+
+
 def test_the_past_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 3)
     lineage = Lineage()
@@ -92,7 +116,7 @@ def test_the_past_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_snapshot_of_an_earlier_process_is_one_of_now() -> None:
     taken = ran("a").moment
     stored = SnapshotPoint(taken.executions, taken.last_succeeded)
-    adopted = Lineage.recorded(("a",), last_succeeded=True)
+    adopted = Lineage.recorded(SnapshotPoint(("a",)))
     assert not adopted.is_at(stored), "files may have changed since"
     woken = adopted.went_back_to(stored)
     assert woken.is_at(woken.moment)
@@ -117,6 +141,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.lineage = Lineage()
         self.content = 0
         """Another number for another state."""
+        self.untold: list[str] = []
+        """Lost with machines, and nobody was told."""
         self.contents = 0
         self.past: list[str] = []
         self.good = True
@@ -187,10 +213,12 @@ class AnyOrder(RuleBasedStateMachine):
         taken = data.draw(st.sampled_from(self.snapshots))
         self.lineage = self.lineage.restored(taken.moment, "snap", DEATH)
         assert self.lineage.restoration is not None
-        assert self.lineage.restoration.lost == self.is_now(taken)
+        self.untold += self.is_now(taken)
+        assert self.lineage.restoration.lost == self.untold
         taken.moment = self.lineage.moment
         if told:
             self.lineage = self.lineage.told()
+            self.untold = []
 
     @precondition(lambda self: self.snapshots)
     @rule(data=st.data())
@@ -199,15 +227,16 @@ class AnyOrder(RuleBasedStateMachine):
         taken = data.draw(st.sampled_from(self.snapshots))
         self.is_now(taken)
         self.lineage = Lineage.going_on_from(taken.moment)
-        self.snapshots, self.before = [], {}
+        self.snapshots, self.before, self.untold = [], {}, []
 
     @rule(adopted=st.booleans(), data=st.data())
     def restart(self, adopted: bool, data: st.DataObject) -> None:
         """Another process finds it again, with its machine (to which more may have happened) or without."""
-        self.lineage = Lineage.recorded(self.lineage.executions, last_succeeded=self.lineage.last_succeeded)
+        moment = SnapshotPoint(self.lineage.executions, self.lineage.last_succeeded, count=self.lineage.count)
+        self.lineage = Lineage.recorded(moment, self.lineage.restoration)
         self.before = {}
         for taken in self.snapshots:
-            taken.moment = SnapshotPoint(taken.moment.executions, taken.moment.last_succeeded)
+            taken.moment = replace(taken.moment, revision=0)
         self.contents += 1
         self.content = self.contents
         if not adopted and self.snapshots:

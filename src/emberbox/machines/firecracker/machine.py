@@ -19,7 +19,7 @@ from emberbox.machines.firecracker.api import ApiError, FirecrackerApi
 from emberbox.machines.firecracker.balloon import WORTH_MB, BalloonReclaimer, private_mb
 from emberbox.machines.firecracker.channel import VmChannel
 from emberbox.machines.firecracker.jail_layout import MEMORY, STATE, JailLayout, kill_processes
-from emberbox.machines.firecracker.vsock import FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS
+from emberbox.machines.firecracker.vsock import BOOT_TRY_SECONDS, FIRST_TRY_SECONDS
 from emberbox.machines.microvm.machine import MicroVm
 from emberbox.machines.microvm.processor import emulated
 from emberbox.machines.microvm.serial import SerialLog
@@ -27,7 +27,8 @@ from emberbox.machines.microvm.serial import SerialLog
 _CHANGES = "changes"
 _LAST = "last"
 """In the folder of a machine: the memory file of its last snapshot, which may be deleted before the machine ends."""
-_AGAIN_SECONDS = 15.0
+_AGAIN_SECONDS = 60.0
+"""To reach the agent again after a snapshot: a host may be as slow as that, and the machine is given up afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class FirecrackerMachine(MicroVm[VmChannel]):
         Raises:
             VmConnectionError: nobody answered in time, or the machine died.
         """
-        first_try = FIRST_TRY_SECONDS if last_request is not None else LONGEST_TRY_SECONDS
+        first_try = FIRST_TRY_SECONDS if last_request is not None else BOOT_TRY_SECONDS
         fds = await self._unless_dead(vsock.connect(self.place.vsock, seconds, first_try))
         self._channel = VmChannel(*fds, self._channel_broke)
         if last_request is not None:

@@ -19,7 +19,9 @@ from emberbox.guest.vm_init import ACCEPTED, ASKS_MEMORY, ENTROPY_BYTES, FREE_ME
 FIRST_TRY_SECONDS = 0.08
 """The first connection after a restore may hang for ever, so that one soon tries again. A slow guest gets twice the
 time with each attempt."""
-LONGEST_TRY_SECONDS = 5.0
+BOOT_TRY_SECONDS = 5.0
+"""The first one to a machine that was booted, whose agent listens by then."""
+LONGEST_TRY_SECONDS = 20.0
 _PAUSE_SECONDS = 0.005
 
 

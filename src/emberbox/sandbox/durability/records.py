@@ -7,11 +7,12 @@ A sandbox that is suspended has snapshots and a record, and no machine. `service
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from emberbox.errors import SnapshotFailed, VmExecutionError
-from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry
+from emberbox.sandbox.durability.registry import SandboxRecord, SandboxRegistry, UntoldLoss
 from emberbox.sandbox.instance import SandboxInstance, SandboxState
 from emberbox.sandbox.log import warn
 from emberbox.sandbox.snapshots.service import SnapshotService
@@ -105,10 +106,32 @@ class SandboxRecords:
         self._registry.remove(sandbox_id)
         return True
 
+    def died(self, instance: SandboxInstance) -> bool:
+        """Have a sandbox go on as a suspended one: its machine died, and no other came up. False: it has no snapshot
+        to go on from."""
+        tree = self._snapshots.tree(instance)
+        if not tree.nodes():
+            return False
+        record = self.record_of(instance, machine=None)
+        try:
+            self.write(record)
+        except SnapshotFailed as exc:  # the older record names a machine that is not there, which is as good
+            warn("sandbox not written down", exc, sandbox=instance.id)
+        instance.goes_on_without_machine()
+        self.suspend(Suspended(record, tree, ends=instance.ends))
+        return True
+
     def leave(self, sandbox_id: str) -> None:
         """Have the record of a sandbox stay when that ends, so that the next process says what became of it."""
         self._live.discard(sandbox_id)
+        self._suspended.pop(sandbox_id, None)
         self._left.add(sandbox_id)
+
+    def forget_left(self, sandbox_ids: Iterable[str]) -> None:
+        """Remove the records of sandboxes that `leave` left: somebody is told, or written down to be told."""
+        for sandbox_id in sandbox_ids:
+            self._left.discard(sandbox_id)
+            self._registry.remove(sandbox_id)
 
     def record_of(self, instance: SandboxInstance, *, machine: str | None) -> SandboxRecord:
         """Describe a sandbox as it is now, in this machine."""
@@ -130,7 +153,9 @@ class SandboxRecords:
             machine=machine,
             head=self._snapshots.tree(instance).head,
             path=list(instance.lineage.executions),
+            path_count=instance.lineage.count,
             good=instance.lineage.last_succeeded,
+            untold=UntoldLoss.of(instance.lineage.restoration),
         )
 
     def write(self, record: SandboxRecord) -> None:

@@ -17,7 +17,9 @@ from pydantic import ConfigDict, Field, ValidationError
 from emberbox._files import write_whole
 from emberbox.errors import ConfigError
 from emberbox.images.template import Template
-from emberbox.models import MachineLimits, Model
+from emberbox.machines.contract import Death
+from emberbox.models import MachineLimits, Model, TerminationReason
+from emberbox.sandbox.lineage import Lineage, Restoration, SnapshotPoint
 from emberbox.sandbox.log import warn
 from emberbox.sandbox.options import SandboxOptions
 
@@ -25,6 +27,34 @@ FORMAT = 1
 _LOCK = ".lock"
 _UNREADABLE = ".unreadable"
 _REMEDY = "its snapshots stay (`emberbox snapshot list`): create a sandbox from one, then delete this file"
+
+
+class UntoldLoss(Model):
+    """A machine died, its sandbox went back to a snapshot, and whoever runs code in it next is to be told."""
+
+    snapshot_id: str | None
+    lost: list[str]
+    count: int
+    reason: TerminationReason
+    message: str
+
+    @classmethod
+    def of(cls, restoration: Restoration | None) -> UntoldLoss | None:
+        """Write one down."""
+        if restoration is None:
+            return None
+        death = restoration.death
+        return cls(
+            snapshot_id=restoration.snapshot_id,
+            lost=restoration.lost,
+            count=restoration.lost_count,
+            reason=death.reason,
+            message=death.message,
+        )
+
+    def restoration(self) -> Restoration:
+        """Read it."""
+        return Restoration(self.snapshot_id, self.lost, Death(self.reason, self.message), self.count)
 
 
 class SandboxRecord(Model):
@@ -50,11 +80,18 @@ class SandboxRecord(Model):
     machine: str | None = Field(default=None, description="the machine it runs in; None while it runs in none")
     head: str | None = Field(default=None, description="the snapshot that it goes on from")
     path: list[str] = Field(default_factory=list)
+    path_count: int = Field(default=0, description="how many executions it consists of; 0: those of the path")
     good: bool = True
+    untold: UntoldLoss | None = Field(default=None, description="a death of its machine of which nobody was told")
 
     def options(self) -> SandboxOptions:
         """Say what the sandbox is to be made with again; `SandboxInstance.found_again` tells it the rest."""
         return SandboxOptions(self.envs, self.metadata, self.agent_id, self.sandbox_id)
+
+    def lineage(self) -> Lineage:
+        """Say where its state comes from."""
+        moment = SnapshotPoint(tuple(self.path), self.good, count=self.path_count)
+        return Lineage.recorded(moment, None if self.untold is None else self.untold.restoration())
 
 
 class SandboxRegistry:

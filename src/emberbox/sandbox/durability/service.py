@@ -30,6 +30,7 @@ _AT_ONCE = 4
 _INTERRUPT_SECONDS = 2.0
 """What runs when the service stops may take so long to end by itself; then it is killed."""
 _STOP_SECONDS = 5.0
+_STOPPED = Death(TerminationReason.CRASHED, "the service that kept it stopped")
 
 
 class Durability:
@@ -180,8 +181,7 @@ class Durability:
         recovery = _recovery(sandbox.record, "restored", node)
         instance.found_again(sandbox.record, recovery, sandbox.seconds_left)
         self._records.resumed(instance.id)
-        death = Death(TerminationReason.CRASHED, "the service that kept it stopped")
-        self._snapshots.went_back(instance, node, death if recovery.lost_executions else None)
+        self._snapshots.went_back(instance, node, _STOPPED if recovery.lost_executions else None)
 
     async def forget(self, sandbox_id: str) -> bool:
         """End a suspended sandbox for good; False when there is none of this id."""
@@ -231,9 +231,20 @@ class Durability:
                 return recovery
         best = sandbox.best()
         if not best and sandbox.problem is None:
-            await self.forget(record.sandbox_id)
+            await self._lose(record)
             return _recovery(record, "lost", None)
         return _recovery(record, "dormant", best[0] if best else None)
+
+    async def _lose(self, record: SandboxRecord) -> None:
+        """End a sandbox that has neither a machine nor a snapshot; where its agent has it without naming it, the agent
+        is told when it runs code in the next one, and the record stays until then."""
+        lineage = record.lineage()
+        if not record.own or not lineage.total:
+            await self.forget(record.sandbox_id)
+            return
+        self._records.leave(record.sandbox_id)
+        await self._snapshots.forget(record.sandbox_id)
+        self._starter.lost(record.agent_id, record.sandbox_id, lineage.lost(_STOPPED))
 
 
 def _check_unused(instance: SandboxInstance, node: Node | None) -> None:

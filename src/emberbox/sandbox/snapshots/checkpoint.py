@@ -12,8 +12,8 @@ from emberbox.machines.contract import Death, Machine, Snapshot
 from emberbox.machines.digests import states_of
 from emberbox.models import MachineLimits, TerminationReason
 from emberbox.sandbox.lineage import SnapshotPoint
+from emberbox.sandbox.work import ANSWER_SECONDS
 
-_CALL_TIMEOUT = 15.0
 _OF_CONCERN = 3
 """What uses less than one part in 2 ** 3 of its memory has not so many files that a snapshot could take the rest."""
 _BYTES_FOR_EACH = 9_500
@@ -36,7 +36,7 @@ async def checkpoint(
             figures = machine.stats()
             used = max(0, (figures.memory_bytes or 0) - figures.reclaimable_bytes)
             count = machine.backend == "gvisor" and used > limits.memory_mb << 20 >> _OF_CONCERN
-            answer, _ = await channel.call("quiesce", timeout=_CALL_TIMEOUT, urgent=True, look=look, count=count)
+            answer, _ = await channel.call("quiesce", timeout=ANSWER_SECONDS, urgent=True, look=look, count=count)
             _check_memory(answer.get("files"), used, limits, sandbox_id)
             last = channel.last_request
             size = await machine.checkpoint(directory)
@@ -68,7 +68,7 @@ async def _wake_again(machine: Machine) -> None:
     quiesce. A machine that cannot be woken would be quiet for ever."""
     if machine.channel.closed is None:
         try:
-            await machine.channel.call("wake", timeout=_CALL_TIMEOUT, urgent=True, fork=False)
+            await machine.channel.call("wake", timeout=ANSWER_SECONDS, urgent=True, fork=False)
         except (ExecutionFailed, ExecutionTimeout):
             await machine.kill(Death(TerminationReason.CRASHED, "the sandbox did not go on after a snapshot"))
 

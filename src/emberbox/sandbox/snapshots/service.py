@@ -18,6 +18,9 @@ from emberbox.sandbox.snapshots.scratch import SnapshotScratch
 from emberbox.sandbox.snapshots.store import SnapshotStore
 from emberbox.sandbox.snapshots.tree import Node, SnapshotTree
 
+_PAUSES = (0.05, 0.5, 2.0)
+"""Seconds between attempts to give a sandbox a machine in place of one that died: what killed that may pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotQuota:
@@ -190,7 +193,8 @@ class SnapshotService:
             return self.went_back(instance, node)
 
     async def revive(self, instance: SandboxInstance, death: Death) -> bool:
-        """Give a sandbox whose machine died the last snapshot of it; False if there is none that works."""
+        """Give a sandbox whose machine died the last snapshot of it that can be used; False if there is none, or no
+        machine comes up now."""
         tree = self._trees.get(instance.id)
         dead = instance.machine
         node = None if tree is None else tree.current()
@@ -198,7 +202,8 @@ class SnapshotService:
             try:
                 await self._revive_from(instance, tree, node, death, dead)
             except RollbackFailed as exc:
-                warn("sandbox not restored", exc, sandbox=instance.id, snapshot=node.info.snapshot_id)
+                if exc.retryable:  # an older snapshot has less, and is no better
+                    return False
                 node = tree.parent(node)
                 continue
             except VmExecutionError:
@@ -209,9 +214,18 @@ class SnapshotService:
     async def _revive_from(
         self, instance: SandboxInstance, tree: SnapshotTree, node: Node, death: Death, dead: Machine
     ) -> None:
-        with tree.use(node) as snapshot:
-            if await instance.replace_machine(snapshot, self._pool, dead=dead):
-                self.went_back(instance, node, death)
+        for pause in (*_PAUSES, None):
+            try:
+                with tree.use(node) as snapshot:
+                    if await instance.replace_machine(snapshot, self._pool, dead=dead):
+                        self.went_back(instance, node, death)
+            except RollbackFailed as exc:
+                warn("sandbox not restored", exc, sandbox=instance.id, snapshot=node.info.snapshot_id)
+                if pause is None or not exc.retryable:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
 
     def went_back(self, instance: SandboxInstance, node: Node, death: Death | None = None) -> list[str]:
         """Note that a sandbox goes on from a snapshot; `death`: because its machine died. The executions that this

@@ -57,6 +57,7 @@ class SnapshotRecord(Model):
     format: int = FORMAT
     info: SnapshotInfo
     path: list[str] = Field(default_factory=list)
+    path_count: int = Field(default=0, description="how many executions it consists of; 0: those of the path")
     last_request: int
     digests: dict[FileName, Digest]
     backend: str
@@ -101,6 +102,7 @@ class SnapshotStore:
             record = SnapshotRecord(
                 info=node.info,
                 path=list(node.moment.executions),
+                path_count=node.moment.count,
                 last_request=node.snapshot.last_request,
                 digests=digests_of(node.snapshot.directory),
                 backend=self._identity(),
@@ -223,7 +225,8 @@ class SnapshotStore:
             record.info.size_bytes,
             digests=record.digests,
         )
-        return Node(record.info, snapshot, SnapshotPoint(tuple(record.path), record.info.good))
+        moment = SnapshotPoint(tuple(record.path), record.info.good, count=record.path_count)
+        return Node(record.info, snapshot, moment)
 
     def check_backend(self, record: SnapshotRecord) -> None:
         """Raises SnapshotFailed: it was taken by another back end, or on another processor."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emberbox import load_settings
-from emberbox.errors import RollbackFailed, SnapshotFailed, VmNotAvailable
+from emberbox.errors import ExecutionTimeout, RollbackFailed, SnapshotFailed, VmNotAvailable
 from emberbox.images.store import Image, ImageStore
 from emberbox.machines.contract import Death
 from emberbox.models import TerminationReason
@@ -159,10 +159,21 @@ async def test_where_the_last_snapshot_fails_a_dead_one_goes_on_from_the_one_bef
     sandbox = await shelf.start()
     node = await shelf.snapshots.snapshot(sandbox)
     await shelf.snapshots.snapshot(sandbox)
-    shelf.factory.failures = [VmNotAvailable("It is damaged.")]
+    shelf.factory.failures = [VmNotAvailable("It is damaged.", retryable=False)]
     death = Death(TerminationReason.CRASHED, "it crashed")
     assert await shelf.snapshots.revive(sandbox, death)
     assert len(shelf.factory.forked) == 2
     assert sandbox.lineage.is_at(node.moment)
-    shelf.factory.failures = [VmNotAvailable("It is damaged.")]
+    shelf.factory.failures = [VmNotAvailable("It is damaged.", retryable=False)]
     assert await shelf.snapshots.revive(sandbox, death) is False
+
+
+async def test_what_kills_the_machine_in_its_place_may_pass(shelf: Shelf) -> None:
+    """The same snapshot is tried again; an older one has less, and would be killed as well."""
+    sandbox = await shelf.start()
+    await shelf.snapshots.snapshot(sandbox)
+    node = await shelf.snapshots.snapshot(sandbox)
+    shelf.factory.failures = [VmNotAvailable("It was killed."), ExecutionTimeout("It does not answer.")]
+    assert await shelf.snapshots.revive(sandbox, Death(TerminationReason.CRASHED, "it crashed"))
+    assert len(shelf.factory.forked) == 3
+    assert sandbox.lineage.is_at(node.moment)
