@@ -16,8 +16,8 @@ from emberbox.sandbox.listeners import Listeners
 from emberbox.sandbox.outcome import ExecutionCollector, OutputCollector, values_at_most
 
 ANSWER_SECONDS = 45.0
-"""The agent answers in milliseconds. On a host with ten times the work that it can do, an emulated machine took more than
-fifteen seconds."""
+"""The agent answers in milliseconds. On a host with ten times the work that it can do, an emulated machine took more
+than fifteen seconds."""
 _AT_ONCE = 16
 """Events that are taken before others are served."""
 _MANY_VALUES = 2000
