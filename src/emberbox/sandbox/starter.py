@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,7 @@ from emberbox.sandbox.snapshots.service import SnapshotService
 
 _ADOPTION_SECONDS = 15.0
 _MOST_LOSSES = 10_000
+_LEAST_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ class StartRules:
     boot_timeout: float
     agent_sandboxes: int | None = None
     orphan_grace_seconds: float = 0
+    at_once: int = field(default_factory=lambda: max(_LEAST_AT_ONCE, 2 * (os.cpu_count() or 1)))
+    """Starts at the same time. Twenty-five on two processors each took longer than one may; one after the other they
+    are done sooner, and each has its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ class Starter:
         self._snapshots = snapshots
         self._records = records
         self._rules = rules
+        self._places = asyncio.Semaphore(rules.at_once)
+        """Of starts; who waits for one waits for others to start or to fail, which has a deadline."""
         self._held: dict[str, _Holding] = {}
         self._losses: dict[str, _Losses] = {}
         """Of agents that were not told yet."""
@@ -144,7 +151,8 @@ class Starter:
             if new.counted:
                 holding.rest.callback(await self._pool.admit(new.image, new.limits))
             holding.rest.enter_context(new.image.in_use())
-            instance = await (self._from_template(new) if new.snapshot is None else self._copy(new, new.snapshot))
+            async with self._places:
+                instance = await (self._from_template(new) if new.snapshot is None else self._copy(new, new.snapshot))
             await self._opened(instance, holding)
         if new.snapshot is None:
             self._pool.created(new.image, new.limits)

@@ -74,6 +74,9 @@ class World:
         return (self.starter.instances(), self.places(), self.image_is_held(), self.recorded()) == ([], 0, False, [])
 
 
+AT_ONCE = 3
+
+
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     settings = load_settings(cache_dir=tmp_path / "cache", state_dir=tmp_path / "state")
@@ -85,7 +88,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     pool = MachinePool(factory, templates, PoolOptions(Rules(size=0)), available=lambda: None)
     snapshots = SnapshotService(pool, SnapshotScratch(tmp_path / "scratch"), store)
     records = SandboxRecords(registry, snapshots)
-    starter = Starter(pool, templates, snapshots, records, StartRules(15, agent_sandboxes=2, orphan_grace_seconds=5))
+    starter = Starter(pool, templates, snapshots, records, StartRules(15, 2, 5, at_once=AT_ONCE))
     yield World(
         make_image(settings), tmp_path / "made", factory, pool, templates, snapshots, registry, records, starter
     )
@@ -126,6 +129,29 @@ async def test_a_start_that_fails_holds_nothing(world: World, error: Exception, 
             await world.start()
         assert world.nothing_held()
     assert all(machine.killed for machine in world.factory.machines)
+
+
+async def test_only_so_many_start_at_the_same_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others begin when one of these has started, or has failed."""
+    under_way, most = 0, 0
+    fork = world.factory.fork
+
+    async def slow_fork(*args: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        under_way -= 1
+        return await fork(*args)
+
+    monkeypatch.setattr(world.factory, "fork", slow_fork)
+    world.factory.failures = [OSError(28, "full")]
+    agents = [f"agent-{number}" for number in range(9)]
+    done = await asyncio.gather(*(world.start(agent_id=agent) for agent in agents), return_exceptions=True)
+    assert sum(isinstance(one, OSError) for one in done) == 1
+    assert len(world.starter.instances()) == 8
+    assert most == AT_ONCE
 
 
 async def test_a_start_that_is_cancelled_holds_nothing(world: World) -> None:
