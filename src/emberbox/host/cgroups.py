@@ -23,10 +23,13 @@ from emberbox.models import MachineLimits
 GROUP = "emberbox"
 _V2_CONTROLLERS = "+memory +cpu +pids"
 _PERIOD_US = 100_000
-_V1_SHARES = 256
-_V2_WEIGHT = 25
-"""Of all machines together, where 1024 and 100 are everybody else's: the engine gets its turn while they spin. Among
-each other they are equal."""
+_PROCESSORS = os.cpu_count() or 1
+_V1_SHARES = max(2, 512 * _PROCESSORS)
+_V2_WEIGHT = min(10_000, 50 * _PROCESSORS)
+"""Of all machines together, where 1024 and 100 are everybody else's. The kernel divides the weight of a group among the
+processors on which it runs: on each, machines weigh half as much as one other program, and the engine gets its turn
+while they spin. A weight that does not grow with the processors would starve them beside anything else that works.
+Among each other they are equal."""
 _ATTEMPTS = 10
 _HOST_PROCESSES_PER_MACHINE = 4096
 """gVisor's own threads count as well; the limit on user code is set in the guest, this one only stops a runaway."""
