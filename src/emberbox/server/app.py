@@ -27,6 +27,7 @@ from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.auth import Authenticator
 from emberbox.server.examples import add_examples
 from emberbox.server.idempotency import HEADER
+from emberbox.server.memory import IncomingBudget, UnreadAnswers
 from emberbox.server.metrics import Metrics
 from emberbox.server.probe import Prober
 from emberbox.server.request_guard import REQUEST_ID, RequestGuard
@@ -57,6 +58,7 @@ def create_app(
     own = [rule.id for rule in settings.vm_execution.policy.rules]
     metrics = Metrics([*RULES, *own])
     authenticator = Authenticator(tokens, settings.server)
+    incoming, unread = IncomingBudget.of(settings.server), UnreadAnswers(settings.server.max_unread_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +66,7 @@ def create_app(
         stop_tracing = tracing.configure(endpoint) if endpoint else None
         try:
             async with Engine(settings, approver=desk, recorders=[metrics], durable=True) as engine:
-                service = Service(settings, engine, desk, asking, metrics, authenticator)
+                service = Service(settings, engine, desk, asking, metrics, authenticator, incoming, unread)
                 app.state.service = service
                 app.state.prober = prober = Prober(service)
                 metrics.watch(prober.gauges)
@@ -95,6 +97,7 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.failure = None
+    app.state.incoming = incoming
     app.include_router(health.router, responses={**error_handlers.RESPONSES})
     for router in _ROUTERS:
         app.include_router(router, responses={**error_handlers.RESPONSES})
@@ -109,7 +112,7 @@ def create_app(
             expose_headers=[REQUEST_ID, "Retry-After"],
         )
     _add_documentation(app)
-    _wrap(app, lambda inner: RequestGuard(inner, authenticator, settings.server, metrics))
+    _wrap(app, lambda inner: RequestGuard(inner, authenticator, settings.server, metrics, incoming, unread))
     return app
 
 
