@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from emberbox.code_extractor import CodeBlockExtractor
+from emberbox.code_extractor import CodeBlockExtractor, told
 from emberbox.errors import PolicyBlocked
 from emberbox.hooks.contract import (
     AskUser,
@@ -37,8 +37,6 @@ IDLE_SECONDS = 0.2
 _AT_ONCE = 2_000
 """Characters of code that the policy reads on the event loop: some 10 ms at most; longer code is read in a thread."""
 _EDITS = 5
-_MOST_FINDINGS = 100
-"""In an error."""
 _POLICY = "policy"
 _NOBODY = "Run it where somebody can be asked (a terminal, an `approver`), or change the policy."
 _CHANGE = "Change the code."
@@ -349,7 +347,7 @@ def _blocked(message: str, decision: Block, *, retryable: bool = True) -> Policy
         message,
         retryable=retryable,
         remediation=next((finding.remediation for finding in decision.findings if finding.remediation), None),
-        details={"hook": decision.hook} | _told(decision.findings),
+        details={"hook": decision.hook} | told(decision.findings),
     )
 
 
@@ -358,14 +356,8 @@ def _refused(language: Language, findings: list[Finding], why: str, remediation:
     return PolicyBlocked(
         f"{language} code refused: line {first.line}, column {first.column}: {first.message} [{first.rule}]; {why}",
         remediation=remediation,
-        details={"hook": _POLICY} | _told(findings),
+        details={"hook": _POLICY} | told(findings),
     )
-
-
-def _told(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The first ones, and how many there are: code may have ten thousand, and each is as long as a line."""
-    told: dict[str, Any] = {"findings": [finding.model_dump() for finding in findings[:_MOST_FINDINGS]]}
-    return told if len(findings) <= _MOST_FINDINGS else told | {"findings_in_all": len(findings)}
 
 
 def _with(execution: Execution, output: ToolOutput, decisions: list[DecisionRecord]) -> Execution:

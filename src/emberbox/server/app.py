@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -91,6 +94,7 @@ def create_app(
         summary="Run code that a language model wrote in an isolated machine, with undo.",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: f"{route.tags[0] if route.tags else 'root'}-{route.name}",
@@ -158,6 +162,18 @@ def _add_documentation(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+    described: list[bytes] = []
+    describing = Lock()
+
+    def description() -> bytes:
+        with describing:
+            if not described:
+                described.append(json.dumps(openapi(), ensure_ascii=False, separators=(",", ":")).encode())
+            return described[0]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def schema() -> Response:
+        return Response(await asyncio.to_thread(description), media_type="application/json")  # a second, the first time
 
 
 _DESCRIPTION = """
