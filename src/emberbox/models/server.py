@@ -28,6 +28,9 @@ class ServerConfig(Model):
         default_factory=list, description="web pages that may call it, such as https://agents.example.com"
     )
     max_body_bytes: int = Field(default=16 << 20, ge=1024, description="longest request")
+    max_answer_length: int = Field(
+        default=1 << 20, ge=1024, description="characters of a model's answer that is searched for code"
+    )
     max_incoming_bytes: int = Field(
         default=256 << 20,
         ge=1024,
