@@ -204,7 +204,7 @@ class Bench:
             "command of 16 MB": self.post(f"/api/vms/{vm}/commands", {"cmd": "true " + "x" * (MOST - 100)}),
             "output 50 MB": self.code("print('x' * 79 + '\\n', end='') or [print('y' * 99999) for _ in range(500)]"),
             "output, small writes": self.code("import os\nfor n in range(20000): os.write(1, b'x')"),
-            "output, a stream": lambda: self._stream("for n in range(100000): print(n)"),
+            "output, a stream": lambda: self._stream("for n in range(30000): print(n)"),
             "output of a command": self.post(f"/api/vms/{vm}/commands", {"cmd": "seq 3000000"}),
             "results": self.code("from IPython.display import display\nfor n in range(300): display({'a': list(range(1000))})"),
             "a result of 8 MB": self.code("class A:\n def _repr_html_(self): return 'x' * (8 << 20)\nA()"),
@@ -257,7 +257,7 @@ class Bench:
                 f"/ws/{vm}",
                 json.dumps({
                     "message_type": "LlmExecuteCode",
-                    "data": {"language": "python", "code": "for n in range(100000): print('x' * 50)"},
+                    "data": {"language": "python", "code": "for n in range(30000): print('x' * 50)"},
                 }),
             ),
             "history, filled": self.fill,

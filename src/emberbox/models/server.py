@@ -42,7 +42,7 @@ class ServerConfig(Model):
     )
     max_unread_bytes: int = Field(
         default=256 << 20,
-        ge=1 << 20,
+        ge=65536,
         description="of all answers together that their readers have not taken yet; beyond it the oldest one of the "
         "caller with the most is cut short",
     )
