@@ -88,7 +88,7 @@ class Bench:
         watcher = spawned.Process(target=watch, args=(self.server.url, self._seen), daemon=True)
         watcher.start()
         try:
-            self._seen.get(timeout=60)
+            self._seen.get(timeout=300)
             yield
         finally:
             watcher.terminate()
