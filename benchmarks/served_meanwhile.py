@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import queue
 import sqlite3
 import sys
 import time
@@ -75,11 +74,7 @@ class Bench:
         self.rows.append((name, told, ended - began, worst))
 
     def _drain(self) -> list[tuple[float, float]]:
-        found = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                found.append(self._seen.get(timeout=0.05))
-        return found
+        return [self._seen.get() for _ in range(self._seen.qsize())]
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -185,9 +180,13 @@ class Bench:
             "a text": json.dumps({"agent_id": "a", "language": "x", "code": "y" * MOST}).encode(),
             "unknown keys": json.dumps({f"k{n}": n for n in range(99_000)}).encode(),
             "requirements": json.dumps({"language": "python", "code": "1", "requirements": ["a"] * 99_000}).encode(),
-            "wrong requirements": json.dumps({"language": "python", "code": "1", "requirements": [1] * 99_000}).encode(),
-            "metadata": json.dumps({"language": "x", "code": "1", "metadata": {f"k{n}": [n] for n in range(49_000)}}).encode(),
-        }  # fmt: skip
+            "wrong requirements": json.dumps(
+                {"language": "python", "code": "1", "requirements": [1] * 99_000}
+            ).encode(),
+            "metadata": json.dumps(
+                {"language": "x", "code": "1", "metadata": {f"k{n}": [n] for n in range(49_000)}}
+            ).encode(),
+        }
         requests = {f"body, {name}": self.post("/api/llm/execute", raw) for name, raw in bodies.items()}
         names = {f"V{n}": "x" for n in range(90_000)}
         rest: dict[str, Callable[[], object]] = {
@@ -197,7 +196,9 @@ class Bench:
             "run, 90,000 arguments": self.post(
                 f"/api/vms/{vm}/run", {"language": "python", "code": "1", "args": ["x"] * 90_000}
             ),
-            "run, 90,000 variables": self.post(f"/api/vms/{vm}/run", {"language": "python", "code": "1", "envs": names}),
+            "run, 90,000 variables": self.post(
+                f"/api/vms/{vm}/run", {"language": "python", "code": "1", "envs": names}
+            ),
             "vms, 90,000 variables": self.post("/api/vms", {"envs": names}),
             "vms, 90,000 metadata": self.post("/api/vms", {"metadata": names}),
             "command, 90,000 words": self.post(f"/api/vms/{vm}/commands", {"cmd": ["true"] + ["x"] * 90_000}),
@@ -206,9 +207,13 @@ class Bench:
             "output, small writes": self.code("import os\nfor n in range(20000): os.write(1, b'x')"),
             "output, a stream": lambda: self._stream("for n in range(30000): print(n)"),
             "output of a command": self.post(f"/api/vms/{vm}/commands", {"cmd": "seq 3000000"}),
-            "results": self.code("from IPython.display import display\nfor n in range(300): display({'a': list(range(1000))})"),
+            "results": self.code(
+                "from IPython.display import display\nfor n in range(300): display({'a': list(range(1000))})"
+            ),
             "a result of 8 MB": self.code("class A:\n def _repr_html_(self): return 'x' * (8 << 20)\nA()"),
-            "batch, 100 blocks": self.post("/api/v2/execute/batch", {"agent_id": "ada", "vm_id": vm, "code_blocks": blocks}),
+            "batch, 100 blocks": self.post(
+                "/api/v2/execute/batch", {"agent_id": "ada", "vm_id": vm, "code_blocks": blocks}
+            ),
             "batch, 30,000 blocks": self.post(
                 "/api/v2/execute/batch",
                 {"agent_id": "ada", "vm_id": vm, "code_blocks": [{"language": "x", "code": "1"}] * 30_000},
@@ -216,20 +221,28 @@ class Bench:
             "batch, wrong blocks": self.post("/api/v2/execute/batch", {"agent_id": "ada", "code_blocks": wrong}),
             "batch, one large block": self.post(
                 "/api/v2/execute/batch",
-                {"agent_id": "ada", "vm_id": vm, "code_blocks": [{"language": "python", "code": "x = 1\n" * 2_500_000}]},
+                {
+                    "agent_id": "ada",
+                    "vm_id": vm,
+                    "code_blocks": [{"language": "python", "code": "x = 1\n" * 2_500_000}],
+                },
             ),
             "rollback, 90,000 paths": self.post(
                 f"/api/vms/{vm}/rollback", {"target": "last-success", "paths": [f"p{n}" for n in range(90_000)]}
             ),
             "template of 16 MB": self.post("/api/vms", {"vm_type": "x" * (MOST - 100)}),
-            "approval of 16 MB": self.post("/api/approvals/ap-none", {"approve": True, "edited_code": "x" * (MOST - 100)}),
+            "approval of 16 MB": self.post(
+                "/api/approvals/ap-none", {"approve": True, "edited_code": "x" * (MOST - 100)}
+            ),
             "session, long name": self.post("/sessions", {"name": "x" * (MOST - 100)}),
             "session, command of 16 MB": lambda: self._session("x" * (MOST - 100)),
             "file of 64 MB up": lambda: self._upload(64 << 20),
             "file of 64 MB down": self.get(f"/api/vms/{vm}/files", path="big"),
             "list of 100,000 files": self._files,
             "diff, 100,000 files": lambda: self._diff("rm -rf many; mkdir other; cd other; seq 100000 | xargs touch"),
-            "diff, large files": lambda: self._diff("rm -rf other; seq 700000 > a; seq 700000 | sort -r > b; seq 1 2 900000 > c"),
+            "diff, large files": lambda: self._diff(
+                "rm -rf other; seq 700000 > a; seq 700000 | sort -r > b; seq 1 2 900000 > c"
+            ),
             "diff, hostile files": lambda: self._diff(
                 "for n in $(seq 40); do shuf -i 1-60000 > h$n; done; yes a | head -c 4000000 > y"
             ),
@@ -244,21 +257,30 @@ class Bench:
             "socket, empty lists": self.socket("/ws", "[" + "[]," * (MOST // 3) + "[]]"),
             "socket, code of 16 MB": self.socket(
                 f"/ws/{vm}",
-                json.dumps({"message_type": "LlmExecuteCode", "data": {"language": "python", "code": "x" * (MOST - 200)}}),
+                json.dumps(
+                    {"message_type": "LlmExecuteCode", "data": {"language": "python", "code": "x" * (MOST - 200)}}
+                ),
             ),
             "socket, unknown keys": self.socket(
                 "/ws", json.dumps({"command_type": "execute_code", "data": {f"k{n}": n for n in range(90_000)}})
             ),
             "socket, answer of 12 MB": self.socket(
                 f"/ws/{vm}",
-                json.dumps({"message_type": "LlmParseExecute", "data": {"llm_response": answers["fences"], "auto_execute": False}}),
+                json.dumps(
+                    {
+                        "message_type": "LlmParseExecute",
+                        "data": {"llm_response": answers["fences"], "auto_execute": False},
+                    }
+                ),
             ),
             "socket, output": self.socket(
                 f"/ws/{vm}",
-                json.dumps({
-                    "message_type": "LlmExecuteCode",
-                    "data": {"language": "python", "code": "for n in range(30000): print('x' * 50)"},
-                }),
+                json.dumps(
+                    {
+                        "message_type": "LlmExecuteCode",
+                        "data": {"language": "python", "code": "for n in range(30000): print('x' * 50)"},
+                    }
+                ),
             ),
             "history, filled": self.fill,
             "history, 50": self.get("/api/history"),
@@ -269,7 +291,7 @@ class Bench:
             "socket, history": self.socket(
                 f"/ws/{vm}", json.dumps({"message_type": "QueryHistory", "data": {"limit": 10_000}})
             ),
-        }  # fmt: skip
+        }
         return code | requests | rest | found
 
     def _stream(self, code: str) -> object:
