@@ -7,7 +7,8 @@ with the first text: to run plain code needs none of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from emberbox.errors import PolicyBlocked, ValidationFailed
 from emberbox.languages import get_language, resolve
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from emberbox._extraction.stream import BlockStream
 
 __all__ = ["CodeBlockExtractor"]
+_MOST_FINDINGS = 100
+"""In an error."""
 
 
 class CodeBlockExtractor:
@@ -106,7 +109,7 @@ class CodeBlockExtractor:
 
         Raises:
             UnsupportedLanguage: the language is unknown or not allowed.
-            ValidationFailed: the code is empty, too long or not valid; `details["findings"]` lists every reason.
+            ValidationFailed: the code is empty, too long or not valid; `details["findings"]` has the first 100 reasons.
             PolicyBlocked: it is valid, and does something restricted (a kind of ValidationFailed).
         """
         return self.check_code(block.code, block.language, syntax=syntax, agent_id=agent_id, role=role, asking=asking)
@@ -160,5 +163,12 @@ def refusal(kind: type[ValidationFailed], language: str, findings: list[Finding]
     return kind(
         f"{language} code refused: line {first.line}, column {first.column}: {first.message} [{first.rule}]{rest}",
         remediation=first.remediation or None,
-        details={"language": language, "findings": [finding.model_dump() for finding in findings]},
+        details={"language": language} | told(findings),
     )
+
+
+def told(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Of an error's details: the first findings, and how many there are where these are not all. Code may have ten
+    thousand, and each is as long as a line."""
+    first: dict[str, Any] = {"findings": [finding.model_dump() for finding in findings[:_MOST_FINDINGS]]}
+    return first if len(findings) <= _MOST_FINDINGS else first | {"findings_in_all": len(findings)}

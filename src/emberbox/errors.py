@@ -88,7 +88,7 @@ class ConfigError(VmExecutionError):
 
 
 class ValidationFailed(VmExecutionError):
-    """The code or the request was refused before anything ran. `details["findings"]` lists every reason."""
+    """The code or the request was refused before anything ran. `details["findings"]` has the first 100 reasons."""
 
     code = "validation_failed"
     default_remediation = "Correct the code at the named place, or switch the named rule off in the configuration."

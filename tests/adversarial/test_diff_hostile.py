@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from emberbox import AsyncSandbox, Engine, Settings
+from emberbox.errors import ExecutionFailed
 
 WRITE = """
 import random
@@ -44,3 +47,33 @@ async def test_files_that_are_expensive_to_compare_are_only_said_to_differ(
             assert (found[name].change, found[name].diff) == ("changed", None)
             assert found[name].size_before
             assert found[name].size_after
+
+
+DEEP = """
+import os
+home = os.getcwd()
+for level in range({levels}):
+    os.makedirs("d", exist_ok=True)
+    os.chdir("d")
+open("file", "w").write("{word}\\n")
+os.chdir(home)
+"""
+
+
+async def test_files_in_very_deep_folders_are_compared_and_deeper_ones_refused(
+    nothing_left: None, settings: Settings
+) -> None:
+    async with (
+        Engine(settings) as engine,
+        await AsyncSandbox.create(engine=engine, template="minimal") as sandbox,
+    ):
+        await sandbox.run_code(DEEP.format(levels=900, word="one"))
+        point = await sandbox.snapshot()
+        await sandbox.run_code(DEEP.format(levels=900, word="two"))
+        (found,) = await sandbox.diff(point)
+        assert found.path.endswith("/d" * 900 + "/file")
+        assert found.diff is not None
+        assert "-one\n+two\n" in found.diff
+        await sandbox.run_code(DEEP.format(levels=1100, word="three"))
+        with pytest.raises(ExecutionFailed, match="more than 1000 deep"):
+            await sandbox.diff(point)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 MAX_BLOCKS = 20_000  # that are given of one text; what comes behind is no answer that anybody wrote
 _LINE_END = re.compile(r"\r\n?|\n")
+_FENCE = re.compile("```|~~~")
 _OPENING = re.compile(
     r"^((?:[ \t]*(?:>|[-+*](?=[ \t])|\d{1,9}[.)](?=[ \t])))*[ \t]*)(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE
 )
@@ -133,15 +134,28 @@ def _pieced(lines: Lines, first: int, stripped: list[str]) -> tuple[int, str, bo
 def scan(lines: Lines) -> list[RawBlock]:
     """Fences alone, found line by line. List and quote markers before a fence are taken off without being checked."""
     blocks: list[RawBlock] = []
-    opening = _OPENING.search(lines.text)
+    opening = _opening(lines.text, 0)
     while opening is not None and len(blocks) < MAX_BLOCKS:
         first = lines.number(opening.start())
         prefix, fence = opening[1], opening[2]
         content, index, closed = _scan_body(lines, first + 1, fence, prefix)
         info = lines.line(first)[len(prefix) + len(fence) :].strip()
         blocks.append(fenced(lines, (opening.start(2), first, content, closed), info))
-        opening = _OPENING.search(lines.text, lines.starts[index]) if index < len(lines) else None
+        opening = _opening(lines.text, lines.starts[index]) if index < len(lines) else None
     return blocks
+
+
+def _opening(text: str, start: int) -> re.Match[str] | None:
+    """The next line that opens a fence. Only lines that have one in them are looked at closely: to try each line of a
+    long text takes seconds in one go, in which no other thread runs."""
+    while (mark := _FENCE.search(text, start)) is not None:
+        line = max(start, text.rfind("\n", 0, mark.start()) + 1)
+        if (found := _OPENING.match(text, line)) is not None:
+            return found
+        start = text.find("\n", mark.end())
+        if start < 0:
+            return None
+    return None
 
 
 def _scan_body(lines: Lines, index: int, fence: str, prefix: str) -> tuple[list[str], int, bool]:

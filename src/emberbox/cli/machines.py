@@ -17,7 +17,7 @@ from emberbox.cli.printing import printable, write_output
 from emberbox.cli.remote import on_server, part
 from emberbox.cli.target import Target
 from emberbox.languages import resolve
-from emberbox.models import CommandHistoryEntry, HistoryQueryResponse, RollbackRequest, RollbackResponse, SnapshotInfo
+from emberbox.models import CommandHistoryEntry, RollbackRequest, RollbackResponse, SnapshotInfo
 from emberbox.models.service import (
     KeepRequest,
     PointRequest,
@@ -160,7 +160,7 @@ def logs(target: Target, vm_id: str, *, limit: int, failures: bool, as_json: boo
 
     async def work(server: HttpServer) -> None:
         path = f"/api/vms/{part(vm_id)}/history"
-        found = await server.get(HistoryQueryResponse, path, limit=limit, failures_only=failures)
+        found = await server.history(path, limit, failures_only=failures)
         if as_json:
             print(found.model_dump_json(indent=2))
             return

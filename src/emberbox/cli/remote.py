@@ -52,8 +52,8 @@ class ServerHistory:
 
     async def query(self, wanted: HistoryQueryRequest) -> HistoryQueryResponse:
         """Entries, newest first."""
-        given = wanted.model_dump(mode="json", exclude_none=True, exclude={"agent_ids"})
-        return await self._server.get(HistoryQueryResponse, "/api/history", **given)
+        given = wanted.model_dump(mode="json", exclude_none=True, exclude={"agent_ids", "limit"})
+        return await self._server.history("/api/history", wanted.limit, **given)
 
     async def get(self, execution_id: str) -> CommandHistoryEntry | None:
         """One entry; None if there is none."""

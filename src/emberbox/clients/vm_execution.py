@@ -304,10 +304,9 @@ class VmExecutionClient:
         end_date: datetime | None = None,
     ) -> HistoryQueryResponse:
         """What was executed in a machine, newest first; also when it has ended."""
-        return await self._server.get(
-            HistoryQueryResponse,
+        return await self._server.history(
             f"/api/vms/{_part(vm_id)}/history",
-            limit=limit,
+            limit,
             failures_only=failures_only,
             agent_id=agent_id,
             start_date=None if start_date is None else start_date.astimezone().isoformat(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from emberbox.code_extractor import CodeBlockExtractor
+from emberbox.code_extractor import CodeBlockExtractor, told
 from emberbox.errors import PolicyBlocked
 from emberbox.hooks.contract import (
     AskUser,
@@ -347,7 +347,7 @@ def _blocked(message: str, decision: Block, *, retryable: bool = True) -> Policy
         message,
         retryable=retryable,
         remediation=next((finding.remediation for finding in decision.findings if finding.remediation), None),
-        details={"hook": decision.hook, "findings": [finding.model_dump() for finding in decision.findings]},
+        details={"hook": decision.hook} | told(decision.findings),
     )
 
 
@@ -356,7 +356,7 @@ def _refused(language: Language, findings: list[Finding], why: str, remediation:
     return PolicyBlocked(
         f"{language} code refused: line {first.line}, column {first.column}: {first.message} [{first.rule}]; {why}",
         remediation=remediation,
-        details={"hook": _POLICY, "findings": [finding.model_dump() for finding in findings]},
+        details={"hook": _POLICY} | told(findings),
     )
 
 

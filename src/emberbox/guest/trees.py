@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     Row = Tuple[str, str, int, int, str, str | None]
 
 DEEPEST_TREE = 200
-"""Folders in a path. What is in deeper ones is not looked at, and they are said to be closed."""
+"""Folders in a path, where folders are told as well. What is in deeper ones is not looked at, and they are said to be
+closed."""
+DEEPEST_FILES = 1000
+"""The same where only files are told, which are read by their paths: these have 4095 bytes at most (PATH_MAX)."""
 MOST_ROW_BYTES = 6_000_000
 """Of all rows, which travel in one frame."""
 ROW_OVERHEAD = 80
@@ -87,13 +90,15 @@ class Tree:
     Args:
         skipped: folders that are not looked at.
         uid: of the user. Folders of others that are closed to it are its concern no more than /etc.
+        deepest: folders in a path.
     """
 
-    def __init__(self, skipped: str, uid: int) -> None:
+    def __init__(self, skipped: str, uid: int, deepest: int = DEEPEST_TREE) -> None:
         self.rows: List[Row] = []
         self._skipped = skipped
         self._own = _upwards(skipped)
         self._uid = uid
+        self._deepest = deepest
         self._files = self._folders = 0
         self._room = MOST_ROW_BYTES
 
@@ -148,9 +153,9 @@ class Tree:
         if path == self._skipped or not modes.S_ISDIR(info.st_mode):
             return None  # what is no folder was one a moment ago
         at = self._add_folder(path, info)
-        inner = None if depth > DEEPEST_TREE else _opened(name, fd)
+        inner = None if depth > self._deepest else _opened(name, fd)
         if inner is None:
-            if depth > DEEPEST_TREE or info.st_uid == self._uid:
+            if depth > self._deepest or info.st_uid == self._uid:
                 self._close(at)
             return None
         try:
@@ -223,14 +228,14 @@ def tree(roots: List[str], skipped: str, uid: int, *, folders: bool = False) -> 
     Raises:
         OSError: there are too many, or (without `folders`) some are too deep.
     """
-    found = Tree(skipped, uid)
+    found = Tree(skipped, uid, DEEPEST_TREE if folders else DEEPEST_FILES)
     for root in roots:
         found.add_root(root)
     if folders:
         return sorted(found.rows)
     for row in found.rows:
-        if row[4] == CLOSED and row[0].count("/") > DEEPEST_TREE:
-            raise OSError(errno.ENAMETOOLONG, f"folders more than {DEEPEST_TREE} deep, below {row[0][:100]}")
+        if row[4] == CLOSED and row[0].count("/") > DEEPEST_FILES:
+            raise OSError(errno.ENAMETOOLONG, f"folders more than {DEEPEST_FILES} deep, below {row[0][:100]}")
     return sorted(row for row in found.rows if row[1] != "dir")
 
 

@@ -76,10 +76,11 @@ class HistoryRecorder:
                 if not self._under_way:
                     self._quiet.set()
 
-    async def query(self, wanted: HistoryQueryRequest) -> HistoryQueryResponse:
-        """Entries that match, newest first; raises HistoryError."""
+    async def query(self, wanted: HistoryQueryRequest, most_bytes: int | None = None) -> HistoryQueryResponse:
+        """Entries that match, newest first; raises HistoryError. The answer ends early where their texts have more than
+        `most_bytes`."""
         async with self._store() as store:
-            return await store.query(wanted)
+            return await store.query(wanted, most_bytes)
 
     async def get(self, execution_id: str) -> CommandHistoryEntry | None:
         """One entry; raises HistoryError."""

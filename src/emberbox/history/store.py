@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from emberbox.errors import HistoryError
+from emberbox.errors import HistoryError, ValidationFailed
 from emberbox.history import entries as changes
 from emberbox.history.chain import PRUNED, Head, Link, Verifier, digest
 from emberbox.history.database import OPEN_SECONDS, Database, database_of
@@ -40,6 +41,10 @@ _BATCH = 64
 _PATIENCE_SECONDS = 0.02
 """How long what began may be in the journal only."""
 _ROWS = 500
+_FEW_ROWS = 4
+"""That are read at once where each may have megabytes."""
+_ROW_BYTES = 1000
+"""Of an entry, beside its texts."""
 _COUNTED = 1024
 """Sandboxes whose number of entries is remembered."""
 _NEW_ROWS = insert(ENTRIES)
@@ -277,18 +282,18 @@ class HistoryStore:
 
     # --- read -----------------------------------------------------------------------------------------------------
 
-    async def query(self, wanted: HistoryQueryRequest) -> HistoryQueryResponse:
-        """Entries that match, newest first."""
-        where = _conditions(wanted)
-        rows = select(ENTRIES).where(*where).order_by(ENTRIES.c.number.desc()).limit(wanted.limit)
-        all_of_them = select(func.count()).select_from(ENTRIES).where(*where)
+    async def query(self, wanted: HistoryQueryRequest, most_bytes: int | None = None) -> HistoryQueryResponse:
+        """Entries that match, newest first.
 
-        def work(connection: Connection) -> HistoryQueryResponse:
-            total = connection.execute(all_of_them).scalar_one()
-            found = connection.execute(rows).mappings().all()
-            return HistoryQueryResponse(history=[entry_of(dict(row)) for row in found], total=total)
+        Args:
+            wanted: which ones.
+            most_bytes: of their texts; the answer ends early then, but with one entry at least.
 
-        return await self._read(work)
+        Raises:
+            ValidationFailed: there is no execution `before` which they shall be.
+            HistoryError: it cannot be read.
+        """
+        return await self._read(partial(_found, wanted=wanted, most_bytes=most_bytes))
 
     async def get(self, execution_id: str) -> CommandHistoryEntry | None:
         """One entry; None if there is none (any more)."""
@@ -311,6 +316,38 @@ class HistoryStore:
             return await self._runner.read(work)
         except _FAILURES as exc:
             raise self._database.error("read", exc) from exc
+
+
+def _found(connection: Connection, wanted: HistoryQueryRequest, most_bytes: int | None) -> HistoryQueryResponse:
+    where = _conditions(wanted)
+    total = connection.execute(select(func.count()).select_from(ENTRIES).where(*where)).scalar_one()
+    if wanted.before is not None:
+        where.append(ENTRIES.c.number < _number_before(connection, wanted))
+    rows = select(ENTRIES).where(*where).order_by(ENTRIES.c.number.desc()).limit(wanted.limit + 1)
+    answer = HistoryQueryResponse(total=total)
+    left = sys.maxsize if most_bytes is None else most_bytes
+    with connection.execute(rows.execution_options(yield_per=_FEW_ROWS)) as found:
+        for row in found.mappings():
+            left -= _ROW_BYTES + sum(len(value) for value in row.values() if isinstance(value, str))
+            if answer.history and (left < 0 or len(answer.history) == wanted.limit):
+                answer.next = answer.history[-1].execution_id
+                break
+            answer.history.append(entry_of(dict(row)))
+    return answer
+
+
+def _number_before(connection: Connection, wanted: HistoryQueryRequest) -> int:
+    """Where to go on; an execution that the caller may not see is none."""
+    own = _conditions(HistoryQueryRequest(agent_ids=wanted.agent_ids))
+    number: int | None = connection.execute(
+        select(ENTRIES.c.number).where(ENTRIES.c.id == wanted.before, *own)
+    ).scalar_one_or_none()
+    if number is None:
+        raise ValidationFailed(
+            f"before: the history has no execution {wanted.before!r:.80} (any more).",
+            remediation="Begin again without it.",
+        )
+    return number
 
 
 def _verify(connection: Connection, noted: str | None) -> HistoryVerification:

@@ -9,6 +9,10 @@ from emberbox.errors import ValidationFailed
 from emberbox.images.store import Manifest
 from emberbox.models import Language
 
+_MOST = 200
+_LONGEST = 500
+"""Characters of one: each is parsed while nobody else is served."""
+
 
 def check_requirements(requirements: Sequence[str], language: Language, manifest: Manifest) -> None:
     """Return if the image has them all.
@@ -18,6 +22,11 @@ def check_requirements(requirements: Sequence[str], language: Language, manifest
     """
     if not requirements:
         return
+    if len(requirements) > _MOST or any(len(one) > _LONGEST for one in requirements):
+        raise ValidationFailed(
+            f"Requirements: more than {_MOST}, or one that is longer than {_LONGEST} characters.",
+            remediation="Name only what the code needs.",
+        )
     if language == "python":
         problems = [p for r in requirements if (p := _python_problem(r, manifest)) is not None]
         where = "pip"

@@ -90,8 +90,11 @@ class Image:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Hold the image: it cannot be removed meanwhile."""
-        fd = os.open(self.directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        """Hold the image: it cannot be removed meanwhile. Raises ImageError."""
+        try:
+            fd = os.open(self.directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise ImageError(f"Cannot hold the image {self.directory}: {exc.strerror}.") from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             yield

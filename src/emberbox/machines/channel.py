@@ -50,6 +50,9 @@ _NAMES = frozenset({"path", "to", "target"})
 
 
 def _encoded(header: Header, payload: bytes) -> bytes:
+    length = sum(len(value) for value in header.values() if isinstance(value, str))
+    if length > MAX_HEADER or len(payload) > MAX_PAYLOAD:  # it takes a moment to write, and is refused then
+        raise ProtocolError(f"frame too large: header {length} characters, payload {len(payload)} bytes")
     try:
         return encode(header, payload, errors="strict")
     except UnicodeEncodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -22,7 +23,8 @@ from emberbox.machines.process_machine import ProcessMachine
 from emberbox.models import MachineLimits
 
 _M = TypeVar("_M", bound=ProcessMachine)
-SPACE = "Is there space on the file system of the run directory?"
+_SPACE = "Is there space on the file system of the run directory?"
+_OPEN_FILES = "Raise the limit of open files: `ulimit -n`, or LimitNOFILE= of the service."
 
 _MOST_TRIES = 1000
 
@@ -34,6 +36,11 @@ def _uids_in_use() -> set[int]:
             with contextlib.suppress(OSError):  # it has just ended
                 found.add(entry.stat().st_uid)
     return found
+
+
+def remedy(error: OSError) -> str:
+    """What helps where a machine cannot be prepared."""
+    return _OPEN_FILES if error.errno in {errno.EMFILE, errno.ENFILE} else _SPACE
 
 
 class ProcessFactory(Generic[_M]):
@@ -105,9 +112,13 @@ class ProcessFactory(Generic[_M]):
                 self._run_dir = await asyncio.to_thread(self._make_run_dir)
             if self._spawner is None:
                 cgroups = self._cgroups.bases if self._cgroups else []
-                self._spawner = await Spawner.start(
-                    self._run_dir.path, self._run_dir.lock_fd, cgroups=cgroups, user_namespace=self.user_namespace
-                )
+                try:
+                    self._spawner = await Spawner.start(
+                        self._run_dir.path, self._run_dir.lock_fd, cgroups=cgroups, user_namespace=self.user_namespace
+                    )
+                except OSError as exc:
+                    why = f"Cannot start the process that makes sandboxes: {exc.strerror}."
+                    raise VmNotAvailable(why, remediation=remedy(exc), retryable=True) from exc
             return self._spawner, self._run_dir
 
     def _make_run_dir(self) -> RunDir:
@@ -121,7 +132,7 @@ class ProcessFactory(Generic[_M]):
             run_dir.release()
             if isinstance(exc, OSError):
                 raise VmNotAvailable(
-                    f"Cannot write to the run directory {run_dir.path}: {exc.strerror}.", remediation=SPACE
+                    f"Cannot write to the run directory {run_dir.path}: {exc.strerror}.", remediation=remedy(exc)
                 ) from exc
             raise
         return run_dir

@@ -59,13 +59,19 @@ class HistoryQueryRequest(Model):
     failures_only: bool = False
     start_date: datetime | None = None
     end_date: datetime | None = None
+    before: str | None = Field(default=None, max_length=64, description="only older ones than this execution")
 
 
 class HistoryQueryResponse(Model):
-    """Entries, newest first; `total` counts all that match, beyond the limit as well."""
+    """Entries, newest first; `total` counts all that match, beyond the limit as well.
+
+    A server's answer may end before the limit, where it would be too long. `next` is the execution that it ends with,
+    if there are more: the same question with `before=` it goes on there.
+    """
 
     history: list[CommandHistoryEntry] = Field(default_factory=list)
     total: int = 0
+    next: str | None = Field(default=None, description="there are more: ask again with `before` this")
 
 
 class BadLink(Model):

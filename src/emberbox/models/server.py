@@ -28,13 +28,39 @@ class ServerConfig(Model):
         default_factory=list, description="web pages that may call it, such as https://agents.example.com"
     )
     max_body_bytes: int = Field(default=16 << 20, ge=1024, description="longest request")
+    max_answer_length: int = Field(
+        default=1 << 20, ge=1024, description="characters of a model's answer that is searched for code"
+    )
+    max_incoming_bytes: int = Field(
+        default=256 << 20,
+        ge=1024,
+        description="of all requests above 64 KiB together that are received or worked at; beyond it they are 503. "
+        "One of max_body_bytes always fits",
+    )
+    max_incoming_bytes_per_caller: int = Field(
+        default=64 << 20, ge=1024, description="the same for each token (without tokens: each client address); then 429"
+    )
+    max_unread_bytes: int = Field(
+        default=256 << 20,
+        ge=65536,
+        description="of all answers together that their readers have not taken yet; beyond it the oldest one of the "
+        "caller with the most is cut short",
+    )
+    max_page_bytes: int = Field(
+        default=8 << 20,
+        ge=1024,
+        description="of code and output in one answer about the history; it ends early then, and `next` says where to "
+        "go on",
+    )
     requests_per_second: float = Field(
         default=500.0, gt=0, description="of each token (without tokens: of each client address), on average"
     )
     max_concurrent_executions: int = Field(default=64, ge=1, description="of each token at once")
     max_sockets: int = Field(default=100, ge=1, description="open WebSockets and streams of each token")
     slow_reader_seconds: float = Field(
-        default=30.0, gt=0, description="a stream whose reader takes nothing for so long is ended, and its execution"
+        default=30.0,
+        gt=0,
+        description="a client that takes nothing of its answer for so long is hung up on, and its execution ended",
     )
     slow_request_seconds: float = Field(
         default=30.0, gt=0, description="what a client has for the head of a request, and for each piece of its body"

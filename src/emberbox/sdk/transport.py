@@ -27,6 +27,7 @@ from emberbox.errors import (
     VmNotAvailable,
     error_classes,
 )
+from emberbox.models.history import HistoryQueryResponse
 from emberbox.models.service import CommandStarted, ErrorResponse, OutputEvent, ResultEvent
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sdk._httpx import SSEError, aconnect_sse, httpx
@@ -170,6 +171,16 @@ class HttpServer:
     async def get(self, model: type[M], path: str, /, **params: Any) -> M:
         """The answer to a GET, as a model."""
         return parsed(model, await self.request("GET", path, params=params))
+
+    async def history(self, path: str, limit: int, /, **params: Any) -> HistoryQueryResponse:
+        """Up to `limit` entries of the history, in as many answers as the server makes of them."""
+        found = await self.get(HistoryQueryResponse, path, limit=limit, **params)
+        while found.next is not None and len(found.history) < limit:
+            params["before"] = found.next
+            more = await self.get(HistoryQueryResponse, path, limit=limit - len(found.history), **params)
+            found.history += more.history
+            found.next = more.next
+        return found
 
     async def post(
         self, model: type[M], path: str, json: object = None, *, seconds: float = CALL_SECONDS,

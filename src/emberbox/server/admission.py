@@ -3,7 +3,6 @@ of another agent's is there."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
@@ -68,10 +67,6 @@ Executes = Annotated[Call, Depends(_call), Admission(lambda principal: principal
 Approves = Annotated[Call, Depends(_call), Admission(lambda principal: principal.require("approve"))]
 
 
-_LARGE = 256 << 10
-"""Bytes: some 5 ms of reading."""
-
-
 class AdmittingRoute(APIRoute):
     """A route that lets its caller in before anything of the body is read, and reads JSON as `wire` does. One of its
     parameters says who may call it (`Reads`, `Executes`, …)."""
@@ -89,9 +84,8 @@ class AdmittingRoute(APIRoute):
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """The body; a large one is read in a thread."""
-        body = await self.body()
-        return wire.parse(body) if len(body) < _LARGE else await asyncio.to_thread(wire.parse, body)
+        """The body."""
+        return await wire.parse_beside(await self.body())
 
 
 def _admission(endpoint: Callable[..., Any]) -> Admission:
@@ -107,7 +101,7 @@ async def query(call: Call, wanted: HistoryQueryRequest) -> HistoryQueryResponse
     agents = call.principal.agents
     if agents is not None:
         wanted.agent_ids = sorted(agents)
-    return await call.service.engine.history.query(wanted)
+    return await call.service.history(wanted)
 
 
 async def _ever_seen(call: Call, vm_id: str) -> None:

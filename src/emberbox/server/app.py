@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -27,6 +30,7 @@ from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.auth import Authenticator
 from emberbox.server.examples import add_examples
 from emberbox.server.idempotency import HEADER
+from emberbox.server.memory import IncomingBudget, UnreadAnswers
 from emberbox.server.metrics import Metrics
 from emberbox.server.probe import Prober
 from emberbox.server.request_guard import REQUEST_ID, RequestGuard
@@ -57,6 +61,7 @@ def create_app(
     own = [rule.id for rule in settings.vm_execution.policy.rules]
     metrics = Metrics([*RULES, *own])
     authenticator = Authenticator(tokens, settings.server)
+    incoming, unread = IncomingBudget.of(settings.server), UnreadAnswers(settings.server.max_unread_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +69,7 @@ def create_app(
         stop_tracing = tracing.configure(endpoint) if endpoint else None
         try:
             async with Engine(settings, approver=desk, recorders=[metrics], durable=True) as engine:
-                service = Service(settings, engine, desk, asking, metrics, authenticator)
+                service = Service(settings, engine, desk, asking, metrics, authenticator, incoming, unread)
                 app.state.service = service
                 app.state.prober = prober = Prober(service)
                 metrics.watch(prober.gauges)
@@ -89,12 +94,14 @@ def create_app(
         summary="Run code that a language model wrote in an isolated machine, with undo.",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: f"{route.tags[0] if route.tags else 'root'}-{route.name}",
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.failure = None
+    app.state.incoming = incoming
     app.include_router(health.router, responses={**error_handlers.RESPONSES})
     for router in _ROUTERS:
         app.include_router(router, responses={**error_handlers.RESPONSES})
@@ -109,7 +116,7 @@ def create_app(
             expose_headers=[REQUEST_ID, "Retry-After"],
         )
     _add_documentation(app)
-    _wrap(app, lambda inner: RequestGuard(inner, authenticator, settings.server, metrics))
+    _wrap(app, lambda inner: RequestGuard(inner, authenticator, settings.server, metrics, incoming, unread))
     return app
 
 
@@ -155,6 +162,18 @@ def _add_documentation(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+    described: list[bytes] = []
+    describing = Lock()
+
+    def description() -> bytes:
+        with describing:
+            if not described:
+                described.append(json.dumps(openapi(), ensure_ascii=False, separators=(",", ":")).encode())
+            return described[0]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def schema() -> Response:
+        return Response(await asyncio.to_thread(description), media_type="application/json")  # a second, the first time
 
 
 _DESCRIPTION = """

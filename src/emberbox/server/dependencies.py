@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from emberbox.errors import ValidationFailed
 from emberbox.server.auth import Principal
 from emberbox.server.idempotency import HEADER
+from emberbox.server.memory import Held
 from emberbox.server.service import BEGAN, Service, stopping
-from emberbox.server.streams import EventStream, Outbox, cancel_on_disconnect
+from emberbox.server.streams import EventStream, Outbox, cancel_on_disconnect, dumped
 
 SSE: dict[str, Any] = {
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -54,7 +55,12 @@ class Call:
                 raise stopping() from None  # the time of the drain is over, and uvicorn waits no longer
         url = self.request.url
         named = json.dumps([url.path, url.query, body.model_dump(mode="json")], sort_keys=True).encode()
-        return _json(await self.service.run_detached(self._once(self.key, named, work)))
+        return _json(await self.service.run_detached(self._kept(self.key, named, work)))
+
+    async def _kept(self, key: str, named: bytes, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> bytes:
+        held: Held = self.request.state.held
+        with held.kept():  # it may outlast the request
+            return await self._once(key, named, work)
 
     async def _once(self, key: str, named: bytes, work: Callable[[], Coroutine[Any, Any, BaseModel]]) -> bytes:
         began: list[bool] = []
@@ -88,7 +94,7 @@ class Call:
 
 
 async def _dumped(work: Coroutine[Any, Any, BaseModel]) -> bytes:
-    return (await work).model_dump_json().encode()
+    return await dumped(await work)
 
 
 def _json(body: bytes) -> Response:

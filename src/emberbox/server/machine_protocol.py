@@ -26,6 +26,7 @@ from emberbox.server.error_handlers import ClientDisconnected, of_model, plain
 from emberbox.server.parse_execute import parse_execute
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
+from emberbox.server.streams import dumped
 from emberbox.server.tokens import Scope
 from emberbox.server.websocket import WebSocketConnection
 
@@ -38,6 +39,8 @@ class MachineProtocol:
         self._service = service
         self._principal = principal
         self._vm_id = vm_id
+        self._history_gate = asyncio.Lock()
+        """One page at a time is read for a client that may not take it."""
         self._handlers: dict[str, tuple[Scope | None, Callable[[dict[str, Any]], Awaitable[None]]]] = {
             "LlmExecuteCode": ("execute", self._execute),
             "LlmParseExecute": ("execute", self._parse),
@@ -81,7 +84,8 @@ class MachineProtocol:
             raise of_model(exc) from exc
 
     async def _send(self, kind: str, model: Model) -> None:
-        await self._line.send({"message_type": kind, "data": model.model_dump(mode="json")})
+        data = (await dumped(model)).decode()
+        await self._line.send_text(f'{{"message_type":"{kind}","data":{data}}}')
 
     async def _error(self, error: VmExecutionError, execution_id: str | None = None) -> None:
         told = messages.ErrorMessage(
@@ -226,12 +230,18 @@ class MachineProtocol:
         wanted = messages.QueryHistory.model_validate(data)
         self._principal.require_read()
         request = HistoryQueryRequest(
-            vm_id=self._vm_id, agent_id=wanted.agent_id, limit=wanted.limit, failures_only=wanted.failures_only
+            vm_id=self._vm_id,
+            agent_id=wanted.agent_id,
+            limit=wanted.limit,
+            failures_only=wanted.failures_only,
+            before=wanted.before,
         )
 
         async def work() -> None:
-            found = await self._service.engine.history.query(request)
-            await self._send("HistoryResponse", messages.HistoryResponse(history=found.history, total=found.total))
+            async with self._history_gate:
+                found = await self._service.history(request)
+                told = messages.HistoryResponse(history=found.history, total=found.total, next=found.next)
+                await self._send("HistoryResponse", told)
 
         self._beside(f"history-{secrets.token_hex(4)}", work)
 

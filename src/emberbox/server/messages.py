@@ -53,6 +53,7 @@ class QueryHistory(Model):
     agent_id: AgentId | None = None
     limit: int = Field(default=50, ge=1, le=10_000)
     failures_only: bool = False
+    before: str | None = Field(default=None, max_length=64)
 
 
 class CreateSnapshot(Model):
@@ -120,6 +121,7 @@ class ParseComplete(Model):
 class HistoryResponse(Model):
     history: list[CommandHistoryEntry]
     total: int
+    next: str | None = None
 
 
 class SnapshotMade(Model):

@@ -63,8 +63,12 @@ async def parse_execute(
     """
     config = _config(service.settings, body.vm_config)
     seconds = bounds.config_seconds(service.settings, body.vm_config)
-    if len(body.llm_response) > service.settings.max_input_bytes:
-        raise ValidationFailed("The answer is longer than max_input_bytes.", remediation="Give less at once.")
+    most = min(service.config.max_answer_length, service.settings.max_input_bytes)
+    if len(body.llm_response) > most:
+        raise ValidationFailed(
+            f"llm_response: {len(body.llm_response):,} characters are more than the {most:,} of an answer.",
+            remediation="Give less at once, or raise server.max_answer_length.",
+        )
     extractor = service.engine.extractor
     text = body.llm_response  # a long one takes a while: others are served meanwhile
     blocks, intent = await asyncio.to_thread(extractor.read, text, continues=True)

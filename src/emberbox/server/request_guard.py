@@ -21,6 +21,7 @@ from emberbox.models.base import name_from_json
 from emberbox.models.server import ServerConfig
 from emberbox.server.auth import Authenticator
 from emberbox.server.error_handlers import PROBLEM, error_answer, too_large
+from emberbox.server.memory import Held, IncomingBudget, UnreadAnswers, caller_of
 from emberbox.server.protocol import MAX_HEAD_BYTES
 
 REQUEST_ID = "X-Request-ID"
@@ -30,6 +31,8 @@ UNAUTHORIZED = 3000
 """Close code of one whose token does not count (IANA's registry of close codes)."""
 _PUBLIC = re.compile(r"/(health|ready|docs(/.*)?|openapi\.json)?")
 """What shows nothing of anybody."""
+_PIECE = 256 << 10
+"""Bytes of an answer that are sent at once."""
 _STREAMED = re.compile(r"/api/vms/[^/]+/files")
 """Bodies that go on to a machine in pieces, whose disk bounds them."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
@@ -50,11 +53,22 @@ class RequestGuard:
         authenticator: knows who may come in.
         config: limits, names and origins.
         observer: counts.
+        incoming: bounds what is received.
+        unread: bounds what waits for readers.
     """
 
     def __init__(
-        self, app: ASGIApp, authenticator: Authenticator, config: ServerConfig, observer: RequestObserver
+        self,
+        app: ASGIApp,
+        authenticator: Authenticator,
+        config: ServerConfig,
+        observer: RequestObserver,
+        incoming: IncomingBudget | None = None,
+        unread: UnreadAnswers | None = None,
     ) -> None:
+        self._incoming = incoming or IncomingBudget.of(config)
+        self._unread = unread or UnreadAnswers(config.max_unread_bytes)
+        self._slow_reader = config.slow_reader_seconds
         self._app = app
         self._authenticator = authenticator
         self._max_body = config.max_body_bytes
@@ -75,17 +89,21 @@ class RequestGuard:
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        seen = _Seen(send, request_id)
+        seen = _Seen(send, request_id, scope, self._unread, self._slow_reader)
         began = time.perf_counter()
+        held: Held | None = None
         try:
             try:
                 self._check(scope, headers)
-                body = _Body(receive, scope, self._limit(scope, headers), self._slow)
+                scope["state"]["held"] = held = self._incoming.hold(caller_of(scope))
+                body = _Body(receive, scope, self._limit(scope, headers, held), self._slow, held)
             except VmExecutionError as error:
                 await _refuse(scope, receive, seen, error)
             else:
                 await self._app(scope, body, seen)
         finally:
+            if held is not None:
+                held.release()
             self._ended(scope, seen, time.perf_counter() - began)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
@@ -128,8 +146,8 @@ class RequestGuard:
                 remediation="Add its origin to server.allowed_origins, if you trust it.",
             )
 
-    def _limit(self, scope: Scope, headers: Headers) -> int | None:
-        """How long the body may be; raises where it says itself that it is longer."""
+    def _limit(self, scope: Scope, headers: Headers, held: Held) -> int | None:
+        """How long the body may be; raises where it says itself that it is longer, or there is no room for it."""
         if scope["type"] != "http" or (scope["method"] == "PUT" and _STREAMED.fullmatch(scope["path"])):
             return None
         told = headers.get("content-length", "0")
@@ -137,6 +155,8 @@ class RequestGuard:
             raise ValidationFailed("Content-Length is no number.", remediation="Leave it to the HTTP library.")
         if int(told) > self._max_body:
             raise too_large(self._max_body)
+        if "principal" in scope["state"]:
+            held.resize(int(told))
         return self._max_body
 
     def _ended(self, scope: Scope, seen: _Seen, seconds: float) -> None:
@@ -156,11 +176,16 @@ class RequestGuard:
 
 
 class _Seen:
-    """Sends, and remembers the status; adds the request's id."""
+    """Sends, and remembers the status; adds the request's id. A long body goes in pieces, each when the client has
+    taken the one before, and counts as unread meanwhile."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, scope: Scope, answers: UnreadAnswers, seconds: float) -> None:
         self._send = send
         self._request_id = request_id
+        self._scope = scope
+        self._answers = answers
+        self._seconds = seconds
+        self._left = False
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
@@ -172,19 +197,46 @@ class _Seen:
             self.status = 101
         elif kind == "websocket.close" and self.status == 0:
             self.status = 403
-        await self._send(message)
+        if kind == "http.response.body" and len(message.get("body", b"")) > _PIECE and not self._left:
+            await self._long(message)
+        elif not self._left:
+            await self._send(message)
+
+    async def _long(self, message: Message) -> None:
+        """Send it until the client has it, takes nothing for too long, or others need the memory."""
+        body, more = message["body"], message.get("more_body", False)
+        time_limit = asyncio.timeout(None)
+        loop = asyncio.get_running_loop()
+        unread = self._answers.add(caller_of(self._scope), lambda: time_limit.reschedule(loop.time()))
+        try:
+            async with time_limit:
+                unread.grow(len(body))
+                for at in range(0, len(body), _PIECE):
+                    if not unread.cut:
+                        time_limit.reschedule(loop.time() + self._seconds)
+                    piece = body[at : at + _PIECE]
+                    goes_on = more or at + _PIECE < len(body)
+                    await self._send({"type": message["type"], "body": piece, "more_body": goes_on})
+                    unread.grow(-len(piece))
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            self._left = True  # the answer is not whole, so that the connection ends
+        finally:
+            unread.end()
 
 
 class _Body:
     """Receives, and counts the bytes of the body."""
 
-    def __init__(self, receive: Receive, scope: Scope, most: int | None, seconds: float) -> None:
+    def __init__(self, receive: Receive, scope: Scope, most: int | None, seconds: float, held: Held) -> None:
         self._receive = receive
         self._seconds = seconds
         self._ended = scope["type"] != "http"
         self._state = scope["state"]
         self._left = most
         self._most = most or 0
+        self._held = held
+        self._told = int(Headers(scope=scope).get("content-length", "0") or 0) if most is not None else 0
 
     async def __call__(self) -> MutableMapping[str, Any]:
         if self._ended:
@@ -200,9 +252,13 @@ class _Body:
         self._ended = message["type"] != "http.request" or not message.get("more_body", False)
         if self._left is not None and message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
-            if self._left < 0:
-                self._state[PROBLEM] = problem = too_large(self._most)  # a framework may make another error of it
-                raise problem
+            try:
+                if self._left < 0:
+                    raise too_large(self._most)
+                self._held.resize(max(self._told, self._most - self._left))
+            except VmExecutionError as problem:
+                self._state[PROBLEM] = problem  # a framework may make another error of it
+                raise
         return message
 
 

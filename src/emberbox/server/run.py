@@ -19,7 +19,7 @@ import uvicorn
 from emberbox.config import Settings
 from emberbox.errors import ConfigError
 from emberbox.server.app import create_app
-from emberbox.server.protocol import BoundedWebSocket, http_protocol
+from emberbox.server.protocol import http_protocol, websocket_protocol
 from emberbox.server.service import Service
 from emberbox.server.tokens import TokenStore, token_file
 
@@ -55,13 +55,13 @@ def run_server(settings: Settings, announce: Callable[[str, bool], None]) -> Non
     app = create_app(settings, ready, tokens)
     config = uvicorn.Config(
         app,
-        http=http_protocol(settings.server.slow_request_seconds),
+        http=http_protocol(settings.server.slow_request_seconds, settings.server.slow_reader_seconds),
         limit_concurrency=settings.server.max_connections,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        ws=BoundedWebSocket,
+        ws=websocket_protocol(settings.server.slow_reader_seconds, app.state.incoming),
         ws_max_size=_MAX_MESSAGE,
         ws_per_message_deflate=False,  # costs more than it saves here, and unpacks what was never sent
         lifespan="on",

@@ -31,7 +31,7 @@ from emberbox.errors import (
 from emberbox.hooks.approval import ApprovalDesk
 from emberbox.host.pressure import MemoryReader
 from emberbox.images.template import Template
-from emberbox.models import ApprovalRequest, Execution, SnapshotInfo
+from emberbox.models import ApprovalRequest, Execution, HistoryQueryRequest, HistoryQueryResponse, SnapshotInfo
 from emberbox.models.base import RESERVED
 from emberbox.models.server import ServerConfig
 from emberbox.models.service import VmInstance, VmStatus
@@ -44,6 +44,7 @@ from emberbox.server import templates
 from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.auth import Authenticator, ConcurrencyLimiter, Principal
 from emberbox.server.idempotency import IdempotencyStore
+from emberbox.server.memory import IncomingBudget, UnreadAnswers
 from emberbox.server.metrics import Metrics, gauge
 from emberbox.server.subscribers import OutputSubscribers
 from emberbox.server.tracing import span
@@ -51,6 +52,8 @@ from emberbox.server.tracing import span
 T = TypeVar("T")
 PROBE = RESERVED + "probe"
 """The agent of the machine that /ready asks; nobody sees it."""
+_PAGES = 4
+"""Of the history that are read at once."""
 NAME_KEY = RESERVED + "name"
 SESSION_KEY = RESERVED + "session"
 _STATUS: dict[SandboxState, VmStatus] = {
@@ -86,6 +89,8 @@ class Service:
         asking: tells who is attached of them.
         metrics: counts.
         authenticator: knows whether a caller still counts.
+        incoming: bounds what is received.
+        unread: bounds what waits for readers.
     """
 
     def __init__(
@@ -96,7 +101,11 @@ class Service:
         asking: ApprovalSubscribers,
         metrics: Metrics,
         authenticator: Authenticator,
+        incoming: IncomingBudget,
+        unread: UnreadAnswers,
     ) -> None:
+        self.incoming = incoming
+        self.unread = unread
         self.settings = settings
         self.config: ServerConfig = settings.server
         self.engine = engine
@@ -115,6 +124,7 @@ class Service:
         )
         self._running: set[Running] = set()
         self._waiting = 0
+        self._pages = asyncio.Semaphore(_PAGES)
         self._naming: set[tuple[str, str]] = set()
         self._keyed: dict[tuple[str, str], asyncio.Task[Any]] = {}
         self._background: set[asyncio.Task[Any]] = set()
@@ -122,6 +132,11 @@ class Service:
         metrics.watch(self._gauges)
 
     # --- whose is what --------------------------------------------------------------------------------------------
+
+    async def history(self, wanted: HistoryQueryRequest) -> HistoryQueryResponse:
+        """A page of the history; a few are read at once, since each may be as long as `max_page_bytes`."""
+        async with self._pages:
+            return await self.engine.history.query(wanted, self.config.max_page_bytes)
 
     async def session(self, principal: Principal, vm_id: str) -> SandboxInstance:
         """A machine of the caller's; one that was suspended is woken.
@@ -424,6 +439,8 @@ class Service:
         yield gauge("emberbox_approvals_waiting", "Questions that wait for a person.", [({}, len(self.desk.pending()))])
         yield gauge("emberbox_streams", "Open streams and sockets.", [({}, self.streams.total)])
         yield gauge("emberbox_sandboxes_max", "Sandboxes that there may be.", [({}, self.settings.max_sandboxes)])
+        yield gauge("emberbox_incoming_bytes", "Of long requests that are under way.", [({}, self.incoming.total)])
+        yield gauge("emberbox_unread_bytes", "Of long answers that are not read yet.", [({}, self.unread.total)])
         by_state: dict[str, int] = {state.value: 0 for state in SandboxState}
         for session in sessions:
             by_state[session.state.value] += 1

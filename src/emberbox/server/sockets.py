@@ -18,6 +18,7 @@ from emberbox.server import messages
 from emberbox.server.auth import Principal
 from emberbox.server.error_handlers import ClientDisconnected, of_model, plain
 from emberbox.server.machine_protocol import MachineProtocol
+from emberbox.server.memory import caller_of
 from emberbox.server.request_guard import POLICY_VIOLATION, UNAUTHORIZED
 from emberbox.server.requests import request_of, status_of_run
 from emberbox.server.service import Service
@@ -32,7 +33,8 @@ async def serve(socket: WebSocket, talk: Callable[[WebSocketConnection, Service,
     service: Service = socket.app.state.service
     principal: Principal = socket.state.principal
     await socket.accept()
-    line = WebSocketConnection(socket, service.config.slow_reader_seconds)
+    seconds, caller = service.config.slow_reader_seconds, caller_of(socket.scope)
+    line = WebSocketConnection(socket, seconds, service.incoming, service.unread, caller)
     code, reason = GOING_AWAY, "the server ends the connection"
     try:
         with service.streams.one(principal.id, service.config.max_sockets), service.metrics.sockets.track_inprogress():

@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Self
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from emberbox.errors import RequestTooLarge, ValidationFailed
+from emberbox.errors import RequestTooLarge, ValidationFailed, VmExecutionError
 from emberbox.server import wire
 from emberbox.server.error_handlers import ClientDisconnected
+from emberbox.server.memory import IncomingBudget, UnreadAnswers
 
 _WAITING = 64
+_MOST_WAITING = 4 << 20
+"""Characters that may wait for the reader; then whoever has more waits."""
 _MAX_TASKS = 64
 """Executions and questions of one socket at once."""
 _LONGEST = 16 << 20
@@ -29,9 +33,20 @@ class WebSocketConnection:
     Args:
         socket: accepted.
         slow_seconds: how long the reader may take nothing.
+        incoming: bounds what its tasks work at.
+        unread: bounds what waits for its reader.
+        caller: who is counted for both.
     """
 
-    def __init__(self, socket: WebSocket, slow_seconds: float) -> None:
+    def __init__(
+        self, socket: WebSocket, slow_seconds: float, incoming: IncomingBudget, unread: UnreadAnswers, caller: str
+    ) -> None:
+        self._hold = partial(incoming.hold, caller)
+        self._unread = unread.add(caller, self.leave)
+        self._room = asyncio.Event()
+        self._room.set()
+        self._taken = 0
+        """Characters of the message that is being looked at."""
         self._socket = socket
         self._slow_seconds = slow_seconds
         self._out: asyncio.Queue[str] = asyncio.Queue(_WAITING)
@@ -53,6 +68,7 @@ class WebSocketConnection:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._unread.end()
 
     async def _write(self) -> None:
         """A reader who takes nothing for too long is left, and with it all that runs for it."""
@@ -61,6 +77,9 @@ class WebSocketConnection:
                 text = await self._out.get()
                 async with asyncio.timeout(self._slow_seconds):
                     await self._socket.send_text(text)
+                self._unread.grow(-len(text))
+                if self._unread.size <= _MOST_WAITING:
+                    self._room.set()
         except Exception as exc:
             if not isinstance(exc, TimeoutError | OSError | RuntimeError | WebSocketDisconnect):
                 log: structlog.stdlib.BoundLogger = structlog.get_logger("emberbox")
@@ -70,16 +89,25 @@ class WebSocketConnection:
     def leave(self) -> None:
         """The other end is gone, or as good as: stop waiting for it."""
         self.gone = True
+        self._room.set()
         if self._reader is not None:
             self._reader.cancel()
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send a message; waits while the reader is slow. Raises GoneError."""
+        await self.send_text(json.dumps(message, ensure_ascii=False, separators=(",", ":")))
+
+    async def send_text(self, text: str) -> None:
+        """The same of one that is JSON already."""
         if self.gone:
             raise ClientDisconnected("the socket is closed")
         try:
             async with asyncio.timeout(self._slow_seconds):
-                await self._out.put(json.dumps(message, ensure_ascii=False, separators=(",", ":")))
+                await self._room.wait()
+                self._unread.grow(len(text))
+                if self._unread.size > _MOST_WAITING:
+                    self._room.clear()
+                await self._out.put(text)
         except TimeoutError as exc:
             self.leave()
             raise ClientDisconnected("the reader takes nothing") from exc
@@ -103,7 +131,8 @@ class WebSocketConnection:
         message = self._reader.result()
         if message["type"] == "websocket.disconnect":
             raise ClientDisconnected("the client left")
-        return _parsed(message)
+        self._taken = len(message.get("text") or "")
+        return await _parsed(message)
 
     def tell(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Send something of the server's own beside, which is not counted."""
@@ -112,17 +141,24 @@ class WebSocketConnection:
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; it ends with the socket. Raises ValidationFailed where the name is taken, or too much
-        is under way."""
+        is under way; NoCapacity or TooManyRequests where there is no memory for it."""
         if name in self._tasks or len(self._tasks) - len(self._own) >= _MAX_TASKS:
             work.close()
             why = f"{name!r:.80} is under way" if name in self._tasks else f"{_MAX_TASKS} things are under way"
             raise ValidationFailed(f"{why} on this socket already.", remediation="Wait for its end, or cancel it.")
-        self._begin(name, work)
+        held = self._hold()
+        try:
+            held.resize(self._taken)
+        except VmExecutionError:
+            work.close()
+            raise
+        self._begin(name, work).add_done_callback(lambda _: held.release())
 
-    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks[name] = task
         task.add_done_callback(lambda done: self._ended(name, done))
+        return task
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(name, None)
@@ -143,10 +179,10 @@ class WebSocketConnection:
                     await self._socket.close(code, reason)
 
 
-def _parsed(message: Any) -> Any:
+async def _parsed(message: Any) -> Any:
     text = message.get("text")
     if text is None:
         raise ValidationFailed("A binary message.", remediation="Send JSON as text.")
     if len(text) > _LONGEST:
         raise RequestTooLarge(f"A message of more than {_LONGEST:,} characters.")
-    return wire.parse(text)
+    return await wire.parse_beside(text)

@@ -23,6 +23,7 @@ from emberbox.server.approvals import ApprovalSubscribers
 from emberbox.server.auth import Authenticator
 from emberbox.server.dependencies import Call
 from emberbox.server.examples import EXAMPLES, add_examples
+from emberbox.server.memory import IncomingBudget, UnreadAnswers
 from emberbox.server.metrics import Metrics, gauge, outcome_of
 from emberbox.server.service import Service, checked_metadata
 from emberbox.server.tokens import TokenStore
@@ -133,7 +134,8 @@ def service(settings: Settings) -> Service:
     asking = ApprovalSubscribers()
     desk = ApprovalDesk(on_request=asking.asked)
     door = Authenticator(TokenStore(settings.state_dir / "tokens.json"), settings.server)
-    return Service(settings, Engine(settings, approver=desk), desk, asking, Metrics(), door)
+    incoming, unread = IncomingBudget.of(settings.server), UnreadAnswers(settings.server.max_unread_bytes)
+    return Service(settings, Engine(settings, approver=desk), desk, asking, Metrics(), door, incoming, unread)
 
 
 class _Machine:

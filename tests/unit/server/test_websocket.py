@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketState
 
 from emberbox.errors import RequestTooLarge, ValidationFailed
 from emberbox.server.error_handlers import ClientDisconnected
+from emberbox.server.memory import IncomingBudget, UnreadAnswers
 from emberbox.server.websocket import WebSocketConnection
 
 
@@ -45,7 +46,8 @@ class Socket:
 
 
 def line_of(socket: Socket, seconds: float = 0.2) -> WebSocketConnection:
-    return WebSocketConnection(socket, seconds)  # type: ignore[arg-type]
+    incoming, unread = IncomingBudget(1 << 30, 1 << 30), UnreadAnswers(1 << 30)
+    return WebSocketConnection(socket, seconds, incoming, unread, "ada")  # type: ignore[arg-type]
 
 
 def says(text: str) -> dict[str, Any]:
@@ -162,5 +164,5 @@ async def test_to_close_what_the_client_has_left_is_harmless() -> None:
 
     socket = WebSocket({"type": "websocket", "headers": []}, receive, send)
     await socket.accept()
-    line = WebSocketConnection(socket, 1)
+    line = WebSocketConnection(socket, 1, IncomingBudget(1, 1), UnreadAnswers(1), "ada")
     await line.close(1000, "done")

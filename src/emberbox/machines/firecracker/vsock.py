@@ -53,8 +53,8 @@ async def connect(path: Path, seconds: float, first_try: float = FIRST_TRY_SECON
                 patience = min(patience * 2, LONGEST_TRY_SECONDS)
             await asyncio.sleep(_PAUSE_SECONDS)
             continue
-        read_fd = os.dup(stream.fileno())
-        return read_fd, stream.detach()
+        with stream:
+            return os.dup(stream.fileno()), stream.detach()
     raise VmConnectionError(f"The machine's agent could not be reached through {path.name}: {why}.")
 
 

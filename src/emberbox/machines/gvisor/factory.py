@@ -23,7 +23,8 @@ from emberbox.machines.gvisor.control import Control, ControlError
 from emberbox.machines.gvisor.dialect import dialect_of
 from emberbox.machines.gvisor.machine import STATE, GvisorMachine
 from emberbox.machines.gvisor.runsc import Runsc, digest_of, find_runsc
-from emberbox.machines.process_factory import SPACE, ProcessFactory
+from emberbox.machines.pipes import close_all, pipes
+from emberbox.machines.process_factory import ProcessFactory, remedy
 from emberbox.models import MachineLimits
 
 _FLAGS = (
@@ -198,7 +199,7 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
             if isinstance(exc, OSError):
                 raise VmNotAvailable(
                     f"Cannot prepare sandbox {machine.id} in {run_dir.path}: {exc.strerror}.",
-                    remediation=SPACE,
+                    remediation=remedy(exc),
                     retryable=True,
                 ) from exc
             raise
@@ -236,9 +237,7 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
     async def _command(self, machine: GvisorMachine, verb: str, *options: str) -> None:
         """A command of runsc that makes the sandbox; its standard streams become those of the agent."""
         argv = [*machine.runsc, verb, *options, f"--bundle={machine.directory}", machine.id]
-        guest_in, write_fd = os.pipe()
-        read_fd, guest_out = os.pipe()
-        stderr_fd, guest_err = os.pipe()
+        (guest_in, write_fd), (read_fd, guest_out), (stderr_fd, guest_err) = pipes(3)
         machine.attach(read_fd, write_fd, stderr_fd)
         try:
             command = await machine.spawner.spawn(
@@ -251,8 +250,7 @@ class GvisorFactory(ProcessFactory[GvisorMachine]):
                 join=machine.cgroup_join,
             )
         finally:
-            for fd in (guest_in, guest_out, guest_err):
-                os.close(fd)
+            close_all((guest_in, guest_out, guest_err))
         try:
             status = await asyncio.shield(command.ended)
         except asyncio.CancelledError:

@@ -16,7 +16,7 @@ from emberbox.images.store import Image
 from emberbox.machines.contract import Machine, Snapshot
 from emberbox.machines.digests import Verifier
 from emberbox.machines.microvm.machine import MicroVm
-from emberbox.machines.process_factory import SPACE, ProcessFactory
+from emberbox.machines.process_factory import ProcessFactory, remedy
 
 _M = TypeVar("_M", bound=MicroVm[Any])
 DOCTOR = "Run `emberbox doctor`; it starts a machine and explains what the host lacks."
@@ -103,7 +103,7 @@ class MicroVmFactory(ProcessFactory[_M]):
         if isinstance(exc, OSError):
             return VmNotAvailable(
                 f"Cannot prepare machine {machine.id} in {run_dir.path}: {exc.strerror or exc}.",
-                remediation=SPACE,
+                remediation=remedy(exc),
                 retryable=True,
             )
         return exc

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from emberbox.errors import ExecutionFailed, VmNotAvailable
 from emberbox.guest.changes import MOST_FILES
 from emberbox.guest.file_operations import EXACT
-from emberbox.guest.trees import CLOSED, DEEPEST_TREE, OWN
+from emberbox.guest.trees import CLOSED, DEEPEST_FILES, OWN
 from emberbox.sandbox.instance import SandboxInstance
 
 LONGEST_COMPARED = 8 << 20
 """Bytes of a file that is read to see whether it differs; a longer one with another mark is taken for changed."""
 _TREE_SECONDS = 60.0
-_DEEPEST = DEEPEST_TREE + 40
+_DEEPEST = DEEPEST_FILES + 40
 """Folders in a path: the guest's own bound, and those above the home and work directory."""
 _MOST_ROOTS = 1000
 

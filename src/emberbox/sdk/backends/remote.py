@@ -19,7 +19,6 @@ from emberbox.models import (
     EntryInfo,
     Execution,
     FileDiff,
-    HistoryQueryResponse,
     ProcessInfo,
     RollbackRequest,
     RollbackResponse,
@@ -313,10 +312,9 @@ class RemoteBackend:
     async def history(
         self, limit: int, *, failures_only: bool, since: datetime | None, until: datetime | None
     ) -> list[CommandHistoryEntry]:
-        answer = await self._server.get(
-            HistoryQueryResponse,
+        answer = await self._server.history(
             f"{self._path}/history",
-            limit=limit,
+            limit,
             failures_only=failures_only,
             start_date=None if since is None else since.astimezone().isoformat(),
             end_date=None if until is None else until.astimezone().isoformat(),

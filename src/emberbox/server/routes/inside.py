@@ -30,7 +30,7 @@ from emberbox.server.admission import AdmittingRoute, Executes
 from emberbox.server.dependencies import SSE, Call
 from emberbox.server.error_handlers import ClientDisconnected
 from emberbox.server.routes.sandboxes import decoded, used
-from emberbox.server.streams import Outbox, PatientStream, answer
+from emberbox.server.streams import Outbox, PatientStream, answer, long_answer
 
 router = APIRouter(prefix="/api/vms/{vm_id}", tags=["files and commands"], route_class=AdmittingRoute)
 PathInQuery = Annotated[
@@ -95,7 +95,7 @@ async def list_files(
 ) -> Response:
     """Its entries, so many levels deep."""
     session = await used(call, vm_id)
-    return answer(EntryList(entries=await session.files.list(path, depth=depth)))
+    return await long_answer(EntryList(entries=await session.files.list(path, depth=depth)))
 
 
 @router.post("/files/mkdir", response_model=MadeDir, summary="Make a directory")

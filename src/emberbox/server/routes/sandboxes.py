@@ -32,7 +32,7 @@ from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads
 from emberbox.server.dependencies import SSE, Call, Stream
-from emberbox.server.streams import Outbox, answer
+from emberbox.server.streams import Outbox, answer, long_answer
 
 _LOOK_SECONDS = 5.0
 """After so long without an event: is the machine still there?"""
@@ -174,7 +174,8 @@ async def diff(vm_id: str, body: DiffRequest, call: Executes) -> Response:
     """Between two points, or a point and now; text files with their lines."""
     session = await used(call, vm_id)
     async with call.service.undoing(call.principal, "diff"):
-        return answer(DiffResponse(files=await call.service.engine.checkpoints.diff(session, body.before, body.after)))
+        files = await call.service.engine.checkpoints.diff(session, body.before, body.after)
+        return await long_answer(DiffResponse(files=files))
 
 
 # --- life -------------------------------------------------------------------------------------------------------------

@@ -32,10 +32,13 @@ from emberbox.server import bounds
 from emberbox.server.admission import AdmittingRoute, Executes, Reads, ReadsAll, ReadsPast, query
 from emberbox.server.dependencies import Call
 from emberbox.server.service import NAME_KEY, checked_metadata
-from emberbox.server.streams import answer
+from emberbox.server.streams import answer, long_answer
 
 router = APIRouter(prefix="/api/vms", tags=["machines"], route_class=AdmittingRoute)
 When = Annotated[datetime | None, Query(description="ISO 8601; without a zone it is the server's time")]
+Before = Annotated[
+    str | None, Query(max_length=64, description="only older ones than this execution: `next` of the answer before")
+]
 
 
 @router.post("", response_model=VmInstance, status_code=201, summary="Make a machine")
@@ -94,21 +97,20 @@ async def history(
     agent_id: Annotated[str | None, Query()] = None,
     start_date: When = None,
     end_date: When = None,
+    before: Before = None,
 ) -> Response:
-    """Newest first, refusals included; also of a machine that has ended."""
-    return answer(
-        await query(
-            call,
-            HistoryQueryRequest(
-                vm_id=vm_id,
-                agent_id=agent_id,
-                limit=limit,
-                failures_only=failures_only,
-                start_date=start_date,
-                end_date=end_date,
-            ),
-        )
+    """Newest first, refusals included; also of a machine that has ended. Where there is too much for one answer, it
+    ends before the limit, and `next` says where to go on (`before`)."""
+    wanted = HistoryQueryRequest(
+        vm_id=vm_id,
+        agent_id=agent_id,
+        limit=limit,
+        failures_only=failures_only,
+        start_date=start_date,
+        end_date=end_date,
+        before=before,
     )
+    return await long_answer(await query(call, wanted))
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
@@ -200,8 +202,9 @@ async def history_of_all(
     vm_id: Annotated[str | None, Query()] = None,
     start_date: When = None,
     end_date: When = None,
+    before: Before = None,
 ) -> Response:
-    """Of all machines that the caller may see, newest first."""
+    """Of all machines that the caller may see, newest first; in pages as of one machine."""
     wanted = HistoryQueryRequest(
         vm_id=vm_id,
         agent_id=agent_id,
@@ -209,8 +212,9 @@ async def history_of_all(
         failures_only=failures_only,
         start_date=start_date,
         end_date=end_date,
+        before=before,
     )
-    return answer(await query(call, wanted))
+    return await long_answer(await query(call, wanted))
 
 
 @history_router.get("/verify", response_model=HistoryVerification, summary="Check the audit chain")
