@@ -28,8 +28,8 @@ from emberbox.machines.firecracker.api import Body
 from emberbox.machines.firecracker.jail_layout import kill_processes
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.options import EMULATED
-from emberbox.machines.firecracker.snapshot_files import FINGERPRINT
 from emberbox.machines.firecracker.snapshot_files import Fingerprint as FirecrackerMarks
+from emberbox.machines.microvm.fingerprint import FINGERPRINT
 from emberbox.machines.microvm.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.files import GuestFiles, HasChannel

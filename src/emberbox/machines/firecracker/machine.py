@@ -167,7 +167,7 @@ class FirecrackerMachine(MicroVm[VmChannel]):
         changes = self.place.directory / _CHANGES
         self.place.take(MEMORY, changes)  # renamed: to another file system it would be copied, and lose its holes
         snapshot_files.merge(None if base is None else base.memory, changes, building / MEMORY)
-        snapshot_files.write_fingerprint(building, self.fingerprint)
+        self.fingerprint.write(building)
         link = self.place.directory / _LAST
         with contextlib.suppress(OSError):  # another file system: the next one is whole as well
             link.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from emberbox.machines.qemu.checkpoint import migrate, save_devices
 from emberbox.machines.qemu.memory import Mapped, PagesFile
 from emberbox.machines.qemu.qmp import Qmp, QmpError
 from emberbox.machines.qemu.shared_memory import SharedMemory, save_memory
-from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint, write_fingerprint
+from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint
 from emberbox.machines.qemu.wake_handshake import greet
 
 _T = TypeVar("_T")
@@ -229,15 +229,15 @@ class QemuMachine(MicroVm[Channel]):
             Mapped.find(self._process.pid, self.memory).write_own_pages(building / PAGES)
         else:
             digest = save_memory(base.fd, building / BASE)
-            write_fingerprint(building, self.fingerprint.model_copy(update={"base": digest}))
+            self.fingerprint.model_copy(update={"base": digest}).write(building)
 
     def _finish(self, building: Path, base: SharedMemory) -> int:
         """What can be done while the machine runs; bytes that the snapshot takes on the disk."""
         if self.fingerprint.method == "stream":
-            write_fingerprint(building, self.fingerprint.model_copy(update={"base": ""}))
+            self.fingerprint.model_copy(update={"base": ""}).write(building)
         elif base.digest:
             digest = base.save(building / BASE)
-            write_fingerprint(building, self.fingerprint.model_copy(update={"base": digest}))
+            self.fingerprint.model_copy(update={"base": digest}).write(building)
         # a file that others have as well takes no room of its own
         return sum(info.st_blocks * 512 for path in building.iterdir() if (info := path.stat()).st_nlink == 1)
 
