@@ -259,21 +259,11 @@ class QemuMachine(MicroVm[Channel]):
         await self._qmp().interrupt()
         await self._qmp().call("cont")
 
-    async def survive_owner(self, seconds: float) -> None:
-        """Raises VmNotAvailable: it cannot."""
-        if seconds > 0 and self._process is not None and self._greetings is not None and self.serial is not None:
-            spare, other = socket.socketpair()  # stands for a log that has ended
-            other.close()
-            try:
-                log = self.serial.fileno() if self.serial.open else spare.fileno()
-                fds = [log, self.channel.fds[0], self._greetings.fileno(), self._qmp().fileno()]
-                await self.spawner.keep(self.id, [self._process.pid], fds, {"memory": self.memory}, seconds)
-            finally:
-                spare.close()
-            self._outlives = True
-        elif self._outlives:
-            await self.spawner.drop(self.id)
-            self._outlives = False
+    def _kept(self) -> tuple[list[int], dict[str, int]] | None:
+        if self._process is None or self._greetings is None or self.serial is None:
+            return None
+        fds = [self.serial.fileno(), self.channel.fds[0], self._greetings.fileno(), self._qmp().fileno()]
+        return fds, {"memory": self.memory}
 
     # --- the end --------------------------------------------------------------------------------------------------
 
