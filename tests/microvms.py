@@ -21,9 +21,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backends import BOOT_SECONDS, firecracker_kernel, firecracker_programs, need_kvm, need_root_disks, warmed
-from emberbox import Engine, MachineLimits, Settings, load_settings
-from emberbox.engine import ExecuteRequest
+from backends import BOOT_SECONDS, firecracker_kernel, firecracker_programs, need_kvm, need_root_disks
+from emberbox import Engine, Settings, load_settings
 from emberbox.host.cgroups import find_cgroup_root
 from emberbox.host.rundir import processes_of
 from emberbox.images.builder import ensure_image
@@ -32,12 +31,8 @@ from emberbox.images.template import load_template
 from emberbox.machines.contract import Snapshot
 from emberbox.machines.firecracker import FirecrackerFactory, FirecrackerOptions
 from emberbox.machines.firecracker.machine import FirecrackerMachine
-from emberbox.models import Execution
-from emberbox.sandbox.instance import SandboxInstance
-from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.snapshots.store import digests_of
-
-LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
+from small_machines import start
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +109,7 @@ def _own_cache() -> Iterator[Path]:
 async def _made(settings: Settings, options: FirecrackerOptions, folder: Path) -> World:
     image = await ensure_image(load_template("minimal", settings), settings)
     async with Engine(settings) as engine:
-        session = await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
+        session = await start(engine)
         snapshot, _ = await session.checkpoint(folder / "template")
     return World(settings, options, image, replace(snapshot, digests=digests_of(folder / "template")))
 
@@ -158,18 +153,6 @@ async def engine(world: World, clean: None) -> AsyncIterator[Engine]:
     """An engine that finds the template's snapshot."""
     async with Engine(world.settings) as engine:
         yield engine
-
-
-async def start(engine: Engine) -> SandboxInstance:
-    return await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
-
-
-async def run(
-    engine: Engine, session: SandboxInstance, code: str, language: str = "python", seconds: float = 60
-) -> Execution:
-    done = await engine.execute(ExecuteRequest(session, language, code, RunOptions(timeout=seconds)))
-    assert done.error is None, (done.error, done.stderr)
-    return done
 
 
 async def woken(factory: FirecrackerFactory, snapshot: Snapshot) -> FirecrackerMachine:

@@ -19,9 +19,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backends import BOOT_SECONDS, need_qemu, need_root_disks, qemu_kernel, snapshots_of, warmed
-from emberbox import Engine, MachineLimits, Settings, load_settings
-from emberbox.engine import ExecuteRequest
+from backends import BOOT_SECONDS, need_qemu, need_root_disks, qemu_kernel, snapshots_of
+from emberbox import Engine, Settings, load_settings
 from emberbox.host.cgroups import find_cgroup_root
 from emberbox.host.rundir import processes_of
 from emberbox.images.builder import ensure_image
@@ -30,12 +29,8 @@ from emberbox.images.template import load_template
 from emberbox.machines.contract import Snapshot
 from emberbox.machines.qemu import QemuFactory, QemuOptions
 from emberbox.machines.qemu.machine import QemuMachine
-from emberbox.models import Execution
-from emberbox.sandbox.instance import SandboxInstance
-from emberbox.sandbox.listeners import RunOptions
 from emberbox.sandbox.snapshots.store import digests_of
-
-LIMITS = MachineLimits(memory_mb=256, disk_mb=64, tmp_mb=32, vcpus=1)
+from small_machines import start
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +132,6 @@ async def engine(world: World, clean: None) -> AsyncIterator[Engine]:
     """An engine that finds the template's snapshot."""
     async with Engine(world.settings) as engine:
         yield engine
-
-
-async def start(engine: Engine) -> SandboxInstance:
-    return await engine.create_sandbox(warmed("minimal"), limits=LIMITS)
-
-
-async def run(engine: Engine, session: SandboxInstance, code: str, language: str = "python") -> Execution:
-    done = await engine.execute(ExecuteRequest(session, language, code, RunOptions(timeout=60)))
-    assert done.error is None, (done.error, done.stderr)
-    return done
 
 
 async def woken(factory: QemuFactory, snapshot: Snapshot) -> QemuMachine:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 
 from emberbox.errors import ValidationFailed
-from emberbox.models.base import RESERVED
 
 _LONGEST_VARIABLE = 128 * 1024 - 2
 """Bytes of `NAME=value`, less the sign and the NUL at its end: MAX_ARG_STRLEN of Linux (execve(2))."""
@@ -96,6 +95,8 @@ def check_environment(envs: Mapping[str, str] | None) -> None:
 
 def check_agent(agent_id: str) -> None:
     """Refuse an agent's name that is no text, or is reserved for Emberbox itself; raises ValidationFailed."""
+    from emberbox.models.base import RESERVED  # a client of a server checks texts, and is light
+
     check_texts(agent_id=agent_id)
     if agent_id.startswith(RESERVED):
         raise ValidationFailed(

@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,21 +51,33 @@ def test_json_is_one_document_with_ours_beside_the_alternatives(settings: Settin
     nothing_of_the_bench_is_left(settings)
 
 
+def drawn(*arguments: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, str(ROOT / "benchmarks/bench_plot.py"), *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_the_table_the_picture_and_the_file_are_of_one_run(settings: Settings, tmp_path: Path) -> None:
     picture, file = tmp_path / "bench.png", tmp_path / "bench.json"
-    done = process(
-        "bench", "--quick", "--only", "fork,memory", "--plot", str(picture), "--output", str(file), COLUMNS="100"
-    )
+    done = process("bench", "--quick", "--only", "fork,memory", "--output", str(file), COLUMNS="100")
     assert done.returncode == 0, done.stderr
     assert all(words in done.stdout for words in ("fork of a small session", "runsc restore", "≤ 80 ms", "aims met"))
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
     document = json.loads(file.read_text())
     assert [row["key"] for row in document["rows"]] == ["fork", "memory"]
+    assert drawn(file, picture).returncode == 0
     data = picture.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", data[16:24])
     assert (width, 300 < height < 3000) == (1500, True)
     nothing_of_the_bench_is_left(settings)
+
+
+def test_a_picture_of_no_document_is_refused(tmp_path: Path) -> None:
+    for file in (tmp_path / "nowhere.json", Path(__file__)):
+        refused = drawn(file, tmp_path / "bench.png")
+        assert refused.returncode == 1
+        assert "`emberbox bench --output FILE` makes one." in refused.stderr
+    assert drawn().stderr == "usage: python benchmarks/bench_plot.py FILE.json PICTURE.png\n"
 
 
 def test_ctrl_c_leaves_nothing(settings: Settings) -> None:
@@ -99,7 +112,6 @@ def test_no_back_end_is_exit_code_5() -> None:
     ("arguments", "message"),
     [
         (["--only", "nonsense"], "no row 'nonsense'"),
-        (["--plot", "/nowhere/bench.png"], "no folder for /nowhere/bench.png"),
         (["--output", "/nowhere/bench.json"], "no folder for /nowhere/bench.json"),
         (["--template", "nope"], "no template 'nope'"),
     ],

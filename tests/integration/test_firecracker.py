@@ -33,7 +33,8 @@ from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.microvm.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.listeners import Listeners, RunOptions
-from microvms import LIMITS, World, clean, engine, factory, run, start, woken, world
+from microvms import World, clean, engine, factory, woken, world
+from small_machines import LIMITS, run, start
 
 __all__ = ["clean", "engine", "factory", "world"]  # pytest finds fixtures by their names in the module
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -28,13 +28,14 @@ from emberbox.machines.firecracker.api import Body
 from emberbox.machines.firecracker.jail_layout import kill_processes
 from emberbox.machines.firecracker.machine import FirecrackerMachine
 from emberbox.machines.firecracker.options import EMULATED
-from emberbox.machines.firecracker.snapshot_files import FINGERPRINT
 from emberbox.machines.firecracker.snapshot_files import Fingerprint as FirecrackerMarks
+from emberbox.machines.microvm.fingerprint import FINGERPRINT
 from emberbox.machines.microvm.processor import emulated
 from emberbox.models import TerminationReason
 from emberbox.sandbox.files import GuestFiles, HasChannel
 from emberbox.sandbox.listeners import RunOptions
-from microvms import LIMITS, World, clean, engine, factory, run, start, woken, world
+from microvms import World, clean, engine, factory, woken, world
+from small_machines import LIMITS, run, start
 
 __all__ = ["clean", "engine", "factory", "world"]  # pytest finds fixtures by their names in the module
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,7 +12,8 @@ import pytest
 from backends import warmed
 from emberbox import Engine
 from emberbox.machines.qemu.machine import QemuMachine
-from qemus import LIMITS, World, clean, engine, factory, pid_of, run, start, world
+from qemus import World, clean, engine, factory, pid_of, world
+from small_machines import LIMITS, run, start
 
 __all__ = ["clean", "engine", "factory", "world"]  # pytest finds fixtures by their names in the module
 pytestmark = pytest.mark.asyncio(loop_scope="module")

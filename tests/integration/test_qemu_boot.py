@@ -10,7 +10,8 @@ import pytest
 from emberbox.errors import ExecutionTimeout, VmExecutionError, VmNotAvailable
 from emberbox.machines.qemu import QemuFactory
 from emberbox.machines.qemu.command import command as real
-from qemus import LIMITS, World, clean, factory, world
+from qemus import World, clean, factory, world
+from small_machines import LIMITS
 
 __all__ = ["clean", "factory", "world"]  # pytest finds fixtures by their names in the module
 _FACTORY = "emberbox.machines.qemu.factory"

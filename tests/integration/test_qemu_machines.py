@@ -17,13 +17,15 @@ import pytest
 from emberbox import Engine
 from emberbox.errors import ExecutionTimeout, SnapshotFailed, VmConnectionError, VmNotAvailable
 from emberbox.machines.contract import MachineState, Snapshot
+from emberbox.machines.microvm.fingerprint import FINGERPRINT
 from emberbox.machines.qemu import QemuFactory, permissions
 from emberbox.machines.qemu.machine import QemuMachine
 from emberbox.machines.qemu.permissions import refusal
 from emberbox.machines.qemu.shared_memory import SharedMemory
-from emberbox.machines.qemu.snapshot_files import BASE, FINGERPRINT, PAGES, STATE, Fingerprint
+from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint
 from emberbox.models import TerminationReason
-from qemus import LIMITS, World, clean, engine, factory, pid_of, run, start, woken, world
+from qemus import World, clean, engine, factory, pid_of, woken, world
+from small_machines import LIMITS, run, start
 
 __all__ = ["clean", "engine", "factory", "world"]  # pytest finds fixtures by their names in the module
 pytestmark = pytest.mark.asyncio(loop_scope="module")

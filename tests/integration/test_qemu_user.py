@@ -22,18 +22,10 @@ from emberbox.host.rundir import processes_of
 from emberbox.images.builder import ensure_image
 from emberbox.images.kernel import find_kernel
 from emberbox.images.template import load_template
+from other_user import become, share
 
 UID = 54322
 """Of nobody: without an entry in the passwd file."""
-_BECOME = (
-    "setpriv",
-    f"--reuid={UID}",
-    f"--regid={UID}",
-    "--clear-groups",
-    "--inh-caps=-all",
-    "--bounding-set=-all",
-    "env",  # by the first exec, setpriv still has its capabilities
-)
 _LOOK = """
 import json, os
 from pathlib import Path
@@ -77,23 +69,9 @@ class User:
 
     def runs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*_BECOME, self.python, *arguments],
+            [*become(UID), self.python, *arguments],
             env=self.environment, cwd="/", capture_output=True, text=True, timeout=220, check=False,
         )  # fmt: skip
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _share(source: Path, target: Path) -> None:
-    """A second tree of the same files, with folders that anyone may enter."""
-    shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
-    for folder in (target, *(path for path in target.rglob("*") if path.is_dir() and not path.is_symlink())):
-        folder.chmod(0o755)
 
 
 def _lay_out(folder: Path, image: Path, kernel: Path) -> dict[str, str]:
@@ -102,13 +80,13 @@ def _lay_out(folder: Path, image: Path, kernel: Path) -> dict[str, str]:
         (folder / name).mkdir(parents=True)
     for path in (folder, *(folder / name for name in ("home", "run", "state", "cache", "cache/images"))):
         os.chown(path, UID, UID)
-    _share(image, folder / "cache/images" / image.name)
+    share(image, folder / "cache/images" / image.name)
     shutil.copyfile(kernel, folder / "vmlinux")
     (folder / "vmlinux").chmod(0o444)
-    _share(Path(emberbox.__file__).parent, folder / "lib/emberbox")
+    share(Path(emberbox.__file__).parent, folder / "lib/emberbox")
     libraries = [path for path in map(Path, sys.path) if path.name == "site-packages"]
     for number, path in enumerate(libraries):
-        _share(path, folder / f"lib/{number}")
+        share(path, folder / f"lib/{number}")
     return {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(folder / "home"),

@@ -23,6 +23,7 @@ from emberbox.host.rundir import processes_of
 from emberbox.images.builder import ensure_image
 from emberbox.images.template import load_template
 from emberbox.machines.gvisor.runsc import find_runsc
+from other_user import become, link_or_copy, share
 
 UID = 54321
 """Of nobody: without an entry in the passwd file, so without a name, groups or subordinate ids."""
@@ -41,38 +42,13 @@ class User:
         return self.folder / "run"
 
     def runs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        argv = [*_BECOME, *self.python, *arguments]
+        argv = [*become(UID), *self.python, *arguments]
         return subprocess.run(
             argv, env=self.environment, cwd="/", capture_output=True, text=True, timeout=120, check=False
         )
 
     def emberbox(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.runs("-m", "emberbox.cli.entry", *arguments)
-
-
-_BECOME = (
-    "setpriv",
-    f"--reuid={UID}",
-    f"--regid={UID}",
-    "--clear-groups",
-    "--inh-caps=-all",
-    "--bounding-set=-all",
-    "env",
-)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _share(source: Path, target: Path) -> None:
-    """A second tree of the same files, with folders that anyone may enter."""
-    shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
-    for folder in (target, *(path for path in target.rglob("*") if path.is_dir() and not path.is_symlink())):
-        folder.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +66,12 @@ def somebody() -> Iterator[User]:
             (folder / name).mkdir(parents=True)
         for path in (folder, folder / "home", folder / "run", folder / "cache", *folder.glob("cache/*")):
             os.chown(path, UID, UID)
-        _share(image, folder / "cache/images" / image.name)
-        _link_or_copy(str(runsc.program.resolve()), str(folder / "cache/bin/runsc"))
-        _share(Path(emberbox.__file__).parent, folder / "lib/emberbox")
+        share(image, folder / "cache/images" / image.name)
+        link_or_copy(str(runsc.program.resolve()), str(folder / "cache/bin/runsc"))
+        share(Path(emberbox.__file__).parent, folder / "lib/emberbox")
         libraries = [path for path in map(Path, sys.path) if path.name == "site-packages"]
         for number, path in enumerate(libraries):
-            _share(path, folder / f"lib/{number}")
+            share(path, folder / f"lib/{number}")
         environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(folder / "home"),
@@ -114,7 +90,7 @@ def somebody() -> Iterator[User]:
         else:
             pytest.skip(f"no Python {version} here that another user may run")
         namespace = subprocess.run(
-            [*_BECOME, "unshare", "--user", "--map-root-user", "true"], capture_output=True, text=True, check=False
+            [*become(UID), "unshare", "--user", "--map-root-user", "true"], capture_output=True, text=True, check=False
         )
         if namespace.returncode != 0:
             pytest.skip(f"user namespaces are not for ordinary users here: {namespace.stderr.strip()}")

@@ -9,6 +9,8 @@ import sys
 import pytest
 
 HEAVY = ("sqlalchemy", "alembic", "fastapi", "tree_sitter", "markdown_it", "structlog", "uvicorn", "pydantic_settings")
+AT_THE_FIRST_CALL = ("pydantic", "httpx", "anyio", "rich", "click")
+"""What a client or a sandbox needs, and the import of its class does not."""
 _CLIENT_ONLY = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -33,9 +35,11 @@ def loaded(code: str) -> set[str]:
     [
         ("import emberbox", (*HEAVY, "pydantic", "httpx")),
         ("import emberbox.client",
-         (*HEAVY, "emberbox.engine", "emberbox.languages", "emberbox.machines.contract", "rich", "click")),
-        ("from emberbox import Sandbox, AsyncSandbox", (*HEAVY, "emberbox.engine", "httpx")),
-        ("import emberbox.sdk.backends.remote", (*HEAVY, "emberbox.engine", "emberbox.machines.contract")),
+         (*HEAVY, *AT_THE_FIRST_CALL, "emberbox.engine", "emberbox.languages", "emberbox.machines.contract")),
+        ("from emberbox import VmExecutionClient, VmExecutionClientSync", (*HEAVY, *AT_THE_FIRST_CALL)),
+        ("from emberbox import Sandbox, AsyncSandbox", (*HEAVY, *AT_THE_FIRST_CALL, "asyncio", "emberbox.engine")),
+        ("import emberbox.sdk.backends.remote",
+         (*HEAVY, "emberbox.engine", "emberbox.machines.contract", "rich", "click")),
         (
             "import emberbox.cli.execute",
             ("sqlalchemy", "fastapi", "httpx", "emberbox.machines.firecracker", "emberbox.machines.qemu",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -74,6 +76,22 @@ def test_modules_of_the_contract_have_their_names(module: str, names: set[str]) 
     assert set(home.__all__) == names
     for name in names:
         assert getattr(home, name) is getattr(emberbox, name, getattr(home, name))
+
+
+def test_names_of_models_are_there_before_they_are_loaded() -> None:
+    statement = "from emberbox import models; assert {'Execution', 'service'} < set(dir(models))"
+    assert "emberbox.models.execution" in loaded_by(statement)
+    assert "emberbox.models.execution" not in loaded_by("import emberbox.models")
+    with pytest.raises(AttributeError, match=r"module 'emberbox\.models' has no attribute 'Exekution'"):
+        models.Exekution  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [emberbox.AsyncSandbox, emberbox.Sandbox])
+def test_what_methods_take_and_return_can_be_looked_up(kind: type) -> None:
+    """As programs do that make a model's tools of them."""
+    for _, method in inspect.getmembers(kind, inspect.isfunction):
+        get_type_hints(method)
+    assert get_type_hints(kind.run_code)["return"] is models.Execution  # type: ignore[attr-defined]
 
 
 def loaded_by(statement: str) -> set[str]:

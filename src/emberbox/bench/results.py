@@ -1,4 +1,4 @@
-"""What a run of the benchmark found: rows, figures, aims. Pure; `report` and `plot` show it."""
+"""What a run of the benchmark found: rows, figures, aims. Pure; `report` shows it."""
 
 from __future__ import annotations
 

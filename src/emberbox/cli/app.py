@@ -246,7 +246,6 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file as well.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture into this file (PNG).")] = None,
     template: Template = None,
 ) -> None:
     """Measure how fast it is here, beside plain Python, bubblewrap, runsc and Jupyter."""
@@ -259,7 +258,6 @@ def bench(
             quick=quick,
             only=tuple(only or ()),
             output=output,
-            plot=plot,
             template=template,
         )
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ class BenchOptions:
     quick: bool = False
     only: Sequence[str] = ()
     output: Path | None = None
-    plot: Path | None = None
     template: str | None = None
     backend: str | None = None
 
@@ -39,7 +37,7 @@ def run_bench(options: BenchOptions) -> None:
 
 async def _bench(options: BenchOptions) -> int:
     wanted = select(options.only)
-    _check_files(options)
+    _check_file(options.output)
     settings = load_settings() if options.backend is None else load_settings(backend=options.backend)
     console = Console(stderr=True)
     async with Engine(settings) as engine:
@@ -54,23 +52,16 @@ async def _bench(options: BenchOptions) -> int:
     return int(Exit.SUCCESS)
 
 
-def _check_files(options: BenchOptions) -> None:
+def _check_file(path: Path | None) -> None:
     """Better before the measurement than after it."""
-    for path in (options.output, options.plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"There is no folder for {path}.", remediation="Make it, or name another file.")
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib.", remediation='Install it: pip install "emberbox[bench]"')
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"There is no folder for {path}.", remediation="Make it, or name another file.")
 
 
 def _write(report: Report, options: BenchOptions) -> None:
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
     if options.output is not None:
         options.output.write_text(text + "\n", encoding="utf-8")
-    if options.plot is not None:
-        from emberbox.bench.plot import draw
-
-        draw(report, options.plot)
     if options.as_json:
         print(text)
         return

@@ -30,7 +30,8 @@ from emberbox.models.service import (
     VmInstance,
     VmList,
 )
-from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, made
+from emberbox.sdk.deadlines import EXECUTION_SECONDS
+from emberbox.sdk.transport import HttpServer, made
 
 _COLOURS = {"ready": "green", "running": "cyan", "paused": "yellow", "stopped": "dim", "failed": "red"}
 

@@ -8,16 +8,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from emberbox import models
 from emberbox.clients.vm_execution import VmExecutionClient
-from emberbox.models import (
-    HistoryQueryResponse,
-    ParseExecuteResponse,
-    RollbackResponse,
-    VmExecuteRequest,
-    VmExecuteResponse,
-    VmExecutionConfig,
-)
-from emberbox.models.service import Health, VmInstance, VmPoolResponse
 from emberbox.sandbox.listeners import OnResult, OnText
 from emberbox.sdk.portal import CallbackRelay, PortalThread, Twin
 
@@ -40,7 +32,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
 
     def __init__(
         self,
-        config: VmExecutionConfig | None = None,
+        config: models.VmExecutionConfig | None = None,
         *,
         auth_token: str | None = None,
         hook_manager: HookManager | None = None,
@@ -68,13 +60,13 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
 
     def execute_code(
         self,
-        request: VmExecuteRequest,
+        request: models.VmExecuteRequest,
         *,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run code in the machine that the request names, or in the agent's own. Code that fails does not raise.
 
         Args:
@@ -116,7 +108,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run Python; the rest as of `execute_code`."""
         relay = CallbackRelay()
         return self._portal.call(
@@ -142,7 +134,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run JavaScript; the rest as of `execute_code`."""
         relay = CallbackRelay()
         return self._portal.call(
@@ -168,7 +160,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run Bash; the rest as of `execute_code`."""
         relay = CallbackRelay()
         return self._portal.call(
@@ -194,7 +186,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run Rust; the rest as of `execute_code`."""
         relay = CallbackRelay()
         return self._portal.call(
@@ -218,7 +210,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
         auto_execute: bool = True,
         auto_execute_threshold: float = 0.7,
         idempotency_key: str | None = None,
-    ) -> ParseExecuteResponse:
+    ) -> models.ParseExecuteResponse:
         """Find the code in a model's answer and run what is meant to run, in the agent's own machine."""
         return self._portal.call(
             lambda: self._original.parse_and_execute(
@@ -230,15 +222,17 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
             )
         )
 
-    def get_vm_pool(self, agent_id: str) -> VmPoolResponse:
+    def get_vm_pool(self, agent_id: str) -> models.service.VmPoolResponse:
         """The machines of an agent."""
         return self._portal.call(lambda: self._original.get_vm_pool(agent_id))
 
-    def provision_vm(self, agent_id: str, vm_type: str | None = None, *, name: str | None = None) -> VmInstance:
+    def provision_vm(
+        self, agent_id: str, vm_type: str | None = None, *, name: str | None = None
+    ) -> models.service.VmInstance:
         """A machine of the agent's own; it is ready when the answer comes. `vm_type`: of the config, unless given."""
         return self._portal.call(lambda: self._original.provision_vm(agent_id, vm_type, name=name))
 
-    def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> VmInstance:
+    def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> models.service.VmInstance:
         """Wait until a machine can be used.
 
         Args:
@@ -256,7 +250,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
         """End a machine, with everything in it. Harmless when it has ended."""
         self._portal.call(lambda: self._original.kill_vm(vm_id))
 
-    def health_check(self) -> Health:
+    def health_check(self) -> models.service.Health:
         """Whether the server lives; raises VmConnectionError where it cannot be reached."""
         return self._portal.call(lambda: self._original.health_check())
 
@@ -269,7 +263,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
         agent_id: str | None = None,
         start_date: datetime | None = None,
         end_date: datetime | None = None,
-    ) -> HistoryQueryResponse:
+    ) -> models.HistoryQueryResponse:
         """What was executed in a machine, newest first; also when it has ended."""
         return self._portal.call(
             lambda: self._original.query_history(
@@ -282,7 +276,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
             )
         )
 
-    def query_failures(self, vm_id: str, *, limit: int = 50) -> HistoryQueryResponse:
+    def query_failures(self, vm_id: str, *, limit: int = 50) -> models.HistoryQueryResponse:
         """Only what failed or was refused."""
         return self._portal.call(lambda: self._original.query_failures(vm_id, limit=limit))
 
@@ -296,7 +290,7 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
 
     def rollback_to_snapshot(
         self, vm_id: str, snapshot_id: str, *, create_pre_rollback_snapshot: bool = False
-    ) -> RollbackResponse:
+    ) -> models.RollbackResponse:
         """Take a machine back: files, memory and processes.
 
         Raises:
@@ -309,6 +303,6 @@ class VmExecutionClientSync(Twin[VmExecutionClient]):
             )
         )
 
-    def rollback_to_last_success(self, vm_id: str) -> RollbackResponse:
+    def rollback_to_last_success(self, vm_id: str) -> models.RollbackResponse:
         """The same, to the newest state that there is a snapshot of after a success; raises SnapshotNotFound."""
         return self._portal.call(lambda: self._original.rollback_to_last_success(vm_id))

@@ -161,8 +161,6 @@ class _Http:
     """By a server."""
 
     def __init__(self, base_url: str, token: str | None) -> None:
-        self._base_url = base_url
-        self._token = token
         self._client = VmExecutionClient(VmExecutionConfig(api_base_url=base_url), auth_token=token)
 
     async def snapshot(self, vm_id: str, agent_id: str, name: str) -> str:

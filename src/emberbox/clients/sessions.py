@@ -21,7 +21,8 @@ from emberbox.models.service import (
     SessionSnapshotRequest,
     SnapshotCreated,
 )
-from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, made
+from emberbox.sdk.deadlines import EXECUTION_SECONDS
+from emberbox.sdk.transport import HttpServer, made
 
 _FILE = "sessions.json"
 

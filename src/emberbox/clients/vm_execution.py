@@ -12,30 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
+from emberbox import models, sdk
 from emberbox.errors import ExecutionTimeout, SessionNotFound, ValidationFailed, VmNotAvailable
-from emberbox.models import (
-    HistoryQueryResponse,
-    ParseExecuteRequest,
-    ParseExecuteResponse,
-    RollbackRequest,
-    RollbackResponse,
-    VmExecuteRequest,
-    VmExecuteResponse,
-    VmExecutionConfig,
-)
-from emberbox.models.service import (
-    CancelRequest,
-    CancelResponse,
-    Health,
-    SnapshotCreated,
-    SnapshotCreateRequest,
-    SnapshotList,
-    VmCreateRequest,
-    VmInstance,
-    VmPoolResponse,
-)
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText
-from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, followed, made
+from emberbox.sdk.deadlines import EXECUTION_SECONDS
 
 if TYPE_CHECKING:
     from emberbox.clients.guarded import Guarded
@@ -46,7 +26,7 @@ _LAST_SUCCESS = "last-success"
 _READY = frozenset({"ready", "running"})
 
 
-def _guarded(hooks: HookManager, config: VmExecutionConfig) -> Guarded:
+def _guarded(hooks: HookManager, config: models.VmExecutionConfig) -> Guarded:
     """Imported for clients that have hooks: hooks need the engine's policy."""
     from emberbox.clients.guarded import Guarded
 
@@ -66,17 +46,17 @@ class VmExecutionClient:
             policy of `config` is checked. The server's own hooks and policy are in force in any case.
     """
 
-    config: VmExecutionConfig
+    config: models.VmExecutionConfig
 
     def __init__(
         self,
-        config: VmExecutionConfig | None = None,
+        config: models.VmExecutionConfig | None = None,
         *,
         auth_token: str | None = None,
         hook_manager: HookManager | None = None,
     ) -> None:
-        self.config = config or VmExecutionConfig()
-        self._server = HttpServer(self.config.api_base_url, auth_token)
+        self.config = config or models.VmExecutionConfig()
+        self._server = sdk.transport.HttpServer(self.config.api_base_url, auth_token)
         self._guarded = None if hook_manager is None else _guarded(hook_manager, self.config)
 
     async def __aenter__(self) -> Self:
@@ -95,13 +75,13 @@ class VmExecutionClient:
 
     async def execute_code(
         self,
-        request: VmExecuteRequest,
+        request: models.VmExecuteRequest,
         *,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run code in the machine that the request names, or in the agent's own. Code that fails does not raise.
 
         Args:
@@ -127,16 +107,22 @@ class VmExecutionClient:
             request, listeners, lambda checked, heard: self._execute(checked, heard, idempotency_key)
         )
 
-    async def _execute(self, request: VmExecuteRequest, listeners: Listeners, key: str | None) -> VmExecuteResponse:
+    async def _execute(
+        self, request: models.VmExecuteRequest, listeners: Listeners, key: str | None
+    ) -> models.VmExecuteResponse:
         path = "/api/llm/execute"
         seconds = EXECUTION_SECONDS + (request.timeout_seconds or 0)
         if listeners == Listeners():
             answer = self._server.post(
-                VmExecuteResponse, path, request, seconds=seconds, headers={"Idempotency-Key": key} if key else None
+                models.VmExecuteResponse,
+                path,
+                request,
+                seconds=seconds,
+                headers={"Idempotency-Key": key} if key else None,
             )
             return await self._cancelling(answer, key)
         async with self._server.events(f"{path}?stream=true", request) as events:
-            return await followed(VmExecuteResponse, events, listeners)
+            return await sdk.transport.followed(models.VmExecuteResponse, events, listeners)
 
     async def _cancelling(self, answer: Coroutine[Any, Any, T], key: str | None) -> T:
         """A call that is cancelled cancels its execution. Without a key the server sees that we left; with one it goes
@@ -151,8 +137,8 @@ class VmExecutionClient:
 
     async def cancel(self, *, execution_id: str | None = None, idempotency_key: str | None = None) -> bool:
         """Stop an execution; False where it does not run (any more)."""
-        wanted = CancelRequest(execution_id=execution_id, idempotency_key=idempotency_key)
-        return (await self._server.post(CancelResponse, "/api/v2/executions/cancel", wanted)).cancelled
+        wanted = models.service.CancelRequest(execution_id=execution_id, idempotency_key=idempotency_key)
+        return (await self._server.post(models.service.CancelResponse, "/api/v2/executions/cancel", wanted)).cancelled
 
     async def execute_python(
         self,
@@ -164,9 +150,9 @@ class VmExecutionClient:
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run Python; the rest as of `execute_code`."""
-        request = VmExecuteRequest(agent_id=agent_id, language="python", code=code, vm_id=vm_id)
+        request = models.VmExecuteRequest(agent_id=agent_id, language="python", code=code, vm_id=vm_id)
         return await self.execute_code(
             request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
         )
@@ -181,9 +167,9 @@ class VmExecutionClient:
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run JavaScript; the rest as of `execute_code`."""
-        request = VmExecuteRequest(agent_id=agent_id, language="javascript", code=code, vm_id=vm_id)
+        request = models.VmExecuteRequest(agent_id=agent_id, language="javascript", code=code, vm_id=vm_id)
         return await self.execute_code(
             request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
         )
@@ -198,9 +184,9 @@ class VmExecutionClient:
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run Bash; the rest as of `execute_code`."""
-        request = VmExecuteRequest(agent_id=agent_id, language="bash", code=code, vm_id=vm_id)
+        request = models.VmExecuteRequest(agent_id=agent_id, language="bash", code=code, vm_id=vm_id)
         return await self.execute_code(
             request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
         )
@@ -215,9 +201,9 @@ class VmExecutionClient:
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
         idempotency_key: str | None = None,
-    ) -> VmExecuteResponse:
+    ) -> models.VmExecuteResponse:
         """Run Rust; the rest as of `execute_code`."""
-        request = VmExecuteRequest(agent_id=agent_id, language="rust", code=code, vm_id=vm_id)
+        request = models.VmExecuteRequest(agent_id=agent_id, language="rust", code=code, vm_id=vm_id)
         return await self.execute_code(
             request, on_stdout=on_stdout, on_stderr=on_stderr, on_result=on_result, idempotency_key=idempotency_key
         )
@@ -230,9 +216,9 @@ class VmExecutionClient:
         auto_execute: bool = True,
         auto_execute_threshold: float = 0.7,
         idempotency_key: str | None = None,
-    ) -> ParseExecuteResponse:
+    ) -> models.ParseExecuteResponse:
         """Find the code in a model's answer and run what is meant to run, in the agent's own machine."""
-        request = ParseExecuteRequest(
+        request = models.ParseExecuteRequest(
             agent_id=agent_id,
             llm_response=llm_response,
             auto_execute=auto_execute,
@@ -240,22 +226,29 @@ class VmExecutionClient:
         )
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         answer = self._server.post(
-            ParseExecuteResponse, "/api/llm/parse-execute", request, seconds=EXECUTION_SECONDS, headers=headers
+            models.ParseExecuteResponse, "/api/llm/parse-execute", request, seconds=EXECUTION_SECONDS, headers=headers
         )
         return await self._cancelling(answer, idempotency_key)
 
     # --- machines -------------------------------------------------------------------------------------------------
 
-    async def get_vm_pool(self, agent_id: str) -> VmPoolResponse:
+    async def get_vm_pool(self, agent_id: str) -> models.service.VmPoolResponse:
         """The machines of an agent."""
-        return await self._server.get(VmPoolResponse, f"/api/llm/vm-pool/{_part(agent_id)}")
+        return await self._server.get(models.service.VmPoolResponse, f"/api/llm/vm-pool/{_part(agent_id)}")
 
-    async def provision_vm(self, agent_id: str, vm_type: str | None = None, *, name: str | None = None) -> VmInstance:
+    async def provision_vm(
+        self, agent_id: str, vm_type: str | None = None, *, name: str | None = None
+    ) -> models.service.VmInstance:
         """A machine of the agent's own; it is ready when the answer comes. `vm_type`: of the config, unless given."""
-        request = made(VmCreateRequest, agent_id=agent_id, vm_type=vm_type or self.config.default_vm_type, vm_name=name)
-        return await self._server.post(VmInstance, "/api/vms", request, seconds=EXECUTION_SECONDS)
+        request = sdk.transport.made(
+            models.service.VmCreateRequest,
+            agent_id=agent_id,
+            vm_type=vm_type or self.config.default_vm_type,
+            vm_name=name,
+        )
+        return await self._server.post(models.service.VmInstance, "/api/vms", request, seconds=EXECUTION_SECONDS)
 
-    async def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> VmInstance:
+    async def wait_for_vm_ready(self, vm_id: str, timeout: float = 60.0) -> models.service.VmInstance:
         """Wait until a machine can be used.
 
         Args:
@@ -269,7 +262,7 @@ class VmExecutionClient:
         """
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
-            vm = await self._server.get(VmInstance, f"/api/vms/{_part(vm_id)}")
+            vm = await self._server.get(models.service.VmInstance, f"/api/vms/{_part(vm_id)}")
             if vm.status in _READY:
                 return vm
             if vm.status in {"stopped", "failed"}:
@@ -287,9 +280,9 @@ class VmExecutionClient:
         except SessionNotFound:
             return
 
-    async def health_check(self) -> Health:
+    async def health_check(self) -> models.service.Health:
         """Whether the server lives; raises VmConnectionError where it cannot be reached."""
-        return await self._server.get(Health, "/health")
+        return await self._server.get(models.service.Health, "/health")
 
     # --- history, undo --------------------------------------------------------------------------------------------
 
@@ -302,7 +295,7 @@ class VmExecutionClient:
         agent_id: str | None = None,
         start_date: datetime | None = None,
         end_date: datetime | None = None,
-    ) -> HistoryQueryResponse:
+    ) -> models.HistoryQueryResponse:
         """What was executed in a machine, newest first; also when it has ended."""
         return await self._server.history(
             f"/api/vms/{_part(vm_id)}/history",
@@ -313,35 +306,37 @@ class VmExecutionClient:
             end_date=None if end_date is None else end_date.astimezone().isoformat(),
         )
 
-    async def query_failures(self, vm_id: str, *, limit: int = 50) -> HistoryQueryResponse:
+    async def query_failures(self, vm_id: str, *, limit: int = 50) -> models.HistoryQueryResponse:
         """Only what failed or was refused."""
         return await self.query_history(vm_id, limit=limit, failures_only=True)
 
     async def create_snapshot(self, vm_id: str, name: str | None = None) -> str:
         """Keep a machine as it is now: files, memory and processes; the snapshot's id."""
-        request = SnapshotCreateRequest(name=name)
+        request = models.service.SnapshotCreateRequest(name=name)
         path = f"/api/vms/{_part(vm_id)}/snapshots"
-        return (await self._server.post(SnapshotCreated, path, request, seconds=EXECUTION_SECONDS)).snapshot_id
+        return (
+            await self._server.post(models.service.SnapshotCreated, path, request, seconds=EXECUTION_SECONDS)
+        ).snapshot_id
 
     async def get_last_successful_snapshot(self, vm_id: str) -> str | None:
         """The id of the newest snapshot of a state after a success; None if there is none."""
-        found = await self._server.get(SnapshotList, f"/api/vms/{_part(vm_id)}/snapshots")
+        found = await self._server.get(models.service.SnapshotList, f"/api/vms/{_part(vm_id)}/snapshots")
         return next((one.snapshot_id for one in reversed(found.snapshots) if one.good), None)
 
     async def rollback_to_snapshot(
         self, vm_id: str, snapshot_id: str, *, create_pre_rollback_snapshot: bool = False
-    ) -> RollbackResponse:
+    ) -> models.RollbackResponse:
         """Take a machine back: files, memory and processes.
 
         Raises:
             SnapshotNotFound: there is no such snapshot.
             RollbackFailed: it did not come about; the machine is as it was.
         """
-        request = RollbackRequest(target=snapshot_id, create_pre_rollback_snapshot=create_pre_rollback_snapshot)
+        request = models.RollbackRequest(target=snapshot_id, create_pre_rollback_snapshot=create_pre_rollback_snapshot)
         path = f"/api/vms/{_part(vm_id)}/rollback"
-        return await self._server.post(RollbackResponse, path, request, seconds=EXECUTION_SECONDS)
+        return await self._server.post(models.RollbackResponse, path, request, seconds=EXECUTION_SECONDS)
 
-    async def rollback_to_last_success(self, vm_id: str) -> RollbackResponse:
+    async def rollback_to_last_success(self, vm_id: str) -> models.RollbackResponse:
         """The same, to the newest state that there is a snapshot of after a success; raises SnapshotNotFound."""
         return await self.rollback_to_snapshot(vm_id, _LAST_SUCCESS)
 

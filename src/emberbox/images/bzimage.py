@@ -146,7 +146,7 @@ def _zstd(data: bytes, most: int) -> bytes:
 
 def _lz4(data: bytes, most: int) -> bytes:
     """The legacy frame format: blocks of up to 8 MiB, each after its compressed size
-    (lz4_Frame_format.md of lz4)."""
+    (lz4_Frame_format.md of lz4). The kernel of Debian 12 (linux-image-cloud-amd64 6.1) is compressed so."""
     out = bytearray()
     position = 4
     while position + 4 < len(data):

@@ -163,6 +163,8 @@ def _content(path: Path) -> bytes:
 def modinfo(module: bytes) -> dict[str, list[str]]:
     """What a module says of itself: the section .modinfo, strings `name=value` (elf(5); include/linux/module.h).
 
+    A package of Debian's has no modules.dep, which would say it: depmod writes that where a package is installed.
+
     Raises:
         ImageError: it is no module.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,10 @@ class ProcessMachine:
 
     def _remove_files(self) -> None:
         """Remove what it has on the host besides its cgroup."""
+        raise NotImplementedError
+
+    def _kept(self) -> tuple[list[int], dict[str, int]] | None:
+        """What the next owner needs: descriptors (-1: of a stream that has ended) and numbers; None before it runs."""
         raise NotImplementedError
 
     def _explain(self, why: str) -> Death:
@@ -164,6 +169,21 @@ class ProcessMachine:
         """The machine ended by itself: find out why, then clean up."""
         if self._kill_task is None and self._state is not MachineState.DEAD:
             await self.kill(self._explain(why))
+
+    async def survive_owner(self, seconds: float) -> None:
+        """Raises VmNotAvailable: it cannot."""
+        kept = self._kept() if seconds > 0 else None
+        if kept is not None:
+            ended, other = socket.socketpair()  # stands for a stream that has ended; /dev/null cannot be polled
+            other.close()
+            with ended:
+                fds = [ended.fileno() if fd < 0 else fd for fd in kept[0]]
+                pids = [process.pid for process in self._running_processes()]
+                await self.spawner.keep(self.id, pids, fds, kept[1], seconds)
+            self._outlives = True
+        elif self._outlives:
+            await self.spawner.drop(self.id)
+            self._outlives = False
 
     async def _kill(self) -> Death:
         death = self._death or Death(TerminationReason.KILLED, "the sandbox was killed")

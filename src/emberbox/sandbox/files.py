@@ -164,16 +164,6 @@ class GuestFiles:
         header, _ = await self._call("stat", path=check_path(path))
         return _entry(header.get("entry"))
 
-    async def exists(self, path: str) -> bool:
-        """Whether something has this name."""
-        try:
-            await self.get_info(path)
-        except GuestFileError as exc:
-            if exc.details.get("errno") in ("ENOENT", "ENOTDIR"):
-                return False
-            raise
-        return True
-
     async def make_dir(self, path: str) -> bool:
         """Make a directory and its parents; False if it was there already."""
         self._owner.touched()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from emberbox.models import Result
+from emberbox import models
 
 OnText = Callable[[str], object]
-OnResult = Callable[[Result], object]
+OnResult = Callable[["models.Result"], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Listeners:
     async def text(self, stream: str, text: str) -> None:
         await _call(self.on_stdout if stream == "stdout" else self.on_stderr, text)
 
-    async def result(self, result: Result) -> None:
+    async def result(self, result: models.Result) -> None:
         await _call(self.on_result, result)
 
 

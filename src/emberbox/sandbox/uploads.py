@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import IO
 
@@ -26,6 +25,8 @@ async def pieces_of(data: Data, size: int) -> AsyncIterator[bytes]:
             yield bytes(view[start : start + size])
         return
     if hasattr(data, "read"):
+        import asyncio
+
         while piece := await asyncio.to_thread(data.read, size):
             yield encoded("data", piece) if isinstance(piece, str) else piece
         return

@@ -9,21 +9,8 @@ from datetime import datetime
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
+from emberbox import models
 from emberbox.errors import ForkFailed
-from emberbox.models import (
-    CommandHistoryEntry,
-    CommandResult,
-    ContextInfo,
-    EntryInfo,
-    Execution,
-    FileDiff,
-    MachineLimits,
-    ProcessInfo,
-    RollbackResponse,
-    SandboxInfo,
-    SandboxMetrics,
-    SnapshotInfo,
-)
 from emberbox.sandbox.listeners import OnResult, OnText
 from emberbox.sandbox.uploads import Data
 from emberbox.sdk.commands import DEFAULT_COMMAND_TIMEOUT, AsyncCommandHandle, AsyncCommands
@@ -44,7 +31,7 @@ class CommandHandle(Twin[AsyncCommandHandle]):
         super().__init__(portal, original)
         self.pid = original.pid
 
-    def wait(self) -> CommandResult:
+    def wait(self) -> models.CommandResult:
         """Wait for its end. Being cancelled here leaves the command running."""
         return self._portal.call(lambda: self._original.wait())
 
@@ -71,7 +58,7 @@ class Commands(Twin[AsyncCommands]):
         timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
-    ) -> CommandResult: ...
+    ) -> models.CommandResult: ...
 
     @overload
     def run(
@@ -96,7 +83,7 @@ class Commands(Twin[AsyncCommands]):
         timeout: float | EllipsisType | None = ...,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
-    ) -> CommandResult | CommandHandle:
+    ) -> models.CommandResult | CommandHandle:
         """Run a command. A failing one does not raise: look at `exit_code`.
 
         Args:
@@ -112,7 +99,7 @@ class Commands(Twin[AsyncCommands]):
             ExecutionFailed: no such program or working directory.
         """
         relay = CallbackRelay(direct=background)
-        result: CommandResult | AsyncCommandHandle = self._portal.call(
+        result: models.CommandResult | AsyncCommandHandle = self._portal.call(
             lambda: cast(Any, self._original).run(
                 cmd,
                 background=background,
@@ -126,7 +113,7 @@ class Commands(Twin[AsyncCommands]):
         )
         return CommandHandle(self._portal, result) if isinstance(result, AsyncCommandHandle) else result
 
-    def list(self) -> list[ProcessInfo]:
+    def list(self) -> list[models.ProcessInfo]:
         """List the commands under way."""
         return self._portal.call(lambda: self._original.list())
 
@@ -161,11 +148,11 @@ class Files(Twin[AsyncFiles]):
         )
         return self._portal.pieces(result) if isinstance(result, AsyncIterator) else result
 
-    def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
+    def write(self, path: str, data: Data, *, mode: int | None = None) -> models.EntryInfo:
         """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
         return self._portal.call(lambda: self._original.write(path, data, mode=mode))
 
-    def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
+    def list(self, path: str = ".", *, depth: int = 1) -> list[models.EntryInfo]:
         """List the entries of a directory, `depth` levels deep."""
         return self._portal.call(lambda: self._original.list(path, depth=depth))
 
@@ -173,7 +160,7 @@ class Files(Twin[AsyncFiles]):
         """Tell whether something has this name."""
         return self._portal.call(lambda: self._original.exists(path))
 
-    def get_info(self, path: str) -> EntryInfo:
+    def get_info(self, path: str) -> models.EntryInfo:
         """Describe one file or directory (of a symbolic link: the link itself)."""
         return self._portal.call(lambda: self._original.get_info(path))
 
@@ -185,7 +172,7 @@ class Files(Twin[AsyncFiles]):
         """Remove a file, or a directory with all it holds."""
         self._portal.call(lambda: self._original.remove(path))
 
-    def rename(self, path: str, new_path: str) -> EntryInfo:
+    def rename(self, path: str, new_path: str) -> models.EntryInfo:
         """Rename or move; an existing file of the new name is replaced."""
         return self._portal.call(lambda: self._original.rename(path, new_path))
 
@@ -218,7 +205,7 @@ class Sandbox(Twin[AsyncSandbox]):
         timeout: float | None = DEFAULT_SANDBOX_TIMEOUT,
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
-        limits: MachineLimits | None = None,
+        limits: models.MachineLimits | None = None,
         snapshot: str | None = None,
         agent_id: str | None = None,
         hooks: Iterable[Hook] = (),
@@ -309,7 +296,7 @@ class Sandbox(Twin[AsyncSandbox]):
         code: str,
         language: str | None = None,
         *,
-        context: ContextInfo | str | None = None,
+        context: models.ContextInfo | str | None = None,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
@@ -319,7 +306,7 @@ class Sandbox(Twin[AsyncSandbox]):
         args: Sequence[str] = (),
         stdin: str | bytes = b"",
         requirements: Sequence[str] = (),
-    ) -> Execution:
+    ) -> models.Execution:
         """Run code and return what it did. Code that fails does not raise: look at `Execution.error`.
 
         Args:
@@ -360,22 +347,22 @@ class Sandbox(Twin[AsyncSandbox]):
 
     def create_code_context(
         self, language: str = "python", *, cwd: str | None = None, envs: Mapping[str, str] | None = None
-    ) -> ContextInfo:
+    ) -> models.ContextInfo:
         """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
         return self._portal.call(lambda: self._original.create_code_context(language, cwd=cwd, envs=envs))
 
-    def list_code_contexts(self) -> list[ContextInfo]:
+    def list_code_contexts(self) -> list[models.ContextInfo]:
         return self._portal.call(lambda: self._original.list_code_contexts())
 
-    def restart_code_context(self, context: ContextInfo | str) -> None:
+    def restart_code_context(self, context: models.ContextInfo | str) -> None:
         """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
         self._portal.call(lambda: self._original.restart_code_context(context))
 
-    def remove_code_context(self, context: ContextInfo | str) -> None:
+    def remove_code_context(self, context: models.ContextInfo | str) -> None:
         """End its interpreter and whatever it runs."""
         self._portal.call(lambda: self._original.remove_code_context(context))
 
-    def interrupt(self, context: ContextInfo | str | None = None) -> int:
+    def interrupt(self, context: models.ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would, in one context or in all. Call it from another thread than the one that
         waits for the code. Return how many executions it reached."""
         return self._portal.call(lambda: self._original.interrupt(context))
@@ -387,7 +374,7 @@ class Sandbox(Twin[AsyncSandbox]):
         failures_only: bool = False,
         since: datetime | None = None,
         until: datetime | None = None,
-    ) -> list[CommandHistoryEntry]:
+    ) -> list[models.CommandHistoryEntry]:
         """What was executed here, newest first, refusals included; also after `kill`.
 
         Args:
@@ -402,7 +389,7 @@ class Sandbox(Twin[AsyncSandbox]):
             lambda: self._original.history(limit=limit, failures_only=failures_only, since=since, until=until)
         )
 
-    def snapshot(self, name: str | None = None, *, keep: bool = False, description: str = "") -> SnapshotInfo:
+    def snapshot(self, name: str | None = None, *, keep: bool = False, description: str = "") -> models.SnapshotInfo:
         """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it.
 
         Args:
@@ -415,17 +402,21 @@ class Sandbox(Twin[AsyncSandbox]):
         """
         return self._portal.call(lambda: self._original.snapshot(name, keep=keep, description=description))
 
-    def list_snapshots(self) -> list[SnapshotInfo]:
+    def list_snapshots(self) -> list[models.SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
         return self._portal.call(lambda: self._original.list_snapshots())
 
-    def delete_snapshot(self, snapshot: SnapshotInfo | str) -> None:
+    def delete_snapshot(self, snapshot: models.SnapshotInfo | str) -> None:
         """Remove a snapshot; the ones taken after it stay."""
         self._portal.call(lambda: self._original.delete_snapshot(snapshot))
 
     def rollback(
-        self, to: SnapshotInfo | Execution | str, *, paths: Sequence[str] | None = None, keep_current: bool = False
-    ) -> RollbackResponse:
+        self,
+        to: models.SnapshotInfo | models.Execution | str,
+        *,
+        paths: Sequence[str] | None = None,
+        keep_current: bool = False,
+    ) -> models.RollbackResponse:
         """Take everything back: files, memory, processes. What runs now is killed.
 
         Args:
@@ -441,13 +432,15 @@ class Sandbox(Twin[AsyncSandbox]):
         return self._portal.call(lambda: self._original.rollback(to, paths=paths, keep_current=keep_current))
 
     def diff(
-        self, before: SnapshotInfo | Execution | str, after: SnapshotInfo | Execution | str | None = None
-    ) -> list[FileDiff]:
+        self,
+        before: models.SnapshotInfo | models.Execution | str,
+        after: models.SnapshotInfo | models.Execution | str | None = None,
+    ) -> list[models.FileDiff]:
         """Files that differ between two points (as of `rollback`; None: now), text files with their lines."""
         return self._portal.call(lambda: self._original.diff(before, after))
 
     def branch(
-        self, point: SnapshotInfo | Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
+        self, point: models.SnapshotInfo | models.Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
     ) -> Sandbox:
         """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
         result: AsyncSandbox = self._portal.call(lambda: self._original.branch(point, timeout=timeout))
@@ -479,10 +472,10 @@ class Sandbox(Twin[AsyncSandbox]):
         """Kill the sandbox this many seconds from now; None: never."""
         self._portal.call(lambda: self._original.set_timeout(seconds))
 
-    def get_info(self) -> SandboxInfo:
+    def get_info(self) -> models.SandboxInfo:
         return self._portal.call(lambda: self._original.get_info())
 
-    def get_metrics(self) -> SandboxMetrics:
+    def get_metrics(self) -> models.SandboxMetrics:
         """Memory, CPU, disk and processes of now."""
         return self._portal.call(lambda: self._original.get_metrics())
 

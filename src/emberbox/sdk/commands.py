@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import EllipsisType
 from typing import Literal, Protocol, overload, runtime_checkable
 
+from emberbox import models
 from emberbox.errors import ValidationFailed
-from emberbox.models import CommandResult, ProcessInfo
 from emberbox.sandbox.listeners import Listeners, OnText
 
 DEFAULT_COMMAND_TIMEOUT = 60.0
@@ -21,7 +21,7 @@ class AsyncCommandHandle(Protocol):
 
     pid: int
 
-    async def wait(self) -> CommandResult:
+    async def wait(self) -> models.CommandResult:
         """Wait for its end. Being cancelled here leaves the command running."""
 
     async def kill(self) -> bool:
@@ -39,7 +39,7 @@ class AsyncCommands(ABC):
         self, cmd: str | Sequence[str], *, background: Literal[False] = False, cwd: str | None = None,
         envs: Mapping[str, str] | None = None, timeout: float | None = DEFAULT_COMMAND_TIMEOUT,
         on_stdout: OnText | None = None, on_stderr: OnText | None = None,
-    ) -> CommandResult: ...  # fmt: skip
+    ) -> models.CommandResult: ...  # fmt: skip
     @overload
     async def run(
         self, cmd: str | Sequence[str], *, background: Literal[True], cwd: str | None = None,
@@ -57,7 +57,7 @@ class AsyncCommands(ABC):
         timeout: float | EllipsisType | None = ...,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
-    ) -> CommandResult | AsyncCommandHandle:
+    ) -> models.CommandResult | AsyncCommandHandle:
         """Run a command. A failing one does not raise: look at `exit_code`.
 
         Args:
@@ -85,7 +85,7 @@ class AsyncCommands(ABC):
     @abstractmethod
     async def _run(
         self, argv: Sequence[str], cwd: str | None, envs: Mapping[str, str], timeout: float | None, listeners: Listeners
-    ) -> CommandResult: ...
+    ) -> models.CommandResult: ...
 
     @abstractmethod
     async def _start(
@@ -93,7 +93,7 @@ class AsyncCommands(ABC):
     ) -> AsyncCommandHandle: ...
 
     @abstractmethod
-    async def list(self) -> list[ProcessInfo]:
+    async def list(self) -> list[models.ProcessInfo]:
         """List the commands under way."""
 
     @abstractmethod

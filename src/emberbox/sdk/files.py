@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Literal, overload
 
+from emberbox import models
 from emberbox.errors import GuestFileError
-from emberbox.models import EntryInfo
 from emberbox.sandbox.uploads import Data
 
 
@@ -41,11 +41,11 @@ class AsyncFiles(ABC):
     async def _read_bytes(self, path: str) -> bytes: ...
 
     @abstractmethod
-    async def write(self, path: str, data: Data, *, mode: int | None = None) -> EntryInfo:
+    async def write(self, path: str, data: Data, *, mode: int | None = None) -> models.EntryInfo:
         """Write text, bytes, an open file or an iterable of bytes. The file appears when it is whole."""
 
     @abstractmethod
-    async def list(self, path: str = ".", *, depth: int = 1) -> list[EntryInfo]:
+    async def list(self, path: str = ".", *, depth: int = 1) -> list[models.EntryInfo]:
         """List the entries of a directory, `depth` levels deep."""
 
     async def exists(self, path: str) -> bool:
@@ -59,7 +59,7 @@ class AsyncFiles(ABC):
         return True
 
     @abstractmethod
-    async def get_info(self, path: str) -> EntryInfo:
+    async def get_info(self, path: str) -> models.EntryInfo:
         """Describe one file or directory (of a symbolic link: the link itself)."""
 
     @abstractmethod
@@ -71,5 +71,5 @@ class AsyncFiles(ABC):
         """Remove a file, or a directory with all it holds."""
 
     @abstractmethod
-    async def rename(self, path: str, new_path: str) -> EntryInfo:
+    async def rename(self, path: str, new_path: str) -> models.EntryInfo:
         """Rename or move; an existing file of the new name is replaced."""

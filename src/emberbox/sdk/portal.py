@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any, Generic, TypeVar
-
-from anyio.from_thread import BlockingPortal, BlockingPortalProvider
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from emberbox.errors import VmNotAvailable
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from anyio.from_thread import BlockingPortal
+
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, T]]
-
-_provider = BlockingPortalProvider(backend="asyncio")
-"""The loop's thread: it starts with the first sandbox or client and ends with the last."""
 
 
 class PortalThread:
@@ -36,7 +35,9 @@ class PortalThread:
         self._stack = ExitStack()
         self._pid = os.getpid()
         self._closed = False
-        self._portal: BlockingPortal = self._stack.enter_context(_provider)
+        from emberbox.sdk.loop_thread import PROVIDER  # with asyncio: at the first call, not at the import
+
+        self._portal: BlockingPortal = self._stack.enter_context(PROVIDER)
 
     def call(self, work: Work[T], relay: CallbackRelay | None = None) -> T:
         """Run a coroutine function there and return what it returned; relay its callbacks meanwhile."""

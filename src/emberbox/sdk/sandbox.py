@@ -7,18 +7,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from emberbox import models
 from emberbox.errors import ForkFailed, SessionNotFound, ValidationFailed, VmNotAvailable
-from emberbox.models import (
-    CommandHistoryEntry,
-    ContextInfo,
-    Execution,
-    FileDiff,
-    MachineLimits,
-    RollbackResponse,
-    SandboxInfo,
-    SandboxMetrics,
-    SnapshotInfo,
-)
 from emberbox.sandbox.listeners import Listeners, OnResult, OnText, RunOptions
 from emberbox.sdk.backends.base import Backend, CreateOptions
 from emberbox.sdk.commands import AsyncCommands
@@ -71,7 +61,7 @@ class AsyncSandbox:
         self._backend = backend
         self.files = backend.files
         self.commands = backend.commands
-        self._contexts: dict[str, ContextInfo] = {}
+        self._contexts: dict[str, models.ContextInfo] = {}
         """Those that were made or listed here, so that a context's name tells its language without a question."""
 
     @classmethod
@@ -82,7 +72,7 @@ class AsyncSandbox:
         timeout: float | None = DEFAULT_SANDBOX_TIMEOUT,
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
-        limits: MachineLimits | None = None,
+        limits: models.MachineLimits | None = None,
         snapshot: str | None = None,
         agent_id: str | None = None,
         hooks: Iterable[Hook] = (),
@@ -176,7 +166,7 @@ class AsyncSandbox:
         code: str,
         language: str | None = None,
         *,
-        context: ContextInfo | str | None = None,
+        context: models.ContextInfo | str | None = None,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         on_result: OnResult | None = None,
@@ -186,7 +176,7 @@ class AsyncSandbox:
         args: Sequence[str] = (),
         stdin: str | bytes = b"",
         requirements: Sequence[str] = (),
-    ) -> Execution:
+    ) -> models.Execution:
         """Run code and return what it did. Code that fails does not raise: look at `Execution.error`.
 
         Args:
@@ -218,7 +208,9 @@ class AsyncSandbox:
         listeners = Listeners(on_stdout, on_stderr, on_result)
         return await self._backend.run_code(language, code, options, requirements, listeners)
 
-    async def _language_of(self, language: str | None, context: ContextInfo | str | None) -> tuple[str, str | None]:
+    async def _language_of(
+        self, language: str | None, context: models.ContextInfo | str | None
+    ) -> tuple[str, str | None]:
         if context is None:
             return language or "python", None
         if isinstance(context, str):
@@ -239,31 +231,31 @@ class AsyncSandbox:
 
     async def create_code_context(
         self, language: str = "python", *, cwd: str | None = None, envs: Mapping[str, str] | None = None
-    ) -> ContextInfo:
+    ) -> models.ContextInfo:
         """A new interpreter beside the others, with its own variables. Not for rust, which keeps none."""
         made = await self._backend.create_context(language, cwd, envs or {})
         self._contexts[made.id] = made
         return made
 
-    async def list_code_contexts(self) -> list[ContextInfo]:
+    async def list_code_contexts(self) -> list[models.ContextInfo]:
         found = await self._backend.list_contexts()
         self._contexts = {context.id: context for context in found}
         return found
 
-    async def restart_code_context(self, context: ContextInfo | str) -> None:
+    async def restart_code_context(self, context: models.ContextInfo | str) -> None:
         """Start its interpreter anew: variables are gone, files stay. Running code is killed."""
         await self._backend.restart_context(context if isinstance(context, str) else context.id)
 
-    async def remove_code_context(self, context: ContextInfo | str) -> None:
+    async def remove_code_context(self, context: models.ContextInfo | str) -> None:
         """End its interpreter and whatever it runs."""
         name = context if isinstance(context, str) else context.id
         self._contexts.pop(name, None)
         await self._backend.remove_context(name)
 
-    async def interrupt(self, context: ContextInfo | str | None = None) -> int:
+    async def interrupt(self, context: models.ContextInfo | str | None = None) -> int:
         """Interrupt running code as Ctrl-C would, in one context or in all. Call it from another task than the one that
         waits for the code. Return how many executions it reached."""
-        return await self._backend.interrupt(context.id if isinstance(context, ContextInfo) else context)
+        return await self._backend.interrupt(context.id if isinstance(context, models.ContextInfo) else context)
 
     async def history(
         self,
@@ -272,7 +264,7 @@ class AsyncSandbox:
         failures_only: bool = False,
         since: datetime | None = None,
         until: datetime | None = None,
-    ) -> list[CommandHistoryEntry]:
+    ) -> list[models.CommandHistoryEntry]:
         """What was executed here, newest first, refusals included; also after `kill`.
 
         Args:
@@ -287,7 +279,9 @@ class AsyncSandbox:
 
     # --- undo -----------------------------------------------------------------------------------------------------
 
-    async def snapshot(self, name: str | None = None, *, keep: bool = False, description: str = "") -> SnapshotInfo:
+    async def snapshot(
+        self, name: str | None = None, *, keep: bool = False, description: str = ""
+    ) -> models.SnapshotInfo:
         """Keep the sandbox as it is now: files, variables, running commands. It goes on; snapshots end with it.
 
         Args:
@@ -300,17 +294,21 @@ class AsyncSandbox:
         """
         return await self._backend.snapshot(name, keep=keep, description=description)
 
-    async def list_snapshots(self) -> list[SnapshotInfo]:
+    async def list_snapshots(self) -> list[models.SnapshotInfo]:
         """Snapshots of this sandbox, oldest first; `parent_id` makes them a tree."""
         return await self._backend.list_snapshots()
 
-    async def delete_snapshot(self, snapshot: SnapshotInfo | str) -> None:
+    async def delete_snapshot(self, snapshot: models.SnapshotInfo | str) -> None:
         """Remove a snapshot; the ones taken after it stay."""
         await self._backend.delete_snapshot(_id_of(snapshot))
 
     async def rollback(
-        self, to: SnapshotInfo | Execution | str, *, paths: Sequence[str] | None = None, keep_current: bool = False
-    ) -> RollbackResponse:
+        self,
+        to: models.SnapshotInfo | models.Execution | str,
+        *,
+        paths: Sequence[str] | None = None,
+        keep_current: bool = False,
+    ) -> models.RollbackResponse:
         """Take everything back: files, memory, processes. What runs now is killed.
 
         Args:
@@ -326,13 +324,15 @@ class AsyncSandbox:
         return await self._backend.rollback(_id_of(to), paths=paths, keep_current=keep_current)
 
     async def diff(
-        self, before: SnapshotInfo | Execution | str, after: SnapshotInfo | Execution | str | None = None
-    ) -> list[FileDiff]:
+        self,
+        before: models.SnapshotInfo | models.Execution | str,
+        after: models.SnapshotInfo | models.Execution | str | None = None,
+    ) -> list[models.FileDiff]:
         """Files that differ between two points (as of `rollback`; None: now), text files with their lines."""
         return await self._backend.diff(_id_of(before), None if after is None else _id_of(after))
 
     async def branch(
-        self, point: SnapshotInfo | Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
+        self, point: models.SnapshotInfo | models.Execution | str, *, timeout: float | None = DEFAULT_SANDBOX_TIMEOUT
     ) -> AsyncSandbox:
         """A new sandbox that goes on from a point of this one (as of `rollback`), which is not touched."""
         return AsyncSandbox(await self._backend.branch(_id_of(point), timeout))
@@ -364,10 +364,10 @@ class AsyncSandbox:
         """Kill the sandbox this many seconds from now; None: never."""
         await self._backend.set_timeout(seconds)
 
-    async def get_info(self) -> SandboxInfo:
+    async def get_info(self) -> models.SandboxInfo:
         return await self._backend.info()
 
-    async def get_metrics(self) -> SandboxMetrics:
+    async def get_metrics(self) -> models.SandboxMetrics:
         """Memory, CPU, disk and processes of now."""
         return await self._backend.metrics()
 
@@ -389,7 +389,7 @@ class AsyncSandbox:
         await self._backend.disconnect()
 
 
-def _id_of(point: SnapshotInfo | Execution | str) -> str:
+def _id_of(point: models.SnapshotInfo | models.Execution | str) -> str:
     if isinstance(point, str):
         return point
-    return point.execution_id if isinstance(point, Execution) else point.snapshot_id
+    return point.execution_id if isinstance(point, models.Execution) else point.snapshot_id

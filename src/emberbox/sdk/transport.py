@@ -31,16 +31,9 @@ from emberbox.models.history import HistoryQueryResponse
 from emberbox.models.service import CommandStarted, ErrorResponse, OutputEvent, ResultEvent
 from emberbox.sandbox.listeners import Listeners
 from emberbox.sdk._httpx import SSEError, aconnect_sse, httpx
+from emberbox.sdk.deadlines import CALL_SECONDS, CONNECT_SECONDS, EVENT_SECONDS, SETTLE_SECONDS
 
 TOKEN_VARIABLE = "EMBERBOX_TOKEN"  # noqa: S105 (the name of a variable)
-CONNECT_SECONDS = 10.0
-CALL_SECONDS = 60.0
-EXECUTION_SECONDS = 900.0
-"""How long an answer to code without a time-out is waited for: the server's own default, a queue, and a person."""
-EVENT_SECONDS = 60.0
-"""A stream sends something every 15 seconds, if only to say that it lives."""
-SETTLE_SECONDS = 5.0
-"""How long the last answers are waited for before the connections are closed."""
 _MOST_RETRIES = 3
 _LONGEST_PAUSE = 5.0
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)

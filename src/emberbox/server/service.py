@@ -286,13 +286,7 @@ class Service:
             running = Running(task, request.agent_id or session.agent_id, session.id)
             self._running.add(running)
             try:
-                execution = await task
-            except asyncio.CancelledError as exc:
-                own = asyncio.current_task()
-                if task.cancelled() and not (own is not None and own.cancelling()):
-                    raise ExecutionCancelled("The execution was stopped by a request, or with the server.") from exc
-                await _ended(task)
-                raise
+                execution = await _result_of(task)
             finally:
                 self._running.discard(running)
                 self.followers.ended(session.id, running.execution_id, task)
@@ -336,13 +330,7 @@ class Service:
         task = asyncio.ensure_future(work)
         self._keyed[principal.id, key] = task
         try:
-            return await task
-        except asyncio.CancelledError as exc:
-            own = asyncio.current_task()
-            if task.cancelled() and not (own is not None and own.cancelling()):
-                raise ExecutionCancelled("The execution was stopped by a request, or with the server.") from exc
-            await _ended(task)
-            raise
+            return await _result_of(task)
         finally:
             del self._keyed[principal.id, key]
 
@@ -478,9 +466,17 @@ def _runs() -> None:
         began.append(True)
 
 
-async def _ended(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+async def _result_of(task: asyncio.Task[T]) -> T:
+    """Wait for work that others may cancel: for who waits that is an error. To be cancelled here ends the work."""
+    try:
+        return await task
+    except asyncio.CancelledError as exc:
+        own = asyncio.current_task()
+        if task.cancelled() and not (own is not None and own.cancelling()):
+            raise ExecutionCancelled("The execution was stopped by a request, or with the server.") from exc
+        task.cancel()
+        await asyncio.wait([task])
+        raise
 
 
 def _suspended(record: SandboxRecord) -> VmInstance:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from emberbox.bench.plot import draw, panels
+from bench_plot import draw, panels
 from emberbox.bench.report import aim_text, comparison, number, show, with_unit
 from emberbox.bench.results import Aim
 

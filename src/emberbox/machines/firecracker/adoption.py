@@ -9,15 +9,13 @@ import os
 import secrets
 from collections.abc import Callable
 
-from pydantic import ValidationError
-
 from emberbox.errors import VmNotAvailable
 from emberbox.host.cgroups import CgroupRoot
 from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
 from emberbox.machines.firecracker.jail_layout import JailLayout
 from emberbox.machines.firecracker.machine import FirecrackerMachine
-from emberbox.machines.firecracker.snapshot_files import FINGERPRINT, Fingerprint
+from emberbox.machines.firecracker.snapshot_files import Fingerprint
 
 _ANSWER_SECONDS = 10.0
 
@@ -32,8 +30,8 @@ async def take_machine(
     place = JailLayout.of(run_dir.path, name, None if info["uid"] < 0 else info["uid"])
     group = None if cgroups is None else cgroups.group(f"{run_dir.owner}-{name}")
     try:
-        fingerprint = Fingerprint.model_validate_json((place.directory / FINGERPRINT).read_bytes())
-    except (OSError, ValidationError) as exc:
+        fingerprint = Fingerprint.read(place.directory)
+    except VmNotAvailable as exc:
         os.close(fds[0])
         raise VmNotAvailable(f"Machine {name} cannot be taken over: {exc}.") from exc
     machine = FirecrackerMachine(place, spawner, group, fingerprint, on_dead)

@@ -56,9 +56,6 @@ from emberbox.machines.firecracker.options import (
 from emberbox.machines.firecracker.snapshot_files import (
     LAYOUT,
     Fingerprint,
-    check_fingerprint,
-    read_fingerprint,
-    write_fingerprint,
 )
 from emberbox.machines.microvm.factory import DOCTOR, MicroVmFactory
 from emberbox.machines.microvm.processor import emulated, processor
@@ -193,7 +190,7 @@ class FirecrackerFactory(MicroVmFactory[FirecrackerMachine]):
     async def _fill(self, machine: FirecrackerMachine, snapshot: Snapshot) -> None:
         for name in (STATE, MEMORY):
             machine.place.offer(snapshot.directory / name, name)
-        same = same_limits(read_fingerprint(snapshot), self._settings)
+        same = same_limits(Fingerprint.read(snapshot.directory), self._settings)
         await machine.api.load_snapshot(STATE, MEMORY, run=same)
         if not same:
             update = DriveUpdate(drive_id=DRIVE, rate_limiter=change_of_limiter(self._settings))
@@ -204,7 +201,7 @@ class FirecrackerFactory(MicroVmFactory[FirecrackerMachine]):
     def _check_snapshot(self, snapshot: Snapshot, fingerprint: Fingerprint) -> None:
         """Raises VmNotAvailable: the snapshot is not whole, or of no use here."""
         self._verifier.verify(snapshot)
-        check_fingerprint(snapshot, fingerprint)
+        fingerprint.check(snapshot)
 
     def _configuration(self, image: Image, limits: MachineLimits) -> list[tuple[str, Body]]:
         """What Firecracker is told before a boot."""
@@ -260,7 +257,7 @@ class FirecrackerFactory(MicroVmFactory[FirecrackerMachine]):
         machine.recipe = (image.directory, limits)
         async with self._starting_of(machine, run_dir, self._settings.boot_timeout_seconds):
             machine.place.make()
-            write_fingerprint(machine.place.directory, fingerprint)
+            fingerprint.write(machine.place.directory)
             machine.place.offer(disk.path, DISK)
             await start(machine)
         return machine

@@ -168,7 +168,7 @@ class FirecrackerMachine(MicroVm[VmChannel]):
         changes = self.place.directory / _CHANGES
         self.place.take(MEMORY, changes)  # renamed: to another file system it would be copied, and lose its holes
         snapshot_files.merge(None if base is None else base.memory, changes, building / MEMORY)
-        snapshot_files.write_fingerprint(building, self.fingerprint)
+        self.fingerprint.write(building)
         link = self.place.directory / _LAST
         with contextlib.suppress(OSError):  # another file system: the next one is whole as well
             link.unlink(missing_ok=True)
@@ -199,23 +199,12 @@ class FirecrackerMachine(MicroVm[VmChannel]):
                 await self.api.patch_vm("Resumed")
                 self._halted = False
 
-    async def survive_owner(self, seconds: float) -> None:
-        """Raises VmNotAvailable: it cannot."""
-        if seconds > 0 and self._process is not None:
-            ended, write_fd = os.pipe()  # three descriptors are kept; the connection is made anew by the next owner
-            os.close(write_fd)
-            try:
-                serial = self.serial.fileno() if self.serial is not None and self.serial.fileno() >= 0 else ended
-                await self.spawner.keep(self.id, [self._process.pid], [serial, ended, ended], self._info(), seconds)
-            finally:
-                os.close(ended)
-            self._outlives = True
-        elif self._outlives:
-            await self.spawner.drop(self.id)
-            self._outlives = False
-
-    def _info(self) -> dict[str, int]:
-        return {"uid": -1 if self.place.uid is None else self.place.uid}
+    def _kept(self) -> tuple[list[int], dict[str, int]] | None:
+        if self._process is None:
+            return None
+        serial = -1 if self.serial is None else self.serial.fileno()
+        uid = -1 if self.place.uid is None else self.place.uid
+        return [serial, -1, -1], {"uid": uid}  # the connection is made anew by the next owner
 
     # --- the end --------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import ImageError
+from emberbox.host.programs import version_text
 from emberbox.images.kernel import check_vmlinux, find_kernel
 from emberbox.machines.microvm.processor import emulated
 
@@ -122,10 +123,7 @@ def find_problem(options: FirecrackerOptions) -> tuple[str, str] | None:
 def version_of(program: Path) -> str | None:
     """What a firecracker or jailer program says of itself, `1.12.1`; None if it does not answer."""
     try:
-        answer = subprocess.run(
-            [program, "--version"], capture_output=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
-        )
+        found = _VERSION.search(version_text(program))
     except (OSError, subprocess.SubprocessError):
         return None
-    found = _VERSION.search(answer.stdout.decode("utf-8", "replace"))
     return found[1] if found else None

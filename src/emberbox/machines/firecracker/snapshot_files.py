@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from pydantic import ValidationError
+from emberbox.machines.microvm.fingerprint import MicroVmFingerprint
+from emberbox.machines.microvm.sparse import written_parts
 
-from emberbox.errors import VmNotAvailable
-from emberbox.machines.contract import Snapshot
-from emberbox.models import Model
-
-FINGERPRINT = "machine.json"
 LAYOUT = 1
 """Of the place in which a machine finds its disk and its socket (place.py), whose names are in its state."""
 _PAGE = 4096
@@ -24,9 +21,15 @@ _REFUSALS = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL)
 """Of copy_file_range(2): snapshots may be on another file system than the machines that they are copied from."""
 
 
-class Fingerprint(Model):
+class Fingerprint(MicroVmFingerprint):
     """What a snapshot depends on, besides its files."""
 
+    words: ClassVar[Mapping[str, str]] = {
+        "layout": "was taken by another version of Emberbox",
+        "firecracker": "was taken by Firecracker {theirs}, this is {ours}",
+        "processor": "was taken on another processor ({theirs}), this is {ours}",
+        "disk": "was taken of another root disk than the one of its image",
+    }
     layout: int = LAYOUT
     firecracker: str
     """Version: the format of the state is its own."""
@@ -37,42 +40,6 @@ class Fingerprint(Model):
     disk_bandwidth_mb: int | None = None
     disk_operations: int | None = None
     """Limits of the disk that Firecracker's state has; a copy may have others (disk_limits.py)."""
-
-
-def write_fingerprint(directory: Path, fingerprint: Fingerprint) -> None:
-    """Raises OSError."""
-    (directory / FINGERPRINT).write_text(fingerprint.model_dump_json(exclude_none=True), encoding="utf-8")
-
-
-def read_fingerprint(snapshot: Snapshot) -> Fingerprint:
-    """Raises VmNotAvailable: the snapshot is damaged."""
-    try:
-        return Fingerprint.model_validate_json((snapshot.directory / FINGERPRINT).read_bytes())
-    except (OSError, ValidationError) as exc:
-        raise VmNotAvailable(
-            f"Snapshot {snapshot.directory} is damaged: {FINGERPRINT} cannot be read.",
-            remediation="Take a new one.",
-            retryable=False,
-        ) from exc
-
-
-def check_fingerprint(snapshot: Snapshot, ours: Fingerprint) -> None:
-    """Raises VmNotAvailable: the snapshot is of no use here; the message says why."""
-    theirs = read_fingerprint(snapshot)
-    what = {
-        "layout": "was taken by another version of Emberbox",
-        "firecracker": "was taken by Firecracker {theirs}, this is {ours}",
-        "processor": "was taken on another processor ({theirs}), this is {ours}",
-        "disk": "was taken of another root disk than the one of its image",
-    }
-    for name, text in what.items():
-        there, here = getattr(theirs, name), getattr(ours, name)
-        if there != here:
-            raise VmNotAvailable(
-                f"Snapshot {snapshot.directory} " + text.format(theirs=there, ours=here) + ".",
-                remediation="Take a new one here.",
-                retryable=False,
-            )
 
 
 def merge(base: Path | None, changes: Path, target: Path) -> None:
@@ -88,7 +55,7 @@ def merge(base: Path | None, changes: Path, target: Path) -> None:
         changed = list(_runs(newer.fileno()))
         if base is not None:
             with base.open("rb") as older:
-                for start, end in _without(_data(older.fileno()), changed):
+                for start, end in _without(written_parts(older.fileno()), changed):
                     _copy(older.fileno(), file.fileno(), start, end)
         for start, end, zeros in changed:
             if not zeros:
@@ -97,23 +64,9 @@ def merge(base: Path | None, changes: Path, target: Path) -> None:
     changes.unlink()
 
 
-def _data(file: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each part of a file that is no hole."""
-    size, end = os.fstat(file).st_size, 0
-    while end < size:
-        try:
-            start = os.lseek(file, end, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            raise
-        end = os.lseek(file, start, os.SEEK_HOLE)
-        yield start, end
-
-
 def _runs(file: int) -> Iterator[tuple[int, int, bool]]:
-    """The same, divided into pages that are nothing but zeros (True) and others."""
-    for start, end in _data(file):
+    """Start and end of each part that is no hole, divided into pages that are nothing but zeros (True) and others."""
+    for start, end in written_parts(file):
         begun, kind = start, False
         for offset in range(start, end, _CHUNK):
             chunk = os.pread(file, min(_CHUNK, end - offset), offset)

@@ -119,21 +119,10 @@ class GvisorMachine(ProcessMachine):
         self._outlives = True
         self._to(MachineState.RUNNING)
 
-    async def survive_owner(self, seconds: float) -> None:
-        """Raises VmNotAvailable: it cannot."""
-        if seconds > 0 and self._stderr is not None:
-            ended, write_fd = os.pipe()  # stands for a stream that has ended; /dev/null cannot be polled
-            os.close(write_fd)
-            try:
-                fds = [*self.channel.fds, self._stderr.fileno() if self._stderr.open else ended]
-                info = {"memory": self._memory_limit}
-                await self.spawner.keep(self.id, [p.pid for p in self._processes], fds, info, seconds)
-            finally:
-                os.close(ended)
-            self._outlives = True
-        elif self._outlives:
-            await self.spawner.drop(self.id)
-            self._outlives = False
+    def _kept(self) -> tuple[list[int], dict[str, int]] | None:
+        if self._stderr is None:
+            return None
+        return [*self.channel.fds, self._stderr.fileno()], {"memory": self._memory_limit}
 
     def _all_pids(self) -> list[int]:
         if self.group is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from emberbox.config import Settings
 from emberbox.errors import VmNotAvailable
+from emberbox.host.programs import version_text
 
 PINNED_VERSION = "0.0~20240729.0"
 """Debian's (bookworm-backports, trixie): the oldest that is supported. Earlier ones lack what is needed (bookworm's
@@ -111,14 +112,12 @@ def ask(program: Path, origin: str) -> Runsc:
     """Ask a program for its version; links to it are followed once, so that another choice changes nothing of a running
     engine. Raises VmNotAvailable: it does not answer, or is too old."""
     try:
-        answer = subprocess.run(
-            [program, "--version"], capture_output=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
-        )
+        answer = version_text(program)
     except OSError as exc:
         raise VmNotAvailable(f"{program}: {exc.strerror or exc}") from exc
     except subprocess.SubprocessError as exc:
         raise VmNotAvailable(f"{program}: {exc}") from exc
-    version = answer.stdout.decode("utf-8", "replace").split("\n", 1)[0].removeprefix("runsc version").strip()
+    version = answer.split("\n", 1)[0].removeprefix("runsc version").strip()
     runsc = Runsc(program.resolve(), version, origin)
     if runsc.date == 0:
         raise VmNotAvailable(f"{program}: version {version or 'unknown'} names no release of gVisor")

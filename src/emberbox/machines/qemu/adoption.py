@@ -19,7 +19,7 @@ from emberbox.host.rundir import RunDir
 from emberbox.host.spawner import Spawner
 from emberbox.machines.qemu.machine import QemuMachine, close_all, memory_fd_of
 from emberbox.machines.qemu.shared_memory import SharedMemory
-from emberbox.machines.qemu.snapshot_files import read_fingerprint
+from emberbox.machines.qemu.snapshot_files import Fingerprint
 from emberbox.machines.threads import claimed
 
 _ANSWER_SECONDS = 10.0
@@ -37,7 +37,7 @@ async def take_machine(
         for fd in fds:
             streams.append(socket.socket(fileno=fd))  # noqa: PERF401 (those before one that fails are closed)
         (pid,), memory, (_, _, _, _) = pids, info["memory"], streams
-        fingerprint = read_fingerprint(directory)
+        fingerprint = Fingerprint.read(directory)
     except (ValueError, KeyError, OSError, VmNotAvailable) as exc:
         close_all(streams)
         for fd in fds[len(streams) :]:

@@ -36,10 +36,7 @@ from emberbox.machines.qemu.snapshot_files import (
     LAYOUT,
     Fingerprint,
     Method,
-    check_fingerprint,
     digest_of,
-    read_fingerprint,
-    write_fingerprint,
 )
 from emberbox.machines.threads import claimed
 from emberbox.models import MachineLimits
@@ -245,12 +242,12 @@ class QemuFactory(MicroVmFactory[QemuMachine]):
     async def _fill(self, machine: QemuMachine, snapshot: Snapshot) -> None:
         await machine.fill(snapshot.directory)
         await machine.connect(self._settings.boot_timeout_seconds, snapshot.last_request)
-        await asyncio.to_thread(write_fingerprint, machine.directory, machine.fingerprint)  # for who takes it over
+        await asyncio.to_thread(machine.fingerprint.write, machine.directory)  # for who takes it over
 
     def _checked(self, snapshot: Snapshot, ours: Fingerprint) -> Fingerprint:
         """Raises VmNotAvailable: the snapshot is not whole, or of no use here."""
         self._verifier.verify(snapshot)
-        return check_fingerprint(snapshot, ours)
+        return ours.check(snapshot)
 
     async def _base_of(self, directory: Path, fingerprint: Fingerprint, size: int) -> SharedMemory:
         """The memory a snapshot's machine was started with, held for the caller. Raises VmNotAvailable, OSError."""
@@ -276,7 +273,7 @@ class QemuFactory(MicroVmFactory[QemuMachine]):
             parts = await self._parts(machine.image, machine.recipe[1])
             try:
                 await machine.checkpoint(folder)
-                fingerprint = read_fingerprint(folder)
+                fingerprint = Fingerprint.read(folder)
 
                 async def start(copy: QemuMachine) -> None:
                     copy.use(await _load(folder / BASE, fingerprint.base))
@@ -325,7 +322,7 @@ class QemuFactory(MicroVmFactory[QemuMachine]):
         machine = self._new(run_dir, spawner, parts)
         async with self._starting_of(machine, run_dir, seconds):
             machine.directory.mkdir(mode=0o700)
-            write_fingerprint(machine.directory, machine.fingerprint)
+            machine.fingerprint.write(machine.directory)
             await start(machine)
         return machine
 

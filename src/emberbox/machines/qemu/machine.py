@@ -24,7 +24,7 @@ from emberbox.machines.qemu.checkpoint import migrate, save_devices
 from emberbox.machines.qemu.memory import Mapped, PagesFile
 from emberbox.machines.qemu.qmp import Qmp, QmpError
 from emberbox.machines.qemu.shared_memory import SharedMemory, save_memory
-from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint, write_fingerprint
+from emberbox.machines.qemu.snapshot_files import BASE, PAGES, STATE, Fingerprint
 from emberbox.machines.qemu.wake_handshake import greet
 
 _T = TypeVar("_T")
@@ -229,15 +229,15 @@ class QemuMachine(MicroVm[Channel]):
             Mapped.find(self._process.pid, self.memory).write_own_pages(building / PAGES)
         else:
             digest = save_memory(base.fd, building / BASE)
-            write_fingerprint(building, self.fingerprint.model_copy(update={"base": digest}))
+            self.fingerprint.model_copy(update={"base": digest}).write(building)
 
     def _finish(self, building: Path, base: SharedMemory) -> int:
         """What can be done while the machine runs; bytes that the snapshot takes on the disk."""
         if self.fingerprint.method == "stream":
-            write_fingerprint(building, self.fingerprint.model_copy(update={"base": ""}))
+            self.fingerprint.model_copy(update={"base": ""}).write(building)
         elif base.digest:
             digest = base.save(building / BASE)
-            write_fingerprint(building, self.fingerprint.model_copy(update={"base": digest}))
+            self.fingerprint.model_copy(update={"base": digest}).write(building)
         # a file that others have as well takes no room of its own
         return sum(info.st_blocks * 512 for path in building.iterdir() if (info := path.stat()).st_nlink == 1)
 
@@ -259,21 +259,11 @@ class QemuMachine(MicroVm[Channel]):
         await self._qmp().interrupt()
         await self._qmp().call("cont")
 
-    async def survive_owner(self, seconds: float) -> None:
-        """Raises VmNotAvailable: it cannot."""
-        if seconds > 0 and self._process is not None and self._greetings is not None and self.serial is not None:
-            spare, other = socket.socketpair()  # stands for a log that has ended
-            other.close()
-            try:
-                log = self.serial.fileno() if self.serial.open else spare.fileno()
-                fds = [log, self.channel.fds[0], self._greetings.fileno(), self._qmp().fileno()]
-                await self.spawner.keep(self.id, [self._process.pid], fds, {"memory": self.memory}, seconds)
-            finally:
-                spare.close()
-            self._outlives = True
-        elif self._outlives:
-            await self.spawner.drop(self.id)
-            self._outlives = False
+    def _kept(self) -> tuple[list[int], dict[str, int]] | None:
+        if self._process is None or self._greetings is None or self.serial is None:
+            return None
+        fds = [self.serial.fileno(), self.channel.fds[0], self._greetings.fileno(), self._qmp().fileno()]
+        return fds, {"memory": self.memory}
 
     # --- the end --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -59,21 +59,6 @@ def seal(fd: int) -> None:
 
 
 # --- which pages ------------------------------------------------------------------------------------------------------
-
-
-def written_runs(fd: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file in memory that are no holes."""
-    size, offset = os.fstat(fd).st_size, 0
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            raise
-        end = os.lseek(fd, offset, os.SEEK_HOLE)
-        yield offset, end - offset
-        offset = end
 
 
 def filled_runs(read: Read, runs: Iterable[tuple[int, int]]) -> Runs:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from emberbox.config import Settings
+from emberbox.host.programs import version_text
 from emberbox.machines.microvm.processor import emulated
 
 PROGRAM = "qemu-system-x86_64"
@@ -101,12 +102,9 @@ class Version:
 def version_of(program: Path) -> Version | None:
     """Ask a program; None if it does not answer as QEMU does."""
     try:
-        answer = subprocess.run(
-            [program, "--version"], capture_output=True, timeout=20, check=True, env={"PATH": "/usr/bin"}
-        )
+        found = _VERSION.search(version_text(program))
     except (OSError, subprocess.SubprocessError):
         return None
-    found = _VERSION.search(answer.stdout.decode("utf-8", "replace"))
     if found is None:
         return None
     text = f"{found[1]}.{found[2]}{found[3] or ''}{found[4]}".strip()

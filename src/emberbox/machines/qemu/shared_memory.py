@@ -8,7 +8,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 from emberbox.errors import VmNotAvailable
-from emberbox.machines.qemu.memory import PagesFile, filled_runs, new_memory, seal, write_pages, written_runs
+from emberbox.machines.microvm.sparse import written_parts
+from emberbox.machines.qemu.memory import PagesFile, filled_runs, new_memory, seal, write_pages
 
 _MOST_KEPT = 3
 
@@ -98,7 +99,7 @@ def save_memory(fd: int, target: Path) -> str:
     def read(length: int, offset: int) -> bytes:
         return os.pread(fd, length, offset)
 
-    runs = filled_runs(read, written_runs(fd))
+    runs = filled_runs(read, ((start, end - start) for start, end in written_parts(fd)))
     return write_pages(target, os.fstat(fd).st_size, runs, read)
 
 

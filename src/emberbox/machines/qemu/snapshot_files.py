@@ -5,17 +5,14 @@ QEMU trusts these files, and so do we: their folder is private."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import ValidationError
+from emberbox.machines.microvm.fingerprint import MicroVmFingerprint
 
-from emberbox.errors import VmNotAvailable
-from emberbox.machines.contract import Snapshot
-from emberbox.models import Model
-
-FINGERPRINT, STATE, PAGES, BASE = "machine.json", "state", "pages", "base"
+STATE, PAGES, BASE = "state", "pages", "base"
 LAYOUT = 1
 """Of the machine: which devices it has, and how they are connected (command.py)."""
 
@@ -23,9 +20,17 @@ Method = Literal["devices", "stream"]
 """What `state` is: that of the devices alone, or with the whole memory, where QEMU does not give the former."""
 
 
-class Fingerprint(Model):
+class Fingerprint(MicroVmFingerprint):
     """What a snapshot depends on, besides its files."""
 
+    words: ClassVar[Mapping[str, str]] = {
+        "layout": "was taken by another version of Emberbox",
+        "qemu": "was taken by QEMU {theirs}, this is {ours}",
+        "accel": "was taken of a machine by {theirs}, these run by {ours}",
+        "processor": "was taken on another processor ({theirs}), this is {ours}",
+        "disk": "was taken of another root disk than the one of its image",
+        "kernel": "was taken of a machine with another kernel",
+    }
     layout: int = LAYOUT
     qemu: str
     """Version: the format of the state is its own."""
@@ -41,47 +46,6 @@ class Fingerprint(Model):
     method: Method = "devices"
     base: str = ""
     """SHA-256 of the file `base`."""
-
-
-_WORDS = {
-    "layout": "was taken by another version of Emberbox",
-    "qemu": "was taken by QEMU {theirs}, this is {ours}",
-    "accel": "was taken of a machine by {theirs}, these run by {ours}",
-    "processor": "was taken on another processor ({theirs}), this is {ours}",
-    "disk": "was taken of another root disk than the one of its image",
-    "kernel": "was taken of a machine with another kernel",
-}
-
-
-def write_fingerprint(directory: Path, fingerprint: Fingerprint) -> None:
-    """Raises OSError."""
-    (directory / FINGERPRINT).write_text(fingerprint.model_dump_json(), encoding="utf-8")
-
-
-def read_fingerprint(directory: Path) -> Fingerprint:
-    """Raises VmNotAvailable: they cannot be read."""
-    try:
-        return Fingerprint.model_validate_json((directory / FINGERPRINT).read_bytes())
-    except (OSError, ValidationError) as exc:
-        raise VmNotAvailable(
-            f"Snapshot {directory} is damaged: {FINGERPRINT} cannot be read.",
-            remediation="Take a new one.",
-            retryable=False,
-        ) from exc
-
-
-def check_fingerprint(snapshot: Snapshot, ours: Fingerprint) -> Fingerprint:
-    """What the snapshot says of itself; raises VmNotAvailable: it is of no use here; the message says why."""
-    theirs = read_fingerprint(snapshot.directory)
-    for name, text in _WORDS.items():
-        there, here = getattr(theirs, name), getattr(ours, name)
-        if there != here:
-            raise VmNotAvailable(
-                f"Snapshot {snapshot.directory} " + text.format(theirs=there, ours=here) + ".",
-                remediation="Take a new one here.",
-                retryable=False,
-            )
-    return theirs
 
 
 @lru_cache(maxsize=8)

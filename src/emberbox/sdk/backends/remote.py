@@ -56,8 +56,9 @@ from emberbox.sandbox.listeners import Listeners, RunOptions
 from emberbox.sandbox.uploads import MOST_AT_ONCE, Data, pieces_of, too_large
 from emberbox.sdk.backends.base import CreateOptions
 from emberbox.sdk.commands import AsyncCommands
+from emberbox.sdk.deadlines import EXECUTION_SECONDS
 from emberbox.sdk.files import AsyncFiles
-from emberbox.sdk.transport import EXECUTION_SECONDS, HttpServer, base64_of, followed, made, parsed
+from emberbox.sdk.transport import HttpServer, base64_of, followed, made, parsed
 
 
 class RemoteFiles(AsyncFiles):

@@ -1,53 +1,16 @@
-"""What a snapshot depends on."""
+"""The memory of a snapshot: what the last one had, and what has changed."""
 
 from __future__ import annotations
 
 import random
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from emberbox.errors import VmNotAvailable
-from emberbox.images.store import Image
-from emberbox.machines.contract import Snapshot
 from emberbox.machines.firecracker.snapshot_files import (
-    FINGERPRINT,
-    Fingerprint,
-    check_fingerprint,
     merge,
-    write_fingerprint,
 )
-from emberbox.models import MachineLimits
-
-OURS = Fingerprint(firecracker="1.12.1", processor="AuthenticAMD-25-1-1", disk="d" * 64)
-
-
-def snapshot(directory: Path) -> Snapshot:
-    return Snapshot(directory, cast(Image, SimpleNamespace()), MachineLimits(), 0, 0)
-
-
-def test_the_same_is_accepted(tmp_path: Path) -> None:
-    write_fingerprint(tmp_path, OURS)
-    check_fingerprint(snapshot(tmp_path), OURS)
-
-
-@pytest.mark.parametrize("field", ["layout", "firecracker", "processor", "disk"])
-def test_each_difference_is_refused(tmp_path: Path, field: str) -> None:
-    write_fingerprint(tmp_path, OURS.model_copy(update={field: 99 if field == "layout" else "other"}))
-    with pytest.raises(VmNotAvailable) as error:
-        check_fingerprint(snapshot(tmp_path), OURS)
-    assert not error.value.retryable
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"firecracker": 1}'])
-def test_damage_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / FINGERPRINT).write_text(text)
-    with pytest.raises(VmNotAvailable, match="is damaged"):
-        check_fingerprint(snapshot(tmp_path), OURS)
-
 
 PAGE = 4096
 

@@ -13,21 +13,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from emberbox import Settings, load_settings
 from emberbox.errors import ConfigError
 from emberbox.images.store import Image
 from emberbox.sandbox.durability.registry import SandboxRegistry
-from snapshot_fakes import make_image, make_record
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return load_settings(cache_dir=tmp_path / "cache", state_dir=tmp_path / "state")
-
-
-@pytest.fixture
-def image(settings: Settings) -> Image:
-    return make_image(settings)
+from snapshot_fakes import make_record
 
 
 @pytest.fixture

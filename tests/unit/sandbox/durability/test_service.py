@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from emberbox import Settings, load_settings
+from emberbox import Settings
 from emberbox.errors import (
     ExecutionTimeout,
     NoCapacity,
@@ -36,18 +36,7 @@ from emberbox.sandbox.snapshots.store import SnapshotStore
 from emberbox.sandbox.snapshots.tree import Node, SnapshotTree
 from emberbox.sandbox.starter import NewSandbox, Starter, StartRules
 from machine_fakes import FakeFactory, FakeMachine
-from snapshot_fakes import make_image, make_node, make_record
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return load_settings(cache_dir=tmp_path / "cache", state_dir=tmp_path / "state")
-
-
-@pytest.fixture
-def image(settings: Settings) -> Image:
-    return make_image(settings)
-
+from snapshot_fakes import make_node, make_record
 
 # --- which snapshot ---------------------------------------------------------------------------------------------------
 

@@ -10,24 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from emberbox import Settings, load_settings
+from emberbox import Settings
 from emberbox.errors import SnapshotFailed, SnapshotNotFound, VmNotAvailable
 from emberbox.images.store import Image, ImageStore
 from emberbox.machines.digests import verify_digests
 from emberbox.sandbox.snapshots.store import SnapshotStore
-from snapshot_fakes import FILES, make_image, make_node
+from snapshot_fakes import FILES, make_node
 
 IDENTITY = "gvisor 1"
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return load_settings(cache_dir=tmp_path / "cache", state_dir=tmp_path / "state")
-
-
-@pytest.fixture
-def image(settings: Settings) -> Image:
-    return make_image(settings)
 
 
 @pytest.fixture

@@ -1,12 +1,18 @@
-"""The picture: our bars beside those of the alternatives, aims marked. Needs matplotlib (extra `bench`)."""
+"""The picture of docs/performance.md, made of a JSON document: our bars beside those of the alternatives, aims marked.
+
+    python benchmarks/bench_plot.py FILE.json PICTURE.png
+
+Needs matplotlib, which `./ember` installs with the tools for tests."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench_document import read, report_of
 from emberbox.bench.report import aim_text, with_unit
 from emberbox.bench.results import Figure, Report, Row
 
@@ -175,3 +181,9 @@ def axis_label(value: float, unit: str) -> str:
     if unit == "ms" and value >= 1000:
         return f"{value / 1000:g} s"
     return f"{value:g} {'/s' if unit == '1/s' else unit}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python benchmarks/bench_plot.py FILE.json PICTURE.png")
+    draw(report_of(read(sys.argv[1])), Path(sys.argv[2]))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emberbox.bench.markdown import rows_of, table
+from bench_document import report_of
+from bench_table import table
 from emberbox.errors import ValidationFailed
 
 from .made_up import report
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_rows_survive_the_document() -> None:
     document = json.loads(json.dumps(report().to_dict()))
-    again = rows_of(document)
+    again = report_of(document).rows
     assert [(row.key, row.title, row.aim, row.met) for row in again] == [
         (row.key, row.title, row.aim, row.met) for row in report().rows
     ]
@@ -36,7 +37,7 @@ def test_a_line_has_ours_and_the_alternatives() -> None:
 @pytest.mark.parametrize("document", [{}, {"format": 0, "rows": []}, {"format": 1, "rows": [{"key": "x"}]}])
 def test_what_is_no_document_is_refused(document: dict[str, object]) -> None:
     with pytest.raises(ValidationFailed):
-        rows_of(document)
+        report_of(document)
 
 
 def test_the_documentation_quotes_the_kept_document() -> None:
