@@ -22,7 +22,7 @@ from backends import ALL_ON_FIRECRACKER, LIFE_SECONDS, environment_of, newest_ru
 from backends_table import COLUMNS, ran_on, write_table
 from categories import write_categories
 from emberbox import Engine, MachineLimits, Sandbox, Settings, load_settings
-from emberbox.host.cgroups import GROUP, find_cgroup_root
+from emberbox.host.cgroups import find_cgroup_root
 from emberbox.host.rundir import processes_of
 from emberbox.machines.microvm.processor import emulated
 from served import Served
@@ -86,7 +86,7 @@ def nothing_left(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[None
     assert processes_of(f"{run_dir}/") == [], "processes are left"
     assert sorted(line for pid, line in _children().items() if pid not in children) == [], "children are left"
     assert list(run_dir.iterdir()) == [], "files are left in the run directory"
-    assert sorted(_groups(15) - groups) == [], "cgroups are left"
+    assert sorted(_groups(15, groups)) == [], "cgroups are left"
     assert str(run_dir) not in Path("/proc/self/mounts").read_text(), "mounts are left"
     left = {n: t for n, t in _descriptors().items() if n not in before}
     assert shared or left == {}, "descriptors are left"  # an engine that goes on opens what it needs
@@ -116,19 +116,19 @@ _servers: set[int] = set()
 """Processes that outlive a test: servers, and the spawners of `shared_machines`."""
 
 
-def _groups(seconds: float) -> set[str]:
-    """Groups without members that are still there after `seconds`. (Groups with members belong to sandboxes of somebody
+def _groups(seconds: float, known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Groups without members, others than those `known` before, that are still there after `seconds`. (Groups with members belong to sandboxes of somebody
     else on this host: ours have no processes any more when this is asked. One that is just being made or removed is not
     there for long.)"""
     root = find_cgroup_root()
     if root is None:
-        return set()
-    empty = {name for name in root.names("") if not root.group(name).pids()}
+        return frozenset()
+    empty = {name for name in root.names("") if not root.group(name).pids()} - known
     deadline = time.monotonic() + seconds
     while empty and time.monotonic() < deadline:
         time.sleep(0.02)
         empty &= {name for name in root.names("") if not root.group(name).pids()}
-    return {f"{GROUP}/{name}" for name in empty}
+    return frozenset(empty)
 
 
 def _descriptors() -> dict[str, str]:
