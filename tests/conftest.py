@@ -117,9 +117,9 @@ _servers: set[int] = set()
 
 
 def _groups(seconds: float, known: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Groups without members, others than those `known` before, that are still there after `seconds`. (Groups with members belong to sandboxes of somebody
-    else on this host: ours have no processes any more when this is asked. One that is just being made or removed is not
-    there for long.)"""
+    """Groups without members, others than those `known` before, that are still there after `seconds`. (Groups with
+    members belong to sandboxes of somebody else on this host: ours have no processes any more when this is asked. One
+    that is just being made or removed is not there for long.)"""
     root = find_cgroup_root()
     if root is None:
         return frozenset()
