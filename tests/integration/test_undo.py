@@ -10,6 +10,7 @@ import pytest
 from backends import LIFE_SECONDS
 from emberbox import Sandbox
 from emberbox.errors import ExecutionFailed, SnapshotNotFound, ValidationFailed
+from waiting import until
 
 CONTRACT = True
 """On gVisor, here and on a server; what is marked so on every back end (conftest.py)."""
@@ -129,6 +130,32 @@ def test_two_forks_never_draw_the_same_numbers(sandbox: Sandbox) -> None:
         assert len({part for text in drawn for part in str(text).strip("()").split(", ")}) == 15
         shells = [s.run_code("echo $RANDOM $RANDOM $RANDOM", "bash").stdout for s in [sandbox, *children]]
         assert len(set(shells)) == 3
+
+
+WAITS = {
+    "sleep": "sleep 4000",
+    "pipe": "sleep 4001 | cat",
+    "wait": "sleep 4002 & wait",
+    "read": "sleep 4003 | (read x)",
+    "fifo": "mkfifo one; read x < one",
+    "tail": "touch log; tail -f log",
+    "python's sleep": "python3 -c 'import time; time.sleep(4004)'",
+    "python's fifo": 'python3 -c \'import os; os.mkfifo("two"); open("two")\'',
+    "python's accept": "python3 -c 'import socket; socket.create_server((\"127.0.0.1\", 0)).accept()'",
+}
+
+
+def test_what_waits_goes_on_waiting_over_snapshots_and_in_copies(sandbox: Sandbox) -> None:
+    """docs/undo.md says which system calls do not, and of which programs."""
+    commands = [sandbox.commands.run(f"{code}; echo over", background=True) for code in WAITS.values()]
+    until(lambda: sandbox.get_metrics().processes > len(WAITS) + 3, "all of them")
+    for _ in range(3):
+        sandbox.snapshot()
+    (copy,) = sandbox.fork(1)
+    for one in (sandbox, copy):
+        there = {command.pid for command in one.commands.list()}
+        assert {command.pid for command in commands} <= there, "they wait"
+    copy.kill()
 
 
 @pytest.mark.every_backend(heavy=True)
