@@ -14,14 +14,15 @@ from emberbox import Engine, load_settings
 from emberbox.engine import ExecuteRequest
 from emberbox.machines.contract import MachineStats
 from emberbox.machines.gvisor.machine import GvisorMachine
+from emberbox.models import Language
 from emberbox.sandbox.instance import SandboxInstance
 from waiting import PATIENCE, until, wait_for_stop
 
 MINIMAL = "minimal"
+BOTH_GVISORS = True
 COUNTING = """
 import threading, time
 
-BOTH_GVISORS = True
 turns, going, goes_on = 0, True, threading.Event()
 def count():
     global turns
@@ -65,6 +66,34 @@ async def stopped(session: SandboxInstance) -> None:
 
 def awake(session: SandboxInstance) -> bool:
     return process_of(session).status() != psutil.STATUS_STOPPED
+
+
+SPINS = "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()"
+PAUSED_IN: dict[str, tuple[Language, str]] = {
+    "nothing": ("python", "pass"),
+    "a thread that computes": ("python", SPINS),
+    "a job that computes": ("bash", "while :; do :; done &"),
+    "a job that starts programs": ("bash", "while :; do /bin/true; done &"),
+    "a job that prints": ("bash", "while :; do echo x; done &"),
+}
+WINDOW = 0.5
+"""Seconds of the host that are looked at."""
+
+
+@pytest.mark.parametrize("what", PAUSED_IN)
+async def test_a_paused_sandbox_uses_no_processor(engine: Engine, sandbox: SandboxInstance, what: str) -> None:
+    """Whatever runs in it: beside a processor that it would take, what the host does for it is nothing."""
+    await engine.execute(ExecuteRequest(sandbox, *PAUSED_IN[what]))
+    for _ in range(3):
+        await sandbox.pause()
+        before = sandbox.machine.stats().cpu_seconds
+        await asyncio.sleep(WINDOW)
+        after = sandbox.machine.stats().cpu_seconds
+        assert before is not None
+        assert after is not None
+        assert after - before < WINDOW / 50
+        await sandbox.resume()
+        assert await value(engine, sandbox, "6 * 7") == "42"
 
 
 async def test_forks_rest_until_they_are_used(engine: Engine, sandbox: SandboxInstance) -> None:

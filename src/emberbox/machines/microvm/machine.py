@@ -97,4 +97,4 @@ class MicroVm(ProcessMachine, Generic[_C]):
         tail = self.serial.text() if self.serial is not None else ""
         if "Kernel panic" in tail:
             why = "the guest's kernel panicked"
-        return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail[-700:]})" if tail else ""))
+        return Death(TerminationReason.CRASHED, f"the sandbox died: {why}" + (f" ({tail})" if tail else ""))

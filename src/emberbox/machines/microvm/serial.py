@@ -9,6 +9,9 @@ from emberbox.machines.tail import OutputTail
 
 _KEPT = 16_384
 _SHOWN = 1500
+_PANIC = b"Kernel panic"
+_BEFORE = 700
+"""Of what is shown; what led to a panic is told before it, and registers and the stack after it, which help nobody."""
 
 
 class SerialLog(OutputTail):
@@ -25,8 +28,11 @@ class SerialLog(OutputTail):
             self.ready.set()
 
     def text(self) -> str:
-        """The last lines, for a message; control characters of the guest are left out."""
+        """The last lines, or those about the end of the guest's kernel, for a message; control characters of the guest
+        are left out."""
         super().text()
-        text = self._tail[-_SHOWN:].decode("utf-8", "replace")
+        panic = self._tail.find(_PANIC)
+        start = max(0, len(self._tail) - _SHOWN if panic < 0 else min(panic - _BEFORE, len(self._tail) - _SHOWN))
+        text = self._tail[start : start + _SHOWN].decode("utf-8", "replace")
         lines = ("".join(c for c in line if c.isprintable()).strip() for line in text.splitlines())
         return " / ".join(line for line in lines if line)

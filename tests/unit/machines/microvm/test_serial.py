@@ -26,3 +26,17 @@ async def test_the_end_is_kept_without_control_characters() -> None:
     await asyncio.sleep(0.01)
     assert log.fileno() == -1
     log.close()
+
+
+async def test_of_a_panic_the_reason_is_shown_and_not_the_registers() -> None:
+    read_fd, write_fd = os.pipe()
+    log = SerialLog(read_fd)
+    os.write(
+        write_fd,
+        b"booting\n" * 500 + b"no port emberbox.agent\nKernel panic - not syncing: no init\n" + b"RAX: 0\n" * 999,
+    )
+    os.close(write_fd)
+    await asyncio.sleep(0.01)
+    assert "no port emberbox.agent / Kernel panic - not syncing: no init / RAX: 0" in log.text()
+    assert len(log.text()) <= 3000
+    log.close()
