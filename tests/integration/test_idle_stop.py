@@ -96,6 +96,16 @@ async def test_a_paused_sandbox_uses_no_processor(engine: Engine, sandbox: Sandb
         assert await value(engine, sandbox, "6 * 7") == "42"
 
 
+async def test_a_sandbox_that_is_paused_at_any_moment_goes_on(engine: Engine, sandbox: SandboxInstance) -> None:
+    """Right after it has worked, gVisor is still busy with its own affairs: stopped in the wrong place, one of ten
+    sandboxes died."""
+    await engine.execute(ExecuteRequest(sandbox, "bash", "while :; do /bin/true; done &"))
+    for number in range(60):
+        await sandbox.pause()
+        await sandbox.resume()
+        assert await value(engine, sandbox, f"{number} + 1") == str(number + 1)
+
+
 async def test_forks_rest_until_they_are_used(engine: Engine, sandbox: SandboxInstance) -> None:
     children = await engine.checkpoints.fork(sandbox, 3)
     await asyncio.gather(*map(stopped, children))

@@ -7,12 +7,9 @@ import signal
 
 from emberbox.host.spawner import Process
 from emberbox.machines.channel import Channel
-from emberbox.machines.gvisor.stubs import Stubs, are_stopped
+from emberbox.machines.gvisor.stubs import Stubs
 
 SETTLE_SECONDS = 0.05
-_LOOK_SECONDS = 0.01
-_MOST_LOOKS = 200
-"""At the sandbox process, whether it is stopped: on a loaded host, that took most of a second."""
 
 
 class IdleStop:
@@ -35,26 +32,20 @@ class IdleStop:
         self._others = others
         self._stopped = False
         channel.before_send = self.end
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when it is over."""
-        self._timer = self._loop.call_later(SETTLE_SECONDS, self._stop)
+        self._stopping = asyncio.ensure_future(self._stop())
 
-    def _stop(self) -> None:
+    async def _stop(self) -> None:
+        await asyncio.sleep(SETTLE_SECONDS)
         if self._process.send(signal.SIGSTOP):
             self._stopped = True
-            self._stop_stubs(_MOST_LOOKS)
-
-    def _stop_stubs(self, looks: int) -> None:
-        if are_stopped([self._process.pid]):
-            self._stubs.stop(self._others)
-        elif looks:
-            self._timer = self._loop.call_later(_LOOK_SECONDS, self._stop_stubs, looks - 1)
+            await self._stubs.stop_computing({self._process.pid}, self._others)
 
     def end(self) -> None:
         """Let it go on, for good. Harmless when it is awake."""
         self._channel.before_send = None
-        self._timer.cancel()
+        self._stopping.cancel()
         if self._stopped:
             self._stopped = False
             self._stubs.go_on()

@@ -20,7 +20,7 @@ from emberbox.machines.gvisor.control import IMAGE_FILES, Control, ControlError
 from emberbox.machines.gvisor.dialect import Dialect, dialect_of
 from emberbox.machines.gvisor.idle_stop import IdleStop
 from emberbox.machines.gvisor.memory import MemoryGauge
-from emberbox.machines.gvisor.stubs import Stubs, are_stopped, descendants
+from emberbox.machines.gvisor.stubs import Stubs, descendants
 from emberbox.machines.process_machine import ProcessMachine
 from emberbox.machines.tail import OutputTail
 from emberbox.models import TerminationReason
@@ -28,8 +28,6 @@ from emberbox.models import TerminationReason
 _WATCH_SECONDS = 0.25
 _KILL_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 60.0
-_STOP_SECONDS = 2.0
-_LOOK_SECONDS = 0.002
 STATE = "s"
 """Below a machine's directory: runsc's own state. Short, because Unix sockets live there."""
 COMMAND_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -200,16 +198,8 @@ class GvisorMachine(ProcessMachine):
         self._resting = False
         for process in self._processes:
             await self.spawner.signal(process, signal.SIGSTOP)
-        await self._stop_stubs()
-
-    async def _stop_stubs(self) -> None:
-        """Stop them when the sandbox process is stopped; where it does not come to that, they are left alone."""
         pids = {process.pid for process in self._processes}
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                while not are_stopped(pids):  # noqa: ASYNC110 (nothing tells of it)
-                    await asyncio.sleep(_LOOK_SECONDS)
-                self._stubs.stop(pids)
+        await self._stubs.stop_computing(pids, pids)
 
     async def resume(self) -> None:
         self._stubs.go_on()

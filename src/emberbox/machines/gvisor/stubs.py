@@ -3,21 +3,29 @@
 While the sandbox process is stopped, a stub goes on with user code to its next system call, or spins waiting for the
 answer to its last one. So a machine rests only when these are stopped as well.
 
-A stub that is being made is traced by the sandbox process (ptrace), which would take a signal from elsewhere for the
-answer that it waits for: both would hang. So stubs are stopped when all threads of that process are, and those that it
-traces just then are left alone: they run nothing.
+No other stub may be stopped. One that is being made is traced by the sandbox process (ptrace), which would take a
+signal from elsewhere for the answer that it waits for. One that carries out system calls for the sandbox process waits
+in seccomp's notification (seccomp_unotify(2)): a signal takes that back, and the sandbox process, which was told of it
+already, finds nothing, and gives up the program or itself. Both wait, and take no processor.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _STOPPED = frozenset("TtZX")
 """proc(5): stopped, in a tracing stop, and at the end."""
+_LOOK_SECONDS = 0.02
+_COMPUTED = 2_000_000
+"""Nanoseconds of a processor between two looks: no system call for the sandbox process takes so much."""
+_PATIENCE = 2.0
+"""Seconds for all of it: on a loaded host, the sandbox process took most of one to stop."""
 
 
 class Stubs:
@@ -33,39 +41,60 @@ class Stubs:
         self._stopped: list[int] = []
         """pidfds, open as long as they are stopped."""
 
-    def stop(self, others: set[int]) -> None:
-        """Stop all but `others` and those that are traced. `others` must be stopped (see `are_stopped`): no new ones
-        come then."""
-        for pidfd in self._untraced(others):
-            self._stopped.append(pidfd)
-            _send(pidfd, signal.SIGSTOP)
+    async def stop_computing(self, sandbox: set[int], others: set[int]) -> None:
+        """Stop those that compute.
 
-    def all_go_on(self, others: set[int]) -> None:
-        """Let all but `others` go on, which somebody else may have stopped."""
-        self._stopped += self._untraced(others)
-        self.go_on()
+        Args:
+            sandbox: processes of the machine that were sent SIGSTOP; where they do not stop, nothing is done.
+            others: all that are no stubs.
+        """
+        end = time.monotonic() + _PATIENCE
+        while not all(_state(task) in _STOPPED for pid in sandbox for task in _tasks(pid)):
+            if time.monotonic() > end:
+                return
+            await asyncio.sleep(_LOOK_SECONDS / 10)
+        before = self._running(others)
+        while before:
+            await asyncio.sleep(_LOOK_SECONDS)
+            late, now = time.monotonic() > end, self._running(others)
+            computing = {pid for pid, ran in now.items() if pid in before and (late or ran - before[pid] >= _COMPUTED)}
+            self._stop(computing)
+            before = {} if late else {pid: ran for pid, ran in now.items() if pid not in computing}
 
-    def _untraced(self, others: set[int]) -> list[int]:
-        """Descriptors of all but `others` and those that are traced."""
-        pidfds: list[tuple[int, int]] = []
+    def _running(self, others: set[int]) -> dict[int, int]:
+        """The stubs that have a processor or wait for one, and the nanoseconds that they have had."""
+        found = {}
         for pid in self._find():
-            if pid not in others:
-                with contextlib.suppress(OSError):
-                    pidfds.append((pid, os.pidfd_open(pid)))
-        still_ours = set(self._find())
-        found = []
-        for pid, pidfd in pidfds:
-            if pid in still_ours and not _is_traced(pid):
-                found.append(pidfd)
-            else:
-                os.close(pidfd)
+            place = Path(f"/proc/{pid}")
+            if pid not in others and _state(place) == "R" and not _is_traced(place):
+                with contextlib.suppress(OSError, ValueError):
+                    found[pid] = int((place / "schedstat").read_text("ascii").split()[0])
         return found
+
+    def _stop(self, pids: set[int]) -> None:
+        pidfds: list[tuple[int, int]] = []
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                pidfds.append((pid, os.pidfd_open(pid)))
+        still_ours = set(self._find())
+        for pid, pidfd in pidfds:
+            self._stopped.append(pidfd)
+            if pid in still_ours:
+                _send(pidfd, signal.SIGSTOP)
 
     def go_on(self) -> None:
         """Let those go on that were stopped."""
         for pidfd in self._stopped:
             _send(pidfd, signal.SIGCONT)
         self.forget()
+
+    def all_go_on(self, others: set[int]) -> None:
+        """Let those go on that somebody else has stopped; `others` are none."""
+        for pid in self._find():
+            if pid not in others and _state(Path(f"/proc/{pid}")) == "T":
+                with contextlib.suppress(OSError):
+                    self._stopped.append(os.pidfd_open(pid))
+        self.go_on()
 
     def forget(self) -> None:
         """Close the descriptors: the machine is gone."""
@@ -91,11 +120,6 @@ def descendants(roots: Iterable[int]) -> list[int]:
     return found
 
 
-def are_stopped(pids: Iterable[int]) -> bool:
-    """Whether every thread of these processes is stopped: SIGSTOP only asks for it."""
-    return all(_state(task) in _STOPPED for pid in pids for task in _tasks(pid))
-
-
 def _tasks(pid: int) -> list[Path]:
     try:
         return list(Path(f"/proc/{pid}/task").iterdir())
@@ -110,9 +134,9 @@ def _state(task: Path) -> str:
         return "X"
 
 
-def _is_traced(pid: int) -> bool:
+def _is_traced(process: Path) -> bool:
     try:
-        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+        status = (process / "status").read_text("ascii", "replace")
     except OSError:
         return False
     return "\nTracerPid:\t0\n" not in status
