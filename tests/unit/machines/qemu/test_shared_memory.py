@@ -57,7 +57,7 @@ def test_what_is_put_in_its_place_is_not_opened(memory: int, tmp_path: Path, mon
 
     def look(path: str) -> str:
         found = readlink(path)
-        if os.stat(path).st_ino == ours:
+        if Path(path).stat().st_ino == ours:
             os.dup2(secret, memory)
             os.dup2(secret, kept)
         return found
