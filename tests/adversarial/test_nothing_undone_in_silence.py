@@ -214,5 +214,5 @@ def test_where_there_is_no_snapshot_whoever_works_in_the_next_sandbox_is_told(se
         told = client.post("/api/llm/execute", json=body | {"code": "cat log"}).json()
         assert told["vm_id"] != first["vm_id"]
         assert told["lost_executions"] == [first["execution_id"]]
-        assert "this is another one; the effects of 1 executions before it are lost" in told["notes"][0]
+        assert "this is another one; the effects of 1 execution before it are lost" in told["notes"][0]
         assert client.post("/api/llm/execute", json=body | {"code": "true"}).json()["lost_executions"] == []

@@ -192,7 +192,7 @@ async def test_when_nobody_comes_everything_ends(settings: Settings, run_dir: Pa
         run = await engine.execute(ExecuteRequest(session, "python", BOTH, agent_id="alice"))
         assert run.text == ONE
         assert (run.restored_from, run.lost_executions) == (known.snapshot, known.ran[1:])
-        assert "the effects of 1 executions before it are lost" in run.notes[0]
+        assert "the effects of 1 execution before it are lost" in run.notes[0]
         await check_history(engine, known)
     await check_end(settings, known)
 

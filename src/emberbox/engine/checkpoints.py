@@ -346,7 +346,8 @@ class Checkpoints:
         others = restored.lost_count - (execution.execution_id in restored.lost)
         names = len(restored.lost)
         named = f", of which the last {names} are named" if restored.lost_count > names else ""
-        lost = f"; the effects of {others} executions before it are lost{named}" if others else ""
+        plural = "s" if others > 1 else ""
+        lost = f"; the effects of {others} execution{plural} before it are lost{named}" if others else ""
         goes_on = f"The sandbox goes on from {restored.snapshot_id}"
         if restored.snapshot_id is None:
             goes_on = "There was no snapshot of the sandbox: this is another one"
