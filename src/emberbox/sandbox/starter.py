@@ -20,15 +20,14 @@ from emberbox.models import MachineLimits
 from emberbox.sandbox.durability.records import SandboxRecords
 from emberbox.sandbox.durability.registry import SandboxRecord
 from emberbox.sandbox.instance import SandboxInstance
-from emberbox.sandbox.lineage import Restoration
 from emberbox.sandbox.log import warn
+from emberbox.sandbox.losses import Losses
 from emberbox.sandbox.options import LOCAL_AGENT, SandboxOptions
 from emberbox.sandbox.pool.pool import MachinePool
 from emberbox.sandbox.pool.templates import TemplateSnapshots
 from emberbox.sandbox.snapshots.service import SnapshotService
 
 _ADOPTION_SECONDS = 15.0
-_MOST_LOSSES = 10_000
 _LEAST_AT_ONCE = 4
 
 
@@ -91,14 +90,6 @@ class _Holding:
     """None while it starts."""
 
 
-@dataclass(slots=True)
-class _Losses:
-    """The sandboxes of an agent's own that died and have no snapshot, and what went with them."""
-
-    restoration: Restoration | None = None
-    sandboxes: list[str] = field(default_factory=list)
-
-
 class Starter:
     """The live sandboxes of one engine. It is told of their events.
 
@@ -126,8 +117,7 @@ class Starter:
         self._places = asyncio.Semaphore(rules.at_once)
         """Of starts; who waits for one waits for others to start or to fail, which has a deadline."""
         self._held: dict[str, _Holding] = {}
-        self._losses: dict[str, _Losses] = {}
-        """Of agents that were not told yet."""
+        self.losses = Losses(records)
 
     def find(self, sandbox_id: str) -> SandboxInstance | None:
         """Find a live sandbox by its id."""
@@ -276,18 +266,15 @@ class Starter:
     async def _opened(self, instance: SandboxInstance, holding: _Holding) -> None:
         """It has started: it can be found from here on, and is written down if it is to outlive this process."""
         holding.instance = instance
-        losses = self._losses.pop(instance.agent_id, _Losses()) if instance.own else _Losses()
-        if losses.restoration is not None:
-            instance.replaces(losses.restoration)
-        if instance.durable and self._records is not None:
-            try:
-                await instance.survive_owner(instance.machine)
-                instance.check_alive()
-                self._records.opened(instance)
-                self._records.forget_left(losses.sandboxes)
-            except BaseException:
-                await asyncio.shield(asyncio.ensure_future(instance.kill()))
-                raise
+        with self.losses.told_in(instance):
+            if instance.durable and self._records is not None:
+                try:
+                    await instance.survive_owner(instance.machine)
+                    instance.check_alive()
+                    self._records.opened(instance)
+                except BaseException:
+                    await asyncio.shield(asyncio.ensure_future(instance.kill()))
+                    raise
 
     # --- events of sandboxes --------------------------------------------------------------------------------------
 
@@ -314,20 +301,12 @@ class Starter:
         if instance.is_open and not self._suspended(instance) and instance.own and instance.lineage.total:
             if instance.durable and self._records is not None:
                 self._records.leave(instance.id)
-            self.lost(instance.agent_id, instance.id, instance.lineage.lost(death))
+                self._snapshots.closed(instance.id)  # `closed` takes it for one that goes on
+            self.losses.note(instance.agent_id, instance.id, instance.lineage.lost(death))
         return False
 
     def _suspended(self, instance: SandboxInstance) -> bool:
         return instance.durable and self._records is not None and self._records.died(instance)
-
-    def lost(self, agent_id: str, sandbox_id: str, loss: Restoration) -> None:
-        """Note that the sandbox which an agent has without naming it is lost: whoever runs code in the next one is
-        told. Until that is written down, the record of the lost one stays."""
-        losses = self._losses.setdefault(agent_id, _Losses())
-        losses.restoration = loss.and_before(losses.restoration)
-        losses.sandboxes.append(sandbox_id)
-        while len(self._losses) > _MOST_LOSSES:
-            del self._losses[next(iter(self._losses))]
 
     def changed(self, instance: SandboxInstance) -> None:
         """Write a sandbox down as it is now, if it is to be found again after a restart."""

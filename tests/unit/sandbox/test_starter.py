@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from emberbox import load_settings
-from emberbox.errors import ExecutionTimeout, NoCapacity, VmNotAvailable
+from emberbox.errors import ExecutionTimeout, NoCapacity, SnapshotFailed, VmNotAvailable
 from emberbox.images.store import LOCK, Image, ImageStore
 from emberbox.machines.contract import Death, Snapshot
 from emberbox.models import TerminationReason
@@ -274,3 +274,54 @@ async def test_one_whose_machine_dies_goes_on_from_its_last_snapshot(world: Worl
     assert told is not None
     assert (told.snapshot_id, told.lost, told.death) == (node.info.snapshot_id, ["ex-1"], CRASH)
     assert (world.starter.instances(), world.places()) == ([sandbox], 1)
+
+
+# --- what is lost -----------------------------------------------------------------------------------------------------
+
+
+async def _lose(world: World, *executions: str) -> SandboxInstance:
+    """An agent's own sandbox, in which these were run, dies without a snapshot."""
+    sandbox = await world.start(own=True)
+    for execution in executions:
+        sandbox.began(execution, None)
+    machine: FakeMachine = sandbox.machine  # type: ignore[assignment]
+    machine.die(CRASH)
+    await sandbox.settled()
+    return sandbox
+
+
+async def test_in_the_next_sandbox_of_an_agent_its_losses_are_told(world: World) -> None:
+    first = await _lose(world, "a")
+    assert world.recorded() == [first.id], "until that is written down elsewhere"
+    assert (await world.start(own=True, agent_id="bob")).lineage.restoration is None
+    assert (await world.start()).lineage.restoration is None, "not one that was asked for by name"
+    second = await _lose(world, "b")
+    third = await world.start(own=True)
+    assert third.lineage.restoration is not None
+    assert (third.lineage.restoration.snapshot_id, third.lineage.restoration.lost) == (None, ["a", "b"])
+    assert {first.id, second.id}.isdisjoint(world.recorded())
+    assert [r.untold.lost for r in world.registry.records() if r.untold] == [["a", "b"]]
+
+
+async def test_a_sandbox_in_which_nothing_was_run_is_no_loss(world: World) -> None:
+    await _lose(world)
+    assert world.nothing_held()
+    assert (await world.start(own=True)).lineage.restoration is None
+
+
+async def test_where_the_next_one_cannot_be_written_down_another_tells_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await _lose(world, "a")
+    with monkeypatch.context() as full:
+        full.setattr(world.registry, "write", _refuses)
+        with pytest.raises(SnapshotFailed, match="No space left"):
+            await world.start(own=True)
+    assert world.recorded() == [first.id]
+    again = await world.start(own=True)
+    assert again.lineage.restoration is not None
+    assert again.lineage.restoration.lost == ["a"]
+
+
+def _refuses(_: object) -> None:
+    raise OSError(28, "No space left on device")

@@ -244,7 +244,7 @@ class Durability:
             return
         self._records.leave(record.sandbox_id)
         await self._snapshots.forget(record.sandbox_id)
-        self._starter.lost(record.agent_id, record.sandbox_id, lineage.lost(_STOPPED))
+        self._starter.losses.note(record.agent_id, record.sandbox_id, lineage.lost(_STOPPED))
 
 
 def _check_unused(instance: SandboxInstance, node: Node | None) -> None:

@@ -202,7 +202,7 @@ class SnapshotService:
             try:
                 await self._revive_from(instance, tree, node, death, dead)
             except RollbackFailed as exc:
-                if exc.retryable:  # an older snapshot has less, and is no better
+                if exc.retryable and instance.durable:  # it is suspended, and loses nothing more by waiting
                     return False
                 node = tree.parent(node)
                 continue

@@ -168,6 +168,21 @@ async def test_where_the_last_snapshot_fails_a_dead_one_goes_on_from_the_one_bef
     assert await shelf.snapshots.revive(sandbox, death) is False
 
 
+@pytest.mark.parametrize(("durable", "goes_on"), [(False, True), (True, False)])
+async def test_where_no_machine_comes_up_from_the_last_one(
+    shelf: Shelf, durable: bool, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends with this process takes the snapshot before it; a durable one can wait, and loses nothing more."""
+    monkeypatch.setattr("emberbox.sandbox.snapshots.service._PAUSES", (0.0,))
+    sandbox = await shelf.start(durable=durable)
+    node = await shelf.snapshots.snapshot(sandbox)
+    await shelf.snapshots.snapshot(sandbox)
+    shelf.factory.failures = [ExecutionTimeout("It does not answer.")] * 2
+    assert await shelf.snapshots.revive(sandbox, Death(TerminationReason.CRASHED, "it crashed")) is goes_on
+    assert sandbox.lineage.is_at(node.moment) is goes_on
+    assert len(shelf.factory.forked) == 2 + goes_on
+
+
 async def test_what_kills_the_machine_in_its_place_may_pass(shelf: Shelf) -> None:
     """The same snapshot is tried again; an older one has less, and would be killed as well."""
     sandbox = await shelf.start()
