@@ -24,6 +24,16 @@ from served import Served
 
 MOST = (16 << 20) - 2000
 """Bytes of a body, with room for what is around."""
+ANSWERS = {
+    "fences": "Run:\n\n```python\nprint(1)\n```\n\n" * (MOST // 40),
+    "one fence": "Run this:\n```python\n" + "x = 1\n" * (MOST // 8),
+    "tags": "<execute_python>" * (MOST // 17),
+    "inline": "`a` " * (MOST // 5),
+    "quotes": "> " * (MOST // 3),
+    "lists": "- a\n" * (MOST // 6),
+    "json": '[{"name": "x"}, ' * (MOST // 24),
+    "escapes": '\\"' * (MOST // 6),
+}
 ENTRIES = 3000
 """Executions that the history is filled with; each printed so many characters: """
 PRINTED = 100_000
@@ -128,7 +138,22 @@ class Bench:
         return send
 
     def cases(self) -> dict[str, Callable[[], object]]:
-        vm = self.vm
+        """Requests by name, in the order in which they are sent."""
+        return (
+            self._code_that_is_checked()
+            | self._bodies()
+            | self._machines()
+            | self._outputs()
+            | self._batches()
+            | self._long_fields()
+            | self._files_and_diffs()
+            | self._looks()
+            | self._sockets()
+            | self._history()
+            | self._extractions()
+        )
+
+    def _code_that_is_checked(self) -> dict[str, Callable[[], object]]:
         most = 99_000  # characters of code
         deep = "(" * 190 + "1" + ")" * 190
         hostile = {
@@ -149,31 +174,19 @@ class Bench:
             "rust": ("rust", "fn f() { unsafe {} }\n" * (most // 22)),
             "parentheses": ("python", f"{deep}\n" * (most // len(deep) - 1)),
         }
-        code = {f"execute, {name}": self.code(text, language) for name, (language, text) in hostile.items()}
-        answers = {
-            "fences": "Run:\n\n```python\nprint(1)\n```\n\n" * (MOST // 40),
-            "one fence": "Run this:\n```python\n" + "x = 1\n" * (MOST // 8),
-            "tags": "<execute_python>" * (MOST // 17),
-            "inline": "`a` " * (MOST // 5),
-            "quotes": "> " * (MOST // 3),
-            "lists": "- a\n" * (MOST // 6),
-            "json": '[{"name": "x"}, ' * (MOST // 24),
-            "escapes": '\\"' * (MOST // 6),
-        }
-        found = {
-            f"extraction 16 MB, {name}": self.post(
-                "/api/llm/parse-execute", {"llm_response": text, "auto_execute": False}
+        return {f"execute, {name}": self.code(text, language) for name, (language, text) in hostile.items()}
+
+    def _extractions(self) -> dict[str, Callable[[], object]]:
+        lengths = {"16 MB": MOST, "1 MB": 1 << 20}
+        return {
+            f"extraction {length}, {name}": self.post(
+                "/api/llm/parse-execute", {"llm_response": text[:most], "auto_execute": False}
             )
-            for name, text in answers.items()
+            for length, most in lengths.items()
+            for name, text in ANSWERS.items()
         }
-        found |= {
-            f"extraction 1 MB, {name}": self.post(
-                "/api/llm/parse-execute", {"llm_response": text[: 1 << 20], "auto_execute": False}
-            )
-            for name, text in answers.items()
-        }
-        blocks = [{"language": "bash", "code": "true"}] * 100
-        wrong = [{"language": 1, "code": [], "x": n} for n in range(30_000)]
+
+    def _bodies(self) -> dict[str, Callable[[], object]]:
         bodies = {
             "empty lists": b"[" + b"[]," * (MOST // 3) + b"[]]",
             "integers": b"[" + (b"1" * 4000 + b",") * (MOST // 4001 - 1) + b"1]",
@@ -187,9 +200,12 @@ class Bench:
                 {"language": "x", "code": "1", "metadata": {f"k{n}": [n] for n in range(49_000)}}
             ).encode(),
         }
-        requests = {f"body, {name}": self.post("/api/llm/execute", raw) for name, raw in bodies.items()}
+        return {f"body, {name}": self.post("/api/llm/execute", raw) for name, raw in bodies.items()}
+
+    def _machines(self) -> dict[str, Callable[[], object]]:
+        vm = self.vm
         names = {f"V{n}": "x" for n in range(90_000)}
-        rest: dict[str, Callable[[], object]] = {
+        return {
             "stdin 12 MB": self.post(
                 f"/api/vms/{vm}/run", {"language": "python", "code": "1", "stdin": "QUJD" * (3 << 20)}
             ),
@@ -203,6 +219,11 @@ class Bench:
             "vms, 90,000 metadata": self.post("/api/vms", {"metadata": names}),
             "command, 90,000 words": self.post(f"/api/vms/{vm}/commands", {"cmd": ["true"] + ["x"] * 90_000}),
             "command of 16 MB": self.post(f"/api/vms/{vm}/commands", {"cmd": "true " + "x" * (MOST - 100)}),
+        }
+
+    def _outputs(self) -> dict[str, Callable[[], object]]:
+        vm = self.vm
+        return {
             "output 50 MB": self.code("print('x' * 79 + '\\n', end='') or [print('y' * 99999) for _ in range(500)]"),
             "output, small writes": self.code("import os\nfor n in range(20000): os.write(1, b'x')"),
             "output, a stream": lambda: self._stream("for n in range(30000): print(n)"),
@@ -211,6 +232,13 @@ class Bench:
                 "from IPython.display import display\nfor n in range(300): display({'a': list(range(1000))})"
             ),
             "a result of 8 MB": self.code("class A:\n def _repr_html_(self): return 'x' * (8 << 20)\nA()"),
+        }
+
+    def _batches(self) -> dict[str, Callable[[], object]]:
+        vm = self.vm
+        blocks = [{"language": "bash", "code": "true"}] * 100
+        wrong = [{"language": 1, "code": [], "x": n} for n in range(30_000)]
+        return {
             "batch, 100 blocks": self.post(
                 "/api/v2/execute/batch", {"agent_id": "ada", "vm_id": vm, "code_blocks": blocks}
             ),
@@ -227,6 +255,11 @@ class Bench:
                     "code_blocks": [{"language": "python", "code": "x = 1\n" * 2_500_000}],
                 },
             ),
+        }
+
+    def _long_fields(self) -> dict[str, Callable[[], object]]:
+        vm = self.vm
+        return {
             "rollback, 90,000 paths": self.post(
                 f"/api/vms/{vm}/rollback", {"target": "last-success", "paths": [f"p{n}" for n in range(90_000)]}
             ),
@@ -236,6 +269,11 @@ class Bench:
             ),
             "session, long name": self.post("/sessions", {"name": "x" * (MOST - 100)}),
             "session, command of 16 MB": lambda: self._session("x" * (MOST - 100)),
+        }
+
+    def _files_and_diffs(self) -> dict[str, Callable[[], object]]:
+        vm = self.vm
+        return {
             "file of 64 MB up": lambda: self._upload(64 << 20),
             "file of 64 MB down": self.get(f"/api/vms/{vm}/files", path="big"),
             "list of 100,000 files": self._files,
@@ -244,10 +282,19 @@ class Bench:
             "diff, hostile files": lambda: self._diff(
                 "for n in $(seq 40); do shuf -i 1-60000 > h$n; done; yes a | head -c 4000000 > y"
             ),
+        }
+
+    def _looks(self) -> dict[str, Callable[[], object]]:
+        return {
             "figures": self.get("/metrics"),
             "pool": self.get("/api/v2/vm-pool/status"),
             "schema": self.get("/openapi.json"),
             "machines": self.get("/api/vms"),
+        }
+
+    def _sockets(self) -> dict[str, Callable[[], object]]:
+        vm = self.vm
+        return {
             "socket, a text of 16 MB": self.socket("/ws", json.dumps({"command_type": "x" * (MOST - 100)})),
             "socket, empty lists": self.socket("/ws", "[" + "[]," * (MOST // 3) + "[]]"),
             "socket, code of 16 MB": self.socket(
@@ -264,7 +311,7 @@ class Bench:
                 json.dumps(
                     {
                         "message_type": "LlmParseExecute",
-                        "data": {"llm_response": answers["fences"], "auto_execute": False},
+                        "data": {"llm_response": ANSWERS["fences"], "auto_execute": False},
                     }
                 ),
             ),
@@ -277,6 +324,11 @@ class Bench:
                     }
                 ),
             ),
+        }
+
+    def _history(self) -> dict[str, Callable[[], object]]:
+        vm = self.vm
+        return {
             "history, filled": self.fill,
             "history, 50": self.get("/api/history"),
             "history, 10,000": self.get("/api/history", limit=10_000),
@@ -287,7 +339,6 @@ class Bench:
                 f"/ws/{vm}", json.dumps({"message_type": "QueryHistory", "data": {"limit": 10_000}})
             ),
         }
-        return code | requests | rest | found
 
     def _stream(self, code: str) -> object:
         body = {"vm_id": self.vm, "language": "python", "code": code}

@@ -151,11 +151,10 @@ def test_what_waits_goes_on_waiting_over_snapshots_and_in_copies(sandbox: Sandbo
     until(lambda: sandbox.get_metrics().processes > len(WAITS) + 3, "all of them")
     for _ in range(3):
         sandbox.snapshot()
-    (copy,) = sandbox.fork(1)
-    for one in (sandbox, copy):
-        there = {command.pid for command in one.commands.list()}
-        assert {command.pid for command in commands} <= there, "they wait"
-    copy.kill()
+    with sandbox.fork(1)[0] as copy:
+        for one in (sandbox, copy):
+            there = {command.pid for command in one.commands.list()}
+            assert {command.pid for command in commands} <= there, "they wait"
 
 
 @pytest.mark.every_backend(heavy=True)

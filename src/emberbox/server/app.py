@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -63,37 +64,15 @@ def create_app(
     authenticator = Authenticator(tokens, settings.server)
     incoming, unread = IncomingBudget.of(settings.server), UnreadAnswers(settings.server.max_unread_bytes)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        endpoint = settings.server.otlp_endpoint
-        stop_tracing = tracing.configure(endpoint) if endpoint else None
-        try:
-            async with Engine(settings, approver=desk, recorders=[metrics], durable=True) as engine:
-                service = Service(settings, engine, desk, asking, metrics, authenticator, incoming, unread)
-                app.state.service = service
-                app.state.prober = prober = Prober(service)
-                metrics.watch(prober.gauges)
-                try:
-                    await engine.list_sandboxes()  # what the server before this one left is found now
-                except VmExecutionError as error:
-                    app.state.failure = error
-                    raise
-                on_ready()
-                try:
-                    yield
-                finally:
-                    await app.state.prober.close()
-                    await service.close()
-        finally:
-            if stop_tracing is not None:
-                stop_tracing()
+    def service_of(engine: Engine) -> Service:
+        return Service(settings, engine, desk, asking, metrics, authenticator, incoming, unread)
 
     app = FastAPI(
         title="Emberbox",
         version=__version__,
         summary="Run code that a language model wrote in an isolated machine, with undo.",
         description=_DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, settings, desk, metrics, service_of, on_ready),
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -118,6 +97,39 @@ def create_app(
     _add_documentation(app)
     _wrap(app, lambda inner: RequestGuard(inner, authenticator, settings.server, metrics, incoming, unread))
     return app
+
+
+@asynccontextmanager
+async def _lifespan(
+    settings: Settings,
+    desk: ApprovalDesk,
+    metrics: Metrics,
+    service_of: Callable[[Engine], Service],
+    on_ready: Callable[[], object],
+    app: FastAPI,
+) -> AsyncIterator[None]:
+    """Have an engine and what serves it, as long as the application is served."""
+    endpoint = settings.server.otlp_endpoint
+    stop_tracing = tracing.configure(endpoint) if endpoint else None
+    try:
+        async with Engine(settings, approver=desk, recorders=[metrics], durable=True) as engine:
+            app.state.service = service = service_of(engine)
+            app.state.prober = prober = Prober(service)
+            metrics.watch(prober.gauges)
+            try:
+                await engine.list_sandboxes()  # what the server before this one left is found now
+            except VmExecutionError as error:
+                app.state.failure = error
+                raise
+            on_ready()
+            try:
+                yield
+            finally:
+                await prober.close()
+                await service.close()
+    finally:
+        if stop_tracing is not None:
+            stop_tracing()
 
 
 def _wrap(app: FastAPI, layer: Callable[[ASGIApp], ASGIApp]) -> None:

@@ -21,9 +21,8 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"  # RFC 6585, 5
 )
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-
 _TRY_AGAIN_LATER = 1013
+"""The status of a WebSocket's end (IANA's registry of close codes)."""
 
 
 class _ReaderWatch:
@@ -65,23 +64,22 @@ class _ReaderWatch:
             self._timer = None
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """Closes connections whose request does not begin, or whose head does not end, in time and size; and those whose
-    answer is not read."""
+class _WatchesReader(asyncio.Protocol):
+    """What both protocols do about a client that takes nothing of what it is sent."""
 
-    seconds = 30.0
-    """For a head."""
     reader_seconds = 30.0
-    """For taking anything of an answer."""
+    """For taking anything."""
     _reader: _ReaderWatch
-    _deadline: asyncio.TimerHandle | None = None
-    _head_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         """A client is there."""
         super().connection_made(transport)
         self._reader = _ReaderWatch(transport, self.reader_seconds)
-        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._reader.end()
+        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """It takes less than it is sent."""
@@ -92,6 +90,21 @@ class BoundedHttp(HttpToolsProtocol):
         """It has taken most of it."""
         self._reader.end()
         super().resume_writing()
+
+
+class BoundedHttp(_WatchesReader, HttpToolsProtocol):
+    """Closes connections whose request does not begin, or whose head does not end, in time and size; and those whose
+    answer is not read."""
+
+    seconds = 30.0
+    """For a head."""
+    _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """A client is there."""
+        super().connection_made(transport)
+        self._watch()
 
     def data_received(self, data: bytes) -> None:
         """It says something."""
@@ -107,7 +120,6 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._stop()
-        self._reader.end()
         super().connection_lost(exc)
 
     def _awaited(self) -> bool:
@@ -146,38 +158,20 @@ def http_protocol(seconds: float, reader_seconds: float) -> type[BoundedHttp]:
     return type("BoundedHttp", (BoundedHttp,), {"seconds": seconds, "reader_seconds": reader_seconds})
 
 
-class BoundedWebSocket(WebSocketsSansIOProtocol):
+class BoundedWebSocket(_WatchesReader, WebSocketsSansIOProtocol):
     """Ends connections that are of no use any more, and those that send more than there is memory for."""
 
-    reader_seconds = 30.0
     incoming: IncomingBudget
     """Of messages that are being received, or wait to be taken."""
-    _reader: _ReaderWatch
     _held: Held | None = None
     _queued = 0
 
-    def connection_made(self, transport: Any) -> None:
-        """A client is there."""
-        super().connection_made(transport)
-        self._reader = _ReaderWatch(transport, self.reader_seconds)
-
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
-        self._reader.end()
         if self._held is not None:
             self._held.release()
             self._held = None
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """It takes less than it is sent."""
-        super().pause_writing()
-        self._reader.begin()
-
-    def resume_writing(self) -> None:
-        """It has taken most of it."""
-        self._reader.end()
-        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """The client says something."""

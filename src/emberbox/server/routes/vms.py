@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from emberbox.errors import SessionNotFound
 from emberbox.models import (
@@ -88,21 +88,16 @@ async def delete(vm_id: str, call: Executes) -> Response:
 # --- history ----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/{vm_id}/history", response_model=HistoryQueryResponse, summary="What was executed")
-async def history(
-    vm_id: str,
-    call: ReadsPast,
+def _asked(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 50,
     failures_only: Annotated[bool, Query()] = False,
     agent_id: Annotated[str | None, Query()] = None,
     start_date: When = None,
     end_date: When = None,
     before: Before = None,
-) -> Response:
-    """Newest first, refusals included; also of a machine that has ended. Where there is too much for one answer, it
-    ends before the limit, and `next` says where to go on (`before`)."""
-    wanted = HistoryQueryRequest(
-        vm_id=vm_id,
+) -> HistoryQueryRequest:
+    """What is asked of the history, whatever machine it is about."""
+    return HistoryQueryRequest(
         agent_id=agent_id,
         limit=limit,
         failures_only=failures_only,
@@ -110,7 +105,16 @@ async def history(
         end_date=end_date,
         before=before,
     )
-    return await long_answer(await query(call, wanted))
+
+
+Asked = Annotated[HistoryQueryRequest, Depends(_asked)]
+
+
+@router.get("/{vm_id}/history", response_model=HistoryQueryResponse, summary="What was executed")
+async def history(vm_id: str, call: ReadsPast, asked: Asked) -> Response:
+    """Newest first, refusals included; also of a machine that has ended. Where there is too much for one answer, it
+    ends before the limit, and `next` says where to go on (`before`)."""
+    return await long_answer(await query(call, asked.model_copy(update={"vm_id": vm_id})))
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
@@ -194,27 +198,9 @@ history_router = APIRouter(prefix="/api/history", tags=["history"], route_class=
 
 
 @history_router.get("", response_model=HistoryQueryResponse, summary="What was executed anywhere")
-async def history_of_all(
-    call: Reads,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 50,
-    failures_only: Annotated[bool, Query()] = False,
-    agent_id: Annotated[str | None, Query()] = None,
-    vm_id: Annotated[str | None, Query()] = None,
-    start_date: When = None,
-    end_date: When = None,
-    before: Before = None,
-) -> Response:
+async def history_of_all(call: Reads, asked: Asked, vm_id: Annotated[str | None, Query()] = None) -> Response:
     """Of all machines that the caller may see, newest first; in pages as of one machine."""
-    wanted = HistoryQueryRequest(
-        vm_id=vm_id,
-        agent_id=agent_id,
-        limit=limit,
-        failures_only=failures_only,
-        start_date=start_date,
-        end_date=end_date,
-        before=before,
-    )
-    return await long_answer(await query(call, wanted))
+    return await long_answer(await query(call, asked.model_copy(update={"vm_id": vm_id})))
 
 
 @history_router.get("/verify", response_model=HistoryVerification, summary="Check the audit chain")
